@@ -1,0 +1,2 @@
+//! Receives a guest from a byte stream
+fn main() {}

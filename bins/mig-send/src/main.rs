@@ -1,0 +1,2 @@
+//! Sends a running guest to another host as a byte stream
+fn main() {}

@@ -1,0 +1,2 @@
+//! The monitor of running guests and migrations
+fn main() {}

@@ -1,0 +1,2 @@
+//! Runs one KVM guest and owns it
+fn main() {}

@@ -1,0 +1,1 @@
+//! Which vmrun may run the guest.

@@ -1,0 +1,2 @@
+#![warn(missing_docs)]
+//! The wire format of a migration: records in, records out

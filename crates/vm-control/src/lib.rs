@@ -1,0 +1,2 @@
+#![warn(missing_docs)]
+//! The Unix-socket protocol between vmrun and its clients

@@ -1,0 +1,165 @@
+//! What a guest is: everything a destination must know to build the same machine.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use units::{Gfn, Pages, RegionId};
+
+/// The version that [`MachineDescription::encode`] writes.
+const VERSION: u16 = 1;
+
+/// A description longer than this is refused unread (bytes); real ones hold some 10 KiB.
+const MAX_ENCODED: usize = 1 << 20;
+
+/// Everything a destination must know to build the same machine. It travels in the header of a
+/// stream, so that a host which cannot take the guest says so before the first page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineDescription {
+    /// The name of the guest on its source.
+    pub name: String,
+    /// How many vCPUs the guest has; their ids are 0 to `vcpus` - 1.
+    pub vcpus: u32,
+    /// Guest memory, in address order.
+    pub memory: Vec<MemoryRegion>,
+    /// Whether the memory is backed by hugetlbfs.
+    pub hugetlb: bool,
+    /// The processor that the guest was given.
+    pub cpu: CpuDescription,
+    /// The devices in the order in which they are saved and loaded.
+    pub devices: Vec<DeviceDescription>,
+}
+
+/// A range of guest memory, backed by one memfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRegion {
+    /// Its number.
+    pub id: RegionId,
+    /// Its first guest frame.
+    pub base: Gfn,
+    /// Its length.
+    pub pages: Pages,
+}
+
+/// The processor that a guest sees, as far as a host must have it too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuDescription {
+    /// Every CPUID leaf that the guest was given (KVM API, KVM_SET_CPUID2); the APIC ids in it
+    /// are those of vCPU 0.
+    pub cpuid: Vec<CpuidLeaf>,
+    /// The XSAVE components that the guest may enable (XCR0 bits).
+    pub xsave_components: u64,
+    /// Size of one vCPU's XSAVE area in bytes.
+    pub xsave_bytes: u32,
+    /// The MSRs whose values are part of the saved state.
+    pub msrs: Vec<u32>,
+    /// The frequency of the guest's TSC in kHz.
+    pub tsc_khz: u32,
+}
+
+/// One CPUID leaf (KVM API, struct kvm_cpuid_entry2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidLeaf {
+    /// EAX on input.
+    pub function: u32,
+    /// ECX on input, where it counts.
+    pub index: u32,
+    /// KVM_CPUID_FLAG_*.
+    pub flags: u32,
+    /// EAX on output.
+    pub eax: u32,
+    /// EBX on output.
+    pub ebx: u32,
+    /// ECX on output.
+    pub ecx: u32,
+    /// EDX on output.
+    pub edx: u32,
+}
+
+/// One device of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceDescription {
+    /// What it is: `serial`, `block`, `net`.
+    pub kind: String,
+    /// Which one of its kind, as the command line names it.
+    pub id: String,
+    /// The version of the section that it saves.
+    pub section_version: u16,
+    /// What else the command line said of it, such as `path` or `tap`; a destination may replace
+    /// what belongs to the host.
+    pub params: BTreeMap<String, String>,
+}
+
+/// What a host can give to a guest, held against a [`CpuDescription`] by [`crate::compat`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCapabilities {
+    /// KVM_GET_SUPPORTED_CPUID.
+    pub cpuid: Vec<CpuidLeaf>,
+    /// The XSAVE components that the host can save and restore (XCR0 bits).
+    pub xsave_components: u64,
+    /// Every MSR that the host can get and set.
+    pub msrs: Vec<u32>,
+    /// The frequency of the host's TSC in kHz.
+    pub tsc_khz: u32,
+    /// Whether the host can run a guest with another TSC frequency than its own
+    /// (KVM_CAP_TSC_CONTROL).
+    pub tsc_scaling: bool,
+}
+
+/// Why bytes are not a machine description.
+#[derive(Debug, Error)]
+pub enum DescriptionError {
+    /// It was written by a newer release.
+    #[error("machine description has version {found}; this program reads up to {VERSION}")]
+    Newer {
+        /// The version that the bytes carry.
+        found: u16,
+    },
+    /// It is longer than any real one.
+    #[error("machine description of {0} bytes; at most {MAX_ENCODED} are read")]
+    TooLong(usize),
+    /// It does not decode, or bytes are left over.
+    #[error("machine description is damaged")]
+    Damaged(#[source] postcard::Error),
+    /// It decodes, with something behind it.
+    #[error("machine description has {0} bytes too many")]
+    LeftOver(usize),
+}
+
+impl MachineDescription {
+    /// The description as bytes: version (u16, little-endian), then postcard.
+    ///
+    /// # Errors
+    /// [`DescriptionError::Damaged`] if a field cannot be encoded.
+    pub fn encode(&self) -> Result<Vec<u8>, DescriptionError> {
+        postcard::to_extend(self, VERSION.to_le_bytes().to_vec()).map_err(DescriptionError::Damaged)
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// One of [`DescriptionError`] for any other bytes; never panics.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DescriptionError> {
+        if bytes.len() > MAX_ENCODED {
+            return Err(DescriptionError::TooLong(bytes.len()));
+        }
+        let Some((version, body)) = bytes.split_first_chunk() else {
+            return Err(DescriptionError::Damaged(
+                postcard::Error::DeserializeUnexpectedEnd,
+            ));
+        };
+        let found = u16::from_le_bytes(*version);
+        if found > VERSION {
+            return Err(DescriptionError::Newer { found });
+        }
+        match postcard::take_from_bytes(body).map_err(DescriptionError::Damaged)? {
+            (description, []) => Ok(description),
+            (_, rest) => Err(DescriptionError::LeftOver(rest.len())),
+        }
+    }
+
+    /// How many pages of memory the guest has.
+    pub fn pages(&self) -> Pages {
+        self.memory.iter().map(|region| region.pages).sum()
+    }
+}
