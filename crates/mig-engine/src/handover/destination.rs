@@ -1,0 +1,205 @@
+//! The destination's side of the handover.
+
+use super::{Form, Outcome};
+
+/// What mig-recv does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationStep {
+    /// Check the description against this host and have a vmrun build the machine; the durable
+    /// "may run" record is part of it.
+    Receive,
+    /// Say that the guest can come.
+    SendReady,
+    /// Read pages and sections up to `End`.
+    Read,
+    /// Read the end of the file: one way it is the last proof that the sender finished.
+    AwaitEof,
+    /// Have the vmrun load the state and check it.
+    Prepare,
+    /// Say that everything is here.
+    SendAck,
+    /// Wait for GO through the stream.
+    AwaitGo,
+    /// Wait until somebody else brings GO to the vmrun.
+    AwaitCommit,
+    /// Have the vmrun run the guest.
+    Go,
+    /// Say that the guest runs.
+    SendRunning,
+    /// Have the vmrun give the migration up, for ever.
+    Refuse,
+    /// All done.
+    Finished(DestinationEnding),
+}
+
+/// How a migration ended for its receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationEnding {
+    /// The guest runs here.
+    Runs,
+    /// The guest has not run here and will not.
+    Refused,
+    /// The guest is here, paused, and waits for a GO that did not come through this stream.
+    Prepared,
+}
+
+impl DestinationEnding {
+    /// mig-recv's exit status for this ending.
+    pub const fn exit_status(self) -> u8 {
+        match self {
+            Self::Runs => 0,
+            Self::Refused => 1,
+            Self::Prepared => 4,
+        }
+    }
+}
+
+/// The destination's side of one migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    form: Form,
+    step: DestinationStep,
+}
+
+impl Destination {
+    /// A destination that has read the header.
+    pub const fn new(form: Form) -> Self {
+        Self {
+            form,
+            step: DestinationStep::Receive,
+        }
+    }
+
+    /// What is to be done now.
+    pub const fn step(&self) -> DestinationStep {
+        self.step
+    }
+
+    /// Goes on after the present step went as `outcome` says.
+    pub fn advance(&mut self, outcome: Outcome) {
+        use DestinationStep::*;
+        self.step = match (self.step, outcome, self.form) {
+            (Finished(ending), _, _) => Finished(ending),
+            (Receive, Outcome::Done, Form::BothWays) => SendReady,
+            (Receive | SendReady, Outcome::Done, _) => Read,
+            (Read, Outcome::Done, Form::BothWays) => Prepare,
+            (Read, Outcome::Done, _) => AwaitEof,
+            (AwaitEof, Outcome::Done, _) => Prepare,
+            // The source committed before it wrote End.
+            (Prepare, Outcome::Done, Form::OneWay) => Go,
+            (Prepare, Outcome::Done, _) => SendAck,
+            (SendAck, Outcome::Done, Form::SeparateCommit) => AwaitCommit,
+            (SendAck, Outcome::Done, _) => AwaitGo,
+            (AwaitGo, Outcome::Done, _) => Go,
+            (Go, Outcome::Done, Form::BothWays) => SendRunning,
+            // Somebody else brought GO, or nobody listens.
+            (Go | AwaitCommit, Outcome::Done, _) => Finished(DestinationEnding::Runs),
+            (SendRunning, _, _) => Finished(DestinationEnding::Runs),
+            (Refuse, _, _) => Finished(DestinationEnding::Refused),
+            // Before the ACK is on its way the source cannot have committed both ways, and one
+            // way an unfinished stream must not run: the guest is given up here.
+            (Receive | SendReady | Read | AwaitEof | Prepare, _, _) => Refuse,
+            // The source itself said that it gave up before its commit.
+            (AwaitGo, Outcome::Refused, _) => Refuse,
+            (AwaitCommit | Go, Outcome::Refused, _) => Finished(DestinationEnding::Refused),
+            // The ACK may have arrived, so the source may have committed.
+            (SendAck | AwaitGo | AwaitCommit | Go, _, _) => Finished(DestinationEnding::Prepared),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use DestinationStep::*;
+
+    const FORMS: [Form; 3] = [Form::BothWays, Form::SeparateCommit, Form::OneWay];
+
+    fn path(form: Form) -> Vec<DestinationStep> {
+        let mut destination = Destination::new(form);
+        let mut steps = vec![destination.step()];
+        while !matches!(destination.step(), Finished(_)) {
+            destination.advance(Outcome::Done);
+            steps.push(destination.step());
+        }
+        steps
+    }
+
+    #[test]
+    fn the_guest_runs_only_after_go_or_the_end_of_a_one_way_stream() {
+        assert_eq!(
+            path(Form::BothWays),
+            [
+                Receive,
+                SendReady,
+                Read,
+                Prepare,
+                SendAck,
+                AwaitGo,
+                Go,
+                SendRunning,
+                Finished(DestinationEnding::Runs)
+            ]
+        );
+        assert_eq!(
+            path(Form::SeparateCommit),
+            [
+                Receive,
+                Read,
+                AwaitEof,
+                Prepare,
+                SendAck,
+                AwaitCommit,
+                Finished(DestinationEnding::Runs)
+            ]
+        );
+        assert_eq!(
+            path(Form::OneWay),
+            [
+                Receive,
+                Read,
+                AwaitEof,
+                Prepare,
+                Go,
+                Finished(DestinationEnding::Runs)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_failure_before_the_ack_refuses_for_ever() {
+        for form in FORMS {
+            for step in path(form)
+                .into_iter()
+                .take_while(|step| !matches!(step, SendAck | Go))
+            {
+                for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
+                    let mut destination = Destination { form, step };
+                    destination.advance(outcome);
+                    assert_eq!(destination.step(), Refuse, "{form:?} {step:?} {outcome:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_go_leaves_the_destination_prepared_and_resolvable() {
+        for form in [Form::BothWays, Form::SeparateCommit] {
+            for step in [SendAck, AwaitGo, AwaitCommit] {
+                let mut destination = Destination { form, step };
+                destination.advance(Outcome::Failed);
+                assert_eq!(destination.step(), Finished(DestinationEnding::Prepared));
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_running_message_does_not_stop_the_guest() {
+        let mut destination = Destination {
+            form: Form::BothWays,
+            step: SendRunning,
+        };
+        destination.advance(Outcome::Failed);
+        assert_eq!(destination.step(), Finished(DestinationEnding::Runs));
+    }
+}

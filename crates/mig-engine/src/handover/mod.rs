@@ -1,0 +1,64 @@
+//! The handover: never two, never lost.
+//!
+//! The tools carry messages between the two vmruns; these machines say in which order. Each has
+//! one question, `step()`: what is to be done now; and one answer, `advance(outcome)`: how it
+//! went. They hold no channel, no clock and no memory of the guest.
+//!
+//! Both ways:
+//! ```text
+//! vmrun (source)      mig-send                          mig-recv       vmrun (destination)
+//!      |                 | -- header ---------------------> |                  |
+//!      |                 |                                  | -- receive ----> | may-run on disk
+//!      |                 | <------------------------ READY  |                  |
+//!      | <---- begin --- |                                  |                  |
+//!      |                 | == rounds of pages ============> | (into its memory)|
+//!      | <---- pause --- |                                  |                  |
+//!      |                 | -- last pages, sections, End --> |                  |
+//!      |                 |                                  | -- load -------> | prepared
+//!      |                 | <-------------------------- ACK  |                  |
+//!      | <--- commit --- |                                  |                  |
+//! handed-over            |                                  |                  |
+//!      |                 | -- GO -------------------------> | -- go ---------> | owned, runs
+//!      |                 | <---------------------- RUNNING  |                  |
+//!      | <-- confirm --- |                                  |                  |
+//!    exits               |                                  |                  |
+//! ```
+//! One way (`mig-send web | ... | mig-recv`) there is no READY, ACK or RUNNING: the source commits
+//! before `End` is written, and the destination runs the guest once it has `End`, its digest and
+//! the end of the file. With a separate commit (`--commit`), the forward path is closed after
+//! `End` and GO goes through a second command.
+//!
+//! Before the commit every failure ends with the source running and the destination gone. After
+//! it, what is not known is resolved: see [`resolve`].
+
+mod destination;
+pub mod resolve;
+mod source;
+
+pub use destination::{Destination, DestinationEnding, DestinationStep};
+pub use source::{Source, SourceEnding, SourceStep};
+
+/// Which way the messages of the handover go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Through the stream and a prompt return path.
+    BothWays,
+    /// The forward path holds data back: it is closed after `End`, and GO goes through another
+    /// command.
+    SeparateCommit,
+    /// Forward only.
+    OneWay,
+}
+
+/// How a step went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It failed or took too long.
+    Failed,
+    /// The other side refused, durably.
+    Refused,
+    /// The operator cancelled.
+    Cancelled,
+}
