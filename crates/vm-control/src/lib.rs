@@ -1,2 +1,46 @@
+//! The Unix-socket protocol between vmrun and its clients.
+//!
+//! One socket per guest. A client connects, says [`Request::Hello`] and then sends requests, each
+//! answered by one reply, in order. A frame is a length (u32, little-endian, bytes) and a postcard
+//! message; file descriptors travel beside the length by SCM_RIGHTS. Guest memory never goes
+//! through the socket: the client gets the memfds of the regions, and one more memfd into which
+//! vmrun writes the dirty bitmap at each harvest.
+//!
+//! ```text
+//! mig-send                              vmrun
+//!    | -- Hello ------------------------> |
+//!    | <------------------ Hello, version |
+//!    | -- Describe ---------------------> |
+//!    | <-------- regions, vCPUs, devices  |
+//!    | -- MapMemory --------------------> |
+//!    | <------------- memfds (SCM_RIGHTS) |
+//!    | -- Own(Begin(id)) ---------------> | owned -> migrating: bound to this connection
+//!    | -- DirtyLogStart ----------------> |
+//!    | <------- bitmap memfd (SCM_RIGHTS) |
+//!    | -- DirtyLogHarvest --------------> | writes the bitmap, then answers with a count
+//!    |             ... rounds ...         |
+//!    | -- Pause, SaveState, Harvest ----> |
+//!    | -- Own(Commit(id)) --------------> | migrating -> handed-over, whatever happens to us
+//! ```
+//!
+//! A client that began a migration and goes away before the commit leaves the guest running: the
+//! vmrun sees the connection close, stops the dirty log and resumes the guest. A connection that
+//! is receiving a guest and goes away before the guest is prepared makes the vmrun refuse it.
+//!
+//! Who may connect: the user that runs vmrun, and root (peer credentials). The socket's mode is
+//! 0600.
 #![warn(missing_docs)]
-//! The Unix-socket protocol between vmrun and its clients
+
+mod client;
+mod frame;
+pub mod memory;
+mod message;
+pub mod place;
+pub mod record;
+pub mod server;
+
+pub use client::{Client, ClientError, Subscription};
+pub use frame::{FrameError, MAX_FRAME};
+pub use message::{
+    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
+};

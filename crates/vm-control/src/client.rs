@@ -1,0 +1,401 @@
+//! The client's end of the control socket.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mig_engine::ownership::{Input, Standing};
+use thiserror::Error;
+use units::{MigrationId, Pages};
+use vm_state::MachineDescription;
+
+use crate::frame::{self, FrameError};
+use crate::memory::{Access, GuestMemory, MemoryError, SharedBitmap};
+use crate::message::{
+    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
+};
+
+/// A vmrun that has not answered for so long hangs. Loading a large machine's state takes
+/// milliseconds; building one with hugetlbfs memory can take seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a request was not answered as hoped.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no guest at {path}: is its vmrun running?")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke, or vmrun does not answer.
+    #[error("lost vmrun at {path}")]
+    Lost {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FrameError,
+    },
+    /// vmrun said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// vmrun speaks another version of the protocol.
+    #[error(
+        "vmrun at {path} speaks version {theirs} of the control protocol, this program {PROTOCOL_VERSION}: use both from one release"
+    )]
+    Version {
+        /// The socket.
+        path: PathBuf,
+        /// vmrun's version.
+        theirs: u16,
+    },
+    /// vmrun answered something that is no answer to this request.
+    #[error("vmrun at {path} answered out of turn")]
+    OutOfTurn {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Guest memory cannot be mapped.
+    #[error("cannot map the guest's memory")]
+    Memory(#[from] MemoryError),
+}
+
+/// A connection to one vmrun.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    path: PathBuf,
+    name: String,
+    pid: u32,
+}
+
+impl Client {
+    /// Connects to the vmrun at `path`; `who` is for its log.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if nobody listens, [`ClientError::Version`] if it is another
+    /// release, [`ClientError::Refused`] if vmrun does not take us.
+    pub fn connect(path: &Path, who: &str) -> Result<Self, ClientError> {
+        Self::connect_within(path, who, ANSWER_TIMEOUT)
+    }
+
+    /// As [`Self::connect`], giving up on each answer after `timeout`.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_within(path: &Path, who: &str, timeout: Duration) -> Result<Self, ClientError> {
+        let failed = |source| ClientError::Connect {
+            path: path.to_owned(),
+            source,
+        };
+        let stream = UnixStream::connect(path).map_err(failed)?;
+        stream.set_read_timeout(Some(timeout)).map_err(failed)?;
+        stream.set_write_timeout(Some(timeout)).map_err(failed)?;
+        let mut client = Self {
+            stream,
+            path: path.to_owned(),
+            name: String::new(),
+            pid: 0,
+        };
+        let client_text = format!("{who} {}", std::process::id());
+        match client.call(&Request::Hello {
+            version: PROTOCOL_VERSION,
+            client: client_text,
+        })? {
+            Reply::Hello {
+                version: PROTOCOL_VERSION,
+                name,
+                pid,
+            } => {
+                client.name = name;
+                client.pid = pid;
+                Ok(client)
+            }
+            Reply::Hello { version, .. } => Err(ClientError::Version {
+                path: path.to_owned(),
+                theirs: version,
+            }),
+            _ => Err(client.out_of_turn()),
+        }
+    }
+
+    /// The guest's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// vmrun's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn out_of_turn(&self) -> ClientError {
+        ClientError::OutOfTurn {
+            path: self.path.clone(),
+        }
+    }
+
+    fn lost(&self, source: FrameError) -> ClientError {
+        ClientError::Lost {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn call_with_fds(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        let sent = frame::send(&self.stream, request, &[] as &[BorrowedFd<'_>]);
+        // A vmrun that refuses a connection says why and closes it, so its words are read first.
+        match frame::receive(&self.stream) {
+            Ok((Reply::Refused(refusal), _)) => Err(refusal.into()),
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.lost(sent.err().unwrap_or(error))),
+        }
+    }
+
+    fn call(&self, request: &Request) -> Result<Reply, ClientError> {
+        self.call_with_fds(request).map(|(reply, _)| reply)
+    }
+
+    fn done(&self, request: &Request) -> Result<(), ClientError> {
+        match self.call(request)? {
+            Reply::Done => Ok(()),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// What the guest is.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn describe(&self) -> Result<MachineDescription, ClientError> {
+        match self.call(&Request::Describe)? {
+            Reply::Description(description) => Ok(description),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// How the guest is.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        match self.call(&Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Maps the guest's memory for reading.
+    ///
+    /// # Errors
+    /// [`ClientError::Memory`] if it cannot be mapped; otherwise as for every request.
+    pub fn map_memory(&self, machine: &MachineDescription) -> Result<GuestMemory, ClientError> {
+        let (_, fds) = self.call_with_fds(&Request::MapMemory)?;
+        Ok(GuestMemory::map(&machine.memory, fds, Access::Read)?)
+    }
+
+    /// Starts the dirty log and maps its bitmap.
+    ///
+    /// # Errors
+    /// [`ClientError::Memory`] if it cannot be mapped; otherwise as for every request.
+    pub fn dirty_log_start(
+        &self,
+        machine: &MachineDescription,
+    ) -> Result<SharedBitmap, ClientError> {
+        let (_, fds) = self.call_with_fds(&Request::DirtyLogStart)?;
+        let fd = fds.into_iter().next().ok_or_else(|| self.out_of_turn())?;
+        Ok(SharedBitmap::map(fd, &machine.memory)?)
+    }
+
+    /// Has vmrun write what became dirty into the bitmap, and returns how many pages that is.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn dirty_log_harvest(&self) -> Result<Pages, ClientError> {
+        match self.call(&Request::DirtyLogHarvest)? {
+            Reply::Harvested { dirty } => Ok(dirty),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Makes the bits that are in the bitmap dirty again.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn dirty_log_put_back(&self) -> Result<(), ClientError> {
+        self.done(&Request::DirtyLogPutBack)
+    }
+
+    /// Stops the dirty log.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn dirty_log_stop(&self) -> Result<(), ClientError> {
+        self.done(&Request::DirtyLogStop)
+    }
+
+    /// Stops the guest; returns how long that took.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn pause(&self) -> Result<Duration, ClientError> {
+        match self.call(&Request::Pause)? {
+            Reply::Paused { took } => Ok(took),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn resume(&self) -> Result<(), ClientError> {
+        self.done(&Request::Resume)
+    }
+
+    /// The encoded sections of the paused guest.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn save_state(&self) -> Result<Vec<Vec<u8>>, ClientError> {
+        match self.call(&Request::SaveState)? {
+            Reply::State(sections) => Ok(sections),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Slows the vCPUs down by `percent`, 0 to 99.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn throttle(&self, percent: u8) -> Result<(), ClientError> {
+        self.done(&Request::Throttle(percent))
+    }
+
+    /// Tells the network where the guest is now.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn announce(&self) -> Result<(), ClientError> {
+        self.done(&Request::Announce)
+    }
+
+    /// A step of the ownership machine.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn own(&self, input: Input) -> Result<(), ClientError> {
+        self.done(&Request::Own(input))
+    }
+
+    /// Has an incoming vmrun build the machine and maps its memory for writing.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if this host cannot take the guest.
+    pub fn receive(
+        &self,
+        id: MigrationId,
+        description: MachineDescription,
+        overrides: Overrides,
+    ) -> Result<GuestMemory, ClientError> {
+        let memory = description.memory.clone();
+        let (_, fds) = self.call_with_fds(&Request::Receive {
+            id,
+            description,
+            overrides,
+        })?;
+        Ok(GuestMemory::map(&memory, fds, Access::ReadWrite)?)
+    }
+
+    /// Loads the state of the guest being received.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] names the section that does not load.
+    pub fn prepare(&self, id: MigrationId, sections: Vec<Vec<u8>>) -> Result<Loaded, ClientError> {
+        match self.call(&Request::Prepare { id, sections })? {
+            Reply::Prepared(loaded) => Ok(loaded),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Runs the prepared guest.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the migration was refused here before.
+    pub fn go(&self, id: MigrationId) -> Result<Started, ClientError> {
+        match self.call(&Request::Go(id))? {
+            Reply::Started(started) => Ok(started),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// What vmrun knows of a migration.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn inquire(&self, id: MigrationId) -> Result<Standing, ClientError> {
+        match self.call(&Request::Inquire(id))? {
+            Reply::Standing(standing) => Ok(standing),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Shows `progress` to whoever asks vmrun, and takes the orders that came for us.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn post_progress(
+        &self,
+        id: MigrationId,
+        progress: String,
+    ) -> Result<Vec<Order>, ClientError> {
+        match self.call(&Request::PostProgress { id, progress })? {
+            Reply::Orders(orders) => Ok(orders),
+            _ => Err(self.out_of_turn()),
+        }
+    }
+
+    /// Leaves an order for whoever sends the guest away.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if nobody does.
+    pub fn order(&self, order: Order) -> Result<(), ClientError> {
+        self.done(&Request::Order(order))
+    }
+
+    /// Turns the connection into a stream of events.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every request.
+    pub fn subscribe(self) -> Result<Subscription, ClientError> {
+        self.done(&Request::Subscribe)?;
+        Ok(Subscription { client: self })
+    }
+}
+
+/// The events of one guest.
+#[derive(Debug)]
+pub struct Subscription {
+    client: Client,
+}
+
+impl Subscription {
+    /// Waits for the next event; `None` when vmrun is gone or `within` is over.
+    pub fn next(&mut self, within: Option<Duration>) -> Option<Event> {
+        self.client.stream.set_read_timeout(within).ok()?;
+        frame::receive(&self.client.stream)
+            .ok()
+            .map(|(event, _)| event)
+    }
+}

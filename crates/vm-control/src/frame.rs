@@ -1,0 +1,203 @@
+//! Frames: one message each, with file descriptors beside it.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// No frame is longer (bytes). The largest real one holds the saved state of a machine: some
+/// 10 KiB for each vCPU.
+pub const MAX_FRAME: u32 = 64 << 20;
+
+/// No frame carries more descriptors: one per memory region.
+const MAX_FDS: usize = 64;
+
+/// Why a frame could not be sent or read.
+#[derive(Debug, Error)]
+pub enum FrameError {
+    /// The other side closed the connection between two frames.
+    #[error("the connection was closed")]
+    Closed,
+    /// The socket failed, timed out, or ended inside a frame.
+    #[error("the connection failed")]
+    Io(#[source] io::Error),
+    /// The length is beyond every real message.
+    #[error("a frame of {0} bytes; at most {MAX_FRAME} are read")]
+    TooLong(u64),
+    /// The bytes are no message of this protocol.
+    #[error("the message is damaged, or from another release")]
+    Damaged(#[source] postcard::Error),
+}
+
+/// Sends `message`, and `fds` beside it.
+pub(crate) fn send<T: Serialize>(
+    stream: &UnixStream,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), FrameError> {
+    let mut frame = postcard::to_extend(message, vec![0; 4]).map_err(FrameError::Damaged)?;
+    let length = frame.len() - 4;
+    if length > MAX_FRAME as usize {
+        return Err(FrameError::TooLong(length as u64));
+    }
+    frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let sent = sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(&frame)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map_err(|errno| FrameError::Io(errno.into()))?;
+    let mut stream = stream;
+    stream.write_all(&frame[sent..]).map_err(FrameError::Io)
+}
+
+/// Waits for the next frame, as long as the socket's read timeout allows.
+pub(crate) fn receive<T: DeserializeOwned>(
+    stream: &UnixStream,
+) -> Result<(T, Vec<OwnedFd>), FrameError> {
+    let (length, fds) = receive_length(stream)?;
+    Ok((receive_body(stream, length)?, fds))
+}
+
+/// Waits for the length of the next frame. The descriptors come with its first byte.
+pub(crate) fn receive_length(stream: &UnixStream) -> Result<(u32, Vec<OwnedFd>), FrameError> {
+    let mut length = [0_u8; 4];
+    let mut fds = Vec::new();
+    let mut got = 0;
+    while got < length.len() {
+        let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_FDS]);
+        let mut parts = [IoSliceMut::new(&mut length[got..])];
+        let message = match recvmsg::<()>(
+            stream.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other.map_err(|errno| FrameError::Io(errno.into()))?,
+        };
+        for part in message
+            .cmsgs()
+            .map_err(|errno| FrameError::Io(errno.into()))?
+        {
+            if let ControlMessageOwned::ScmRights(raw) = part {
+                fds.extend(raw.into_iter().map(|fd| {
+                    // SAFETY: the kernel has just made this descriptor for us, and nobody else
+                    // knows of it.
+                    unsafe { OwnedFd::from_raw_fd(fd) }
+                }));
+            }
+        }
+        match message.bytes {
+            0 if got == 0 => return Err(FrameError::Closed),
+            0 => return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into())),
+            bytes => got += bytes,
+        }
+    }
+    let length = u32::from_le_bytes(length);
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLong(length.into()));
+    }
+    Ok((length, fds))
+}
+
+/// Reads a body of `length` bytes. The buffer grows with what arrives, not with what was promised.
+pub(crate) fn receive_body<T: DeserializeOwned>(
+    stream: &UnixStream,
+    length: u32,
+) -> Result<T, FrameError> {
+    let mut body = Vec::new();
+    stream
+        .take(length.into())
+        .read_to_end(&mut body)
+        .map_err(FrameError::Io)?;
+    if body.len() < length as usize {
+        return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    match postcard::take_from_bytes(&body).map_err(FrameError::Damaged)? {
+        (message, []) => Ok(message),
+        _ => Err(FrameError::Damaged(postcard::Error::DeserializeBadEncoding)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Refusal, Reply, Request};
+    use proptest::prelude::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    #[test]
+    fn a_message_arrives_with_its_descriptors() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
+        send(&ours, &Request::Describe, &[file.as_fd(), file.as_fd()]).unwrap();
+        let (message, fds) = receive::<Request>(&theirs).unwrap();
+        assert_eq!(message, Request::Describe);
+        assert_eq!(fds.len(), 2);
+        let arrived = File::from(fds.into_iter().next().unwrap())
+            .metadata()
+            .unwrap();
+        assert_eq!(arrived.len(), file.metadata().unwrap().len());
+    }
+
+    #[test]
+    fn a_frame_larger_than_the_socket_buffer_arrives_whole() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let state = Reply::State(vec![vec![7; 3 << 20]; 2]);
+        let expected = state.clone();
+        let sender = thread::spawn(move || send(&ours, &state, &[]));
+        assert_eq!(receive::<Reply>(&theirs).unwrap().0, expected);
+        sender.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_promised_length_beyond_the_limit_is_refused_unread() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
+        assert!(matches!(
+            receive::<Reply>(&theirs),
+            Err(FrameError::TooLong(_))
+        ));
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_not_a_clean_close() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(&[9, 0, 0, 0, 1]).unwrap();
+        drop(ours);
+        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::Io(_))));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(ours);
+        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::Closed)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(&bytes).unwrap();
+            drop(ours);
+            let _ = receive::<Request>(&theirs);
+        }
+
+        #[test]
+        fn any_refusal_arrives_as_it_was_sent(message in ".{0,300}") {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let reply = Reply::Refused(Refusal::new(message));
+            send(&ours, &reply, &[]).unwrap();
+            prop_assert_eq!(receive::<Reply>(&theirs).unwrap().0, reply);
+        }
+    }
+}

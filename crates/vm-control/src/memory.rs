@@ -1,0 +1,551 @@
+//! Guest memory as a client sees it: the memfds of the regions, mapped.
+//!
+//! This module owns the mappings. At a source the guest writes to the memory while we copy it: the
+//! copy may be torn, and then the page is in the dirty log. At a destination nobody but the client
+//! touches the memory until the vmrun is told to load the state.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::stat::fstat;
+use nix::unistd::{Whence, lseek};
+use thiserror::Error;
+use units::{Bytes, PAGE_SIZE, PageRange, Pages, RegionId};
+use vm_state::MemoryRegion;
+
+/// Why memory cannot be mapped.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// There are more or fewer descriptors than regions.
+    #[error("{fds} descriptors came for {regions} regions")]
+    WrongCount {
+        /// How many came.
+        fds: usize,
+        /// How many regions the description has.
+        regions: usize,
+    },
+    /// A memfd is shorter than its region.
+    #[error("the memory of {region} has {found} bytes, its description says {expected}")]
+    WrongSize {
+        /// Which region.
+        region: RegionId,
+        /// Size of the memfd.
+        found: u64,
+        /// Size in the description.
+        expected: u64,
+    },
+    /// The kernel refused.
+    #[error("cannot {what} {size} of guest memory")]
+    System {
+        /// What it refused.
+        what: &'static str,
+        /// How much of it.
+        size: Bytes,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A source copies pages out.
+    Read,
+    /// A destination fills them.
+    ReadWrite,
+}
+
+/// A shared mapping of a whole memfd.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is an address range of the process, not of a thread; every access goes through
+// the methods below, which say who may use them at once.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: &OwnedFd, len: u64, access: Access) -> Result<Self, MemoryError> {
+        let failed = |source: io::Error| MemoryError::System {
+            what: "map",
+            size: Bytes(len),
+            source,
+        };
+        let length = usize::try_from(len)
+            .ok()
+            .and_then(std::num::NonZeroUsize::new)
+            .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let protection = match access {
+            Access::Read => ProtFlags::PROT_READ,
+            Access::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }
+            .map_err(|errno| failed(errno.into()))?;
+        Ok(Self {
+            start: start.cast(),
+            len: length.get(),
+        })
+    }
+
+    fn check(&self, offset: u64, len: usize) -> usize {
+        let end = offset.checked_add(len as u64);
+        assert!(
+            end.is_some_and(|end| end <= self.len as u64),
+            "beyond the end of the mapping"
+        );
+        offset as usize
+    }
+
+    fn copy_out(&self, offset: u64, into: &mut [u8]) {
+        let offset = self.check(offset, into.len());
+        // SAFETY: the range is inside the mapping (checked), `into` is ours alone, and the two
+        // cannot overlap. The guest may write meanwhile: the copy is then torn and dirty.
+        unsafe {
+            ptr::copy_nonoverlapping(
+                self.start.as_ptr().add(offset),
+                into.as_mut_ptr(),
+                into.len(),
+            );
+        }
+    }
+
+    fn copy_in(&self, offset: u64, from: &[u8]) {
+        let offset = self.check(offset, from.len());
+        // SAFETY: the range is inside the mapping (checked), and the two cannot overlap.
+        unsafe {
+            ptr::copy_nonoverlapping(from.as_ptr(), self.start.as_ptr().add(offset), from.len());
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new`, and no reference into it outlives `self`.
+        let _ = unsafe { munmap(self.start.cast(), self.len) };
+    }
+}
+
+/// One region of guest memory.
+#[derive(Debug)]
+struct Region {
+    id: RegionId,
+    pages: Pages,
+    fd: OwnedFd,
+    mapping: Arc<Mapping>,
+}
+
+/// The memory of one guest, mapped.
+#[derive(Debug)]
+pub struct GuestMemory {
+    regions: Vec<Region>,
+    writable: bool,
+}
+
+impl GuestMemory {
+    /// Maps the memfds `fds` of the regions `described`, in the same order.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if they do not fit each other or cannot be mapped.
+    pub fn map(
+        described: &[MemoryRegion],
+        fds: Vec<OwnedFd>,
+        access: Access,
+    ) -> Result<Self, MemoryError> {
+        if described.len() != fds.len() {
+            return Err(MemoryError::WrongCount {
+                fds: fds.len(),
+                regions: described.len(),
+            });
+        }
+        let regions = described
+            .iter()
+            .zip(fds)
+            .map(|(region, fd)| {
+                let expected = region.pages.bytes().0;
+                let found = size_of_file(&fd)?;
+                if found < expected {
+                    return Err(MemoryError::WrongSize {
+                        region: region.id,
+                        found,
+                        expected,
+                    });
+                }
+                let mapping = Arc::new(Mapping::new(&fd, expected, access)?);
+                if access == Access::ReadWrite {
+                    advise_huge(&mapping);
+                }
+                Ok(Region {
+                    id: region.id,
+                    pages: region.pages,
+                    fd,
+                    mapping,
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            regions,
+            writable: access == Access::ReadWrite,
+        })
+    }
+
+    fn region(&self, id: RegionId) -> &Region {
+        self.regions
+            .iter()
+            .find(|region| region.id == id)
+            .expect("a region of this guest")
+    }
+
+    /// The regions and their lengths, in order.
+    pub fn regions(&self) -> impl Iterator<Item = (RegionId, Pages)> + '_ {
+        self.regions.iter().map(|region| (region.id, region.pages))
+    }
+
+    /// Copies the pages of `range` into the first bytes of `buffer`, and returns those.
+    ///
+    /// # Panics
+    /// If the range is not inside its region or longer than `buffer`.
+    pub fn copy_pages<'a>(&self, range: PageRange, buffer: &'a mut [u8]) -> &'a mut [u8] {
+        let into = &mut buffer[..range.len().0 as usize];
+        self.region(range.region)
+            .mapping
+            .copy_out(range.offset().0, into);
+        into
+    }
+
+    /// The pages of `range`, to be filled.
+    ///
+    /// # Panics
+    /// If the range is not inside its region, or the memory was mapped for reading.
+    pub fn pages_mut(&mut self, range: PageRange) -> &mut [u8] {
+        assert!(self.writable, "this mapping is for reading");
+        let mapping = &self.region(range.region).mapping;
+        let offset = mapping.check(range.offset().0, range.len().0 as usize);
+        // SAFETY: the range is inside the mapping (checked). `&mut self` keeps other users of this
+        // process away, and the receiving vmrun does not touch the memory before it is told to
+        // load the state.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                mapping.start.as_ptr().add(offset),
+                range.len().0 as usize,
+            )
+        }
+    }
+
+    /// The runs of pages that exist: what was never touched is a hole in its memfd (SEEK_DATA and
+    /// SEEK_HOLE, lseek(2)), and is neither read nor sent.
+    ///
+    /// # Errors
+    /// [`MemoryError::System`] if the kernel does not say.
+    pub fn existing(&self) -> Result<Vec<PageRange>, MemoryError> {
+        let mut found = Vec::new();
+        for region in &self.regions {
+            let size = region.pages.bytes();
+            let failed = |errno: Errno| MemoryError::System {
+                what: "look for holes in",
+                size,
+                source: errno.into(),
+            };
+            let mut at = 0;
+            while at < size.0 {
+                let data = match lseek(&region.fd, at as i64, Whence::SeekData) {
+                    Ok(data) => data as u64,
+                    // There is no data behind `at`.
+                    Err(Errno::ENXIO) => break,
+                    Err(errno) => return Err(failed(errno)),
+                };
+                let hole = lseek(&region.fd, data as i64, Whence::SeekHole).map_err(failed)? as u64;
+                let end = hole.min(size.0).div_ceil(PAGE_SIZE);
+                let first = data / PAGE_SIZE;
+                if first < end {
+                    found.push(PageRange {
+                        region: region.id,
+                        first,
+                        count: Pages(end - first),
+                    });
+                }
+                at = hole;
+            }
+        }
+        Ok(found)
+    }
+
+    /// A handle with which another thread makes pages exist before they are filled.
+    pub fn populator(&self) -> Populator {
+        Populator {
+            regions: self
+                .regions
+                .iter()
+                .map(|region| (region.id, Arc::clone(&region.mapping)))
+                .collect(),
+        }
+    }
+}
+
+/// Makes pages of a destination exist ahead of the stream: a fault costs more than the copy.
+#[derive(Clone, Debug)]
+pub struct Populator {
+    regions: Vec<(RegionId, Arc<Mapping>)>,
+}
+
+impl Populator {
+    /// Makes the pages of `range` exist, without changing what is in them. It is a help and not a
+    /// promise: a kernel that refuses leaves the work to the first write.
+    pub fn populate(&self, range: PageRange) {
+        let Some((_, mapping)) = self.regions.iter().find(|(id, _)| *id == range.region) else {
+            return;
+        };
+        let (offset, len) = (range.offset().0, range.len().0);
+        if offset
+            .checked_add(len)
+            .is_none_or(|end| end > mapping.len as u64)
+        {
+            return;
+        }
+        // SAFETY: the range is inside a mapping that lives as long as `mapping`, and populating
+        // changes no byte of it (madvise(2), MADV_POPULATE_WRITE).
+        unsafe {
+            libc::madvise(
+                mapping.start.as_ptr().add(offset as usize).cast(),
+                len as usize,
+                libc::MADV_POPULATE_WRITE,
+            );
+        }
+    }
+}
+
+fn advise_huge(mapping: &Mapping) {
+    // SAFETY: an advice for a mapping of ours; it changes no byte of it. Where the host has no
+    // huge pages for shared memory nothing is lost but speed, and vmrun says so.
+    let _ = unsafe { madvise(mapping.start.cast(), mapping.len, MmapAdvise::MADV_HUGEPAGE) };
+}
+
+fn size_of_file(fd: &OwnedFd) -> Result<u64, MemoryError> {
+    let stat = fstat(fd.as_fd()).map_err(|errno| MemoryError::System {
+        what: "look at",
+        size: Bytes(0),
+        source: io::Error::from_raw_os_error(errno as i32),
+    })?;
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+/// The dirty bitmap that vmrun and one client share: one bit per page, all regions one behind the
+/// other, each starting at a new u64 word. It is written by one side while the other waits for
+/// it, so it needs no lock.
+#[derive(Debug)]
+pub struct SharedBitmap {
+    mapping: Mapping,
+    words: usize,
+}
+
+impl SharedBitmap {
+    /// How many words the bitmap of these regions has.
+    pub fn words_for(regions: &[MemoryRegion]) -> usize {
+        regions
+            .iter()
+            .map(|region| region.pages.0.div_ceil(64) as usize)
+            .sum()
+    }
+
+    /// Maps the bitmap of `regions`, which is in the memfd `fd`.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if it is too short or cannot be mapped.
+    pub fn map(fd: OwnedFd, regions: &[MemoryRegion]) -> Result<Self, MemoryError> {
+        let words = Self::words_for(regions);
+        let (found, expected) = (size_of_file(&fd)?, words as u64 * 8);
+        if found < expected {
+            return Err(MemoryError::WrongSize {
+                region: RegionId(0),
+                found,
+                expected,
+            });
+        }
+        Ok(Self {
+            mapping: Mapping::new(&fd, expected, Access::ReadWrite)?,
+            words,
+        })
+    }
+
+    /// Makes a memfd for the bitmap of `regions` and maps it.
+    ///
+    /// # Errors
+    /// [`MemoryError::System`] if the kernel refuses.
+    pub fn create(regions: &[MemoryRegion]) -> Result<(Self, OwnedFd), MemoryError> {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let size = Bytes(Self::words_for(regions) as u64 * 8);
+        let failed = |errno: Errno| MemoryError::System {
+            what: "make the bitmap for",
+            size,
+            source: errno.into(),
+        };
+        let fd = memfd_create(c"dirty-bitmap", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
+        nix::unistd::ftruncate(&fd, size.0 as i64).map_err(failed)?;
+        let ours = fd.try_clone().map_err(|source| MemoryError::System {
+            what: "share the bitmap for",
+            size,
+            source,
+        })?;
+        Ok((Self::map(ours, regions)?, fd))
+    }
+
+    /// The bitmap as it is now.
+    pub fn read(&self) -> Vec<u64> {
+        let mut words = Vec::new();
+        self.read_into(&mut words);
+        words
+    }
+
+    /// As [`Self::read`], into `words`.
+    pub fn read_into(&self, words: &mut Vec<u64>) {
+        words.resize(self.words, 0);
+        // SAFETY: every bit pattern is a valid u8 and the slice covers exactly the words.
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), self.words * 8)
+        };
+        self.mapping.copy_out(0, bytes);
+    }
+
+    /// Replaces the bitmap by `words`.
+    ///
+    /// # Panics
+    /// If there are more words than the bitmap has.
+    pub fn write(&self, words: &[u64]) {
+        // SAFETY: u64 has no padding, and the slice covers exactly the words.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), words.len() * 8) };
+        self.mapping.copy_in(0, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use units::Gfn;
+
+    fn guest(pages: u64, access: Access) -> (GuestMemory, GuestMemory) {
+        let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&fd, (pages * PAGE_SIZE) as i64).unwrap();
+        let regions = [MemoryRegion {
+            id: RegionId(0),
+            base: Gfn(0),
+            pages: Pages(pages),
+        }];
+        let again = fd.try_clone().unwrap();
+        (
+            GuestMemory::map(&regions, vec![fd], access).unwrap(),
+            GuestMemory::map(&regions, vec![again], Access::Read).unwrap(),
+        )
+    }
+
+    fn range(first: u64, count: u64) -> PageRange {
+        PageRange {
+            region: RegionId(0),
+            first,
+            count: Pages(count),
+        }
+    }
+
+    #[test]
+    fn what_was_never_touched_does_not_exist() {
+        let (mut memory, reader) = guest(4096, Access::ReadWrite);
+        assert_eq!(reader.existing().unwrap(), []);
+        memory.pages_mut(range(1000, 1)).fill(7);
+        let existing = reader.existing().unwrap();
+        assert!(
+            existing
+                .iter()
+                .any(|run| run.first <= 1000 && 1000 < run.first + run.count.0)
+        );
+        let pages: u64 = existing.iter().map(|run| run.count.0).sum();
+        assert!(
+            pages <= 512,
+            "more than one huge page came into being: {pages}"
+        );
+    }
+
+    #[test]
+    fn a_source_copies_what_the_guest_wrote() {
+        let (mut memory, reader) = guest(64, Access::ReadWrite);
+        memory.pages_mut(range(3, 2)).fill(9);
+        let mut buffer = vec![0; 4 * PAGE_SIZE as usize];
+        let copied = reader.copy_pages(range(2, 4), &mut buffer);
+        let firsts: Vec<u8> = copied
+            .chunks(PAGE_SIZE as usize)
+            .map(|page| page[0])
+            .collect();
+        assert_eq!(firsts, [0, 9, 9, 0]);
+    }
+
+    #[test]
+    fn populated_pages_exist_and_hold_zeros() {
+        let (memory, reader) = guest(64, Access::ReadWrite);
+        memory.populator().populate(range(0, 64));
+        memory.populator().populate(range(60, 64));
+        let existing: u64 = reader
+            .existing()
+            .unwrap()
+            .iter()
+            .map(|run| run.count.0)
+            .sum();
+        assert_eq!(existing, 64);
+        let mut buffer = vec![1; 64 * PAGE_SIZE as usize];
+        assert!(
+            reader
+                .copy_pages(range(0, 64), &mut buffer)
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the end")]
+    fn no_range_reaches_beyond_its_region() {
+        let (_, reader) = guest(64, Access::ReadWrite);
+        reader.copy_pages(range(60, 5), &mut vec![0; 5 * PAGE_SIZE as usize]);
+    }
+
+    #[test]
+    fn both_sides_see_one_bitmap() {
+        let regions = [
+            MemoryRegion {
+                id: RegionId(0),
+                base: Gfn(0),
+                pages: Pages(65),
+            },
+            MemoryRegion {
+                id: RegionId(1),
+                base: Gfn(1 << 20),
+                pages: Pages(64),
+            },
+        ];
+        let (vmrun, fd) = SharedBitmap::create(&regions).unwrap();
+        let client = SharedBitmap::map(fd, &regions).unwrap();
+        vmrun.write(&[1, 2, 3]);
+        assert_eq!(client.read(), [1, 2, 3]);
+        client.write(&[4, 0, 0]);
+        assert_eq!(vmrun.read(), [4, 0, 0]);
+    }
+
+    #[test]
+    fn a_memfd_that_is_too_short_is_refused() {
+        let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
+        let regions = [MemoryRegion {
+            id: RegionId(0),
+            base: Gfn(0),
+            pages: Pages(1),
+        }];
+        let refused = GuestMemory::map(&regions, vec![fd], Access::Read);
+        assert!(matches!(refused, Err(MemoryError::WrongSize { .. })));
+    }
+}

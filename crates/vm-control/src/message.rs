@@ -1,0 +1,231 @@
+//! What vmrun and its clients say to each other.
+
+use std::time::Duration;
+
+use mig_engine::ownership::{Input, Standing, State};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use units::{Bytes, BytesPerSec, MigrationId, Pages};
+use vm_state::MachineDescription;
+
+/// The version of these messages. Client and vmrun must speak the same: both belong to one host
+/// and one installation.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The first request of a connection. Answered by [`Reply::Hello`].
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the client.
+        version: u16,
+        /// Who the client is, for vmrun's log: `mig-send 4711`.
+        client: String,
+    },
+    /// What the guest is. Answered by [`Reply::Description`].
+    Describe,
+    /// How the guest is. Answered by [`Reply::Status`].
+    Status,
+    /// The memfds of the regions, in the order of the description. Answered by [`Reply::Done`]
+    /// with the descriptors.
+    MapMemory,
+    /// Start to log writes to guest memory. Answered by [`Reply::Done`] with one descriptor: a
+    /// memfd for the bitmap of all regions, one bit per page, each region starting at a new u64
+    /// word. The first harvest may show more pages than were written since.
+    DirtyLogStart,
+    /// Write the pages dirtied since the last harvest into the bitmap memfd. Each dirty bit is
+    /// handed out exactly once. Answered by [`Reply::Harvested`].
+    DirtyLogHarvest,
+    /// The bits that the client left in the bitmap memfd are dirty again.
+    DirtyLogPutBack,
+    /// Stop to log.
+    DirtyLogStop,
+    /// Stop the vCPUs and quiesce the devices. Answered by [`Reply::Paused`] once all have stopped.
+    Pause,
+    /// Let the vCPUs run.
+    Resume,
+    /// The state of a paused machine. Answered by [`Reply::State`].
+    SaveState,
+    /// Slow the vCPUs down by this many percent, 0 to 99.
+    Throttle(u8),
+    /// Tell the network where the guest is now.
+    Announce,
+    /// A step of the ownership machine that needs nothing else.
+    Own(Input),
+    /// Build the machine of `description` and start to receive it. Answered by [`Reply::Done`] with
+    /// the memfds of the regions.
+    Receive {
+        /// The migration.
+        id: MigrationId,
+        /// What the source says the guest is.
+        description: MachineDescription,
+        /// What differs on this host.
+        overrides: Overrides,
+    },
+    /// Load this state into the machine being received: it is prepared then. Answered by
+    /// [`Reply::Prepared`].
+    Prepare {
+        /// The migration.
+        id: MigrationId,
+        /// The encoded sections.
+        sections: Vec<Vec<u8>>,
+    },
+    /// The source has committed: run. Answered by [`Reply::Started`].
+    Go(MigrationId),
+    /// What is known here of a migration. Answered by [`Reply::Standing`].
+    Inquire(MigrationId),
+    /// What `vmctl info` shows of the migration `id`, as JSON. Answered by [`Reply::Orders`].
+    PostProgress {
+        /// The migration.
+        id: MigrationId,
+        /// A JSON document.
+        progress: String,
+    },
+    /// An order for whoever sends the guest away.
+    Order(Order),
+    /// From now on this connection carries [`Event`]s and nothing else.
+    Subscribe,
+}
+
+/// What a migration can be told while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// Give up, with the guest running on the source.
+    Cancel,
+    /// Send at most this fast; `None` is as fast as it goes.
+    SetSpeed(Option<BytesPerSec>),
+    /// Stop the guest for at most this long.
+    SetDowntime(Duration),
+}
+
+/// What the description of an arriving guest says and this host replaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overrides {
+    /// Another name.
+    pub name: Option<String>,
+    /// Another console, as `vmrun --console` takes it.
+    pub console: Option<String>,
+    /// Other parameters of devices: (kind, id, parameter, value).
+    pub device_params: Vec<(String, String, String, String)>,
+}
+
+/// What vmrun answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done; descriptors may come with it.
+    Done,
+    /// To [`Request::Hello`].
+    Hello {
+        /// [`PROTOCOL_VERSION`] of vmrun.
+        version: u16,
+        /// The guest's name.
+        name: String,
+        /// vmrun's process.
+        pid: u32,
+    },
+    /// To [`Request::Describe`].
+    Description(MachineDescription),
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::DirtyLogHarvest`].
+    Harvested {
+        /// How many bits the bitmap has now.
+        dirty: Pages,
+    },
+    /// To [`Request::Pause`].
+    Paused {
+        /// How long it took from the request until the last vCPU had stopped.
+        took: Duration,
+    },
+    /// To [`Request::SaveState`]: encoded sections, in the order in which they are loaded.
+    State(Vec<Vec<u8>>),
+    /// To [`Request::Prepare`].
+    Prepared(Loaded),
+    /// To [`Request::Go`].
+    Started(Started),
+    /// To [`Request::Inquire`].
+    Standing(Standing),
+    /// To [`Request::PostProgress`].
+    Orders(Vec<Order>),
+    /// It is not done.
+    Refused(Refusal),
+}
+
+/// How long the parts of loading took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// Loading and checking every section.
+    pub load: Duration,
+}
+
+/// How long the parts of starting took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// From the request until the vCPUs were told to run.
+    pub go: Duration,
+    /// From there until the first vCPU entered the guest.
+    pub first_instruction: Duration,
+}
+
+/// How a guest is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// vmrun's process.
+    pub pid: u32,
+    /// Which vmrun may run it.
+    pub ownership: State,
+    /// Whether its vCPUs run now.
+    pub running: bool,
+    /// How many vCPUs it has; 0 while it has not arrived.
+    pub vcpus: u32,
+    /// How much memory it has.
+    pub memory: Bytes,
+    /// How much the vCPUs are slowed down, in percent.
+    pub throttle: u8,
+    /// The last progress that a migration posted, as JSON.
+    pub progress: Option<String>,
+}
+
+/// Why vmrun does not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// One line: what, on which thing, and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// The refusal that says `message`.
+    pub fn new(message: impl ToString) -> Self {
+        Self {
+            message: message.to_string(),
+        }
+    }
+}
+
+/// What happens to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// Its vCPUs run.
+    Resumed,
+    /// Its vCPUs stand still.
+    Paused,
+    /// Its ownership changed.
+    Ownership(State),
+    /// Its vmrun ends, for this reason.
+    Ended(String),
+}
+
+impl Event {
+    /// The word for this event in scripts.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Resumed => "resumed",
+            Self::Paused => "paused",
+            Self::Ownership(_) => "ownership",
+            Self::Ended(_) => "ended",
+        }
+    }
+}

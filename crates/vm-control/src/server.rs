@@ -1,0 +1,397 @@
+//! vmrun's end of the control socket: one thread per connection, so that a client that stalls
+//! stalls nobody else.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+use std::{fs, thread};
+
+use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::frame::{self, FrameError};
+use crate::message::{Event, PROTOCOL_VERSION, Refusal, Reply, Request};
+use crate::place::{self, PlaceError};
+
+/// More connections at once are turned away.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A client that has begun a frame finishes it, and takes its answer, within this time.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a subscriber that hears nothing is looked after.
+const SUBSCRIBER_CHECK: Duration = Duration::from_secs(1);
+
+/// Why the socket cannot be served.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Another vmrun answers there.
+    #[error("a guest is already at {0}: choose another --name, or end that one")]
+    InUse(PathBuf),
+    /// The socket cannot be made.
+    #[error("cannot listen on {path}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its directory cannot be made.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+}
+
+/// Names one connection for as long as vmrun lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId(u64);
+
+/// An answer, and the descriptors that go with it.
+#[derive(Debug)]
+pub struct Answer {
+    /// What is said.
+    pub reply: Reply,
+    /// What comes beside it.
+    pub fds: Vec<OwnedFd>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self {
+            reply,
+            fds: Vec::new(),
+        }
+    }
+}
+
+/// What answers the requests. Called from many threads at once.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request of one connection. [`Request::Subscribe`] never comes here, and
+    /// [`Request::Hello`] only with the right version.
+    fn handle(&self, connection: ConnectionId, request: Request) -> Answer;
+
+    /// The connection is gone, whatever the reason. Called once for each.
+    fn closed(&self, connection: ConnectionId);
+
+    /// A channel on which events come from now on.
+    fn subscribe(&self) -> Receiver<Event>;
+}
+
+/// A socket that is bound and listens. It is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Binds `path`, for its user alone; a socket that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// [`ServerError::InUse`] if a vmrun answers there.
+    pub fn bind(path: &Path) -> Result<Self, ServerError> {
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            place::ensure_dir(dir)?;
+        }
+        let failed = |source| ServerError::Listen {
+            path: path.to_owned(),
+            source,
+        };
+        match UnixStream::connect(path) {
+            Ok(_) => return Err(ServerError::InUse(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(failed)?;
+            }
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        let server = Self {
+            listener,
+            path: path.to_owned(),
+        };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Serves connections in threads of its own until the process ends. The socket stays until
+    /// `self` is dropped.
+    ///
+    /// # Errors
+    /// [`ServerError::Listen`] if the thread cannot be started.
+    pub fn serve(&self, service: Arc<dyn Service>) -> Result<(), ServerError> {
+        let failed = |source| ServerError::Listen {
+            path: self.path.clone(),
+            source,
+        };
+        let listener = self.listener.try_clone().map_err(failed)?;
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || accept(&listener, &service))
+            .map_err(failed)?;
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn accept(listener: &UnixListener, service: &Arc<dyn Service>) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, say: there will be some when a connection ends.
+                warn!("cannot accept a connection: {error}");
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let id = ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed));
+        let (service, open) = (Arc::clone(service), Arc::clone(&open));
+        if let Some(refusal) = turn_away(&stream, open.load(Ordering::Relaxed)) {
+            let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
+            let _ = frame::send(&stream, &Reply::Refused(refusal), &[]);
+            continue;
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+        let spawned = thread::Builder::new()
+            .name(format!("client-{}", id.0))
+            .spawn(move || {
+                match converse(&stream, id, service.as_ref()) {
+                    Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
+                    Err(error) => warn!("client {}: {error}", id.0),
+                }
+                service.closed(id);
+                open.fetch_sub(1, Ordering::Relaxed);
+            });
+        if let Err(error) = spawned {
+            warn!("cannot serve a connection: {error}");
+        }
+    }
+}
+
+/// Why this peer is not served, if it is not: only vmrun's own user and root are.
+fn turn_away(stream: &UnixStream, open: usize) -> Option<Refusal> {
+    let own = nix::unistd::geteuid().as_raw();
+    match getsockopt(stream, sockopt::PeerCredentials) {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => {}
+        Ok(peer) => {
+            return Some(Refusal::new(format!(
+                "this guest belongs to uid {own}; uid {} may not control it",
+                peer.uid()
+            )));
+        }
+        Err(errno) => return Some(Refusal::new(format!("cannot tell who you are: {errno}"))),
+    }
+    (open >= MAX_CONNECTIONS).then(|| {
+        Refusal::new(format!(
+            "{MAX_CONNECTIONS} clients are connected already: try again later"
+        ))
+    })
+}
+
+fn converse(
+    stream: &UnixStream,
+    id: ConnectionId,
+    service: &dyn Service,
+) -> Result<(), FrameError> {
+    stream
+        .set_write_timeout(Some(FRAME_TIMEOUT))
+        .map_err(FrameError::Io)?;
+    let mut greeted = false;
+    loop {
+        // A client may be silent between frames for as long as it likes.
+        stream.set_read_timeout(None).map_err(FrameError::Io)?;
+        let (length, fds) = frame::receive_length(stream)?;
+        drop(fds);
+        stream
+            .set_read_timeout(Some(FRAME_TIMEOUT))
+            .map_err(FrameError::Io)?;
+        let request: Request = frame::receive_body(stream, length)?;
+        let answer = match request {
+            Request::Hello {
+                version,
+                ref client,
+            } => {
+                debug!("client {} is {client}", id.0);
+                greeted = true;
+                if version == PROTOCOL_VERSION {
+                    service.handle(id, request)
+                } else {
+                    Reply::Hello {
+                        version: PROTOCOL_VERSION,
+                        name: String::new(),
+                        pid: 0,
+                    }
+                    .into()
+                }
+            }
+            _ if !greeted => Reply::Refused(Refusal::new("say hello first")).into(),
+            Request::Subscribe => {
+                let events = service.subscribe();
+                frame::send(stream, &Reply::Done, &[])?;
+                return forward(stream, &events);
+            }
+            request => service.handle(id, request),
+        };
+        let fds: Vec<_> = answer.fds.iter().map(AsFd::as_fd).collect();
+        frame::send(stream, &answer.reply, &fds)?;
+    }
+}
+
+fn forward(stream: &UnixStream, events: &Receiver<Event>) -> Result<(), FrameError> {
+    use std::os::fd::AsRawFd;
+    loop {
+        match events.recv_timeout(SUBSCRIBER_CHECK) {
+            Ok(event) => frame::send(stream, &event, &[])?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+                if let Ok(0) = recv(stream.as_raw_fd(), &mut [0], flags) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, ClientError};
+    use std::io::Write;
+    use std::sync::mpsc;
+
+    struct Echo(mpsc::SyncSender<ConnectionId>);
+
+    impl Service for Echo {
+        fn handle(&self, _: ConnectionId, request: Request) -> Answer {
+            match request {
+                Request::Hello { .. } => Reply::Hello {
+                    version: PROTOCOL_VERSION,
+                    name: "web".into(),
+                    pid: 1,
+                }
+                .into(),
+                Request::Resume => Reply::Done.into(),
+                _ => Reply::Refused(Refusal::new("no")).into(),
+            }
+        }
+
+        fn closed(&self, connection: ConnectionId) {
+            let _ = self.0.try_send(connection);
+        }
+
+        fn subscribe(&self) -> Receiver<Event> {
+            let (sender, receiver) = mpsc::sync_channel(1);
+            let _ = sender.send(Event::Paused);
+            receiver
+        }
+    }
+
+    fn served() -> (tempfile::TempDir, Server, Receiver<ConnectionId>) {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::bind(&dir.path().join("web.sock")).unwrap();
+        let (sender, closed) = mpsc::sync_channel(128);
+        server.serve(Arc::new(Echo(sender))).unwrap();
+        (dir, server, closed)
+    }
+
+    #[test]
+    fn requests_are_answered_and_refusals_carry_their_reason() {
+        let (_dir, server, _) = served();
+        let client = Client::connect(server.path(), "test").unwrap();
+        assert_eq!((client.name(), client.pid()), ("web", 1));
+        client.resume().unwrap();
+        assert!(matches!(client.pause(), Err(ClientError::Refused(why)) if why.message == "no"));
+    }
+
+    #[test]
+    fn a_client_that_goes_away_is_noticed() {
+        let (_dir, server, closed) = served();
+        drop(Client::connect(server.path(), "test").unwrap());
+        closed.recv_timeout(Duration::from_secs(5)).unwrap();
+    }
+
+    #[test]
+    fn garbage_and_a_stalled_frame_disturb_nobody_else() {
+        let (_dir, server, closed) = served();
+        let mut stalled = UnixStream::connect(server.path()).unwrap();
+        stalled.write_all(&[200, 0, 0, 0, 1]).unwrap();
+        let mut garbage = UnixStream::connect(server.path()).unwrap();
+        garbage.write_all(&[0xff; 400]).unwrap();
+        closed.recv_timeout(Duration::from_secs(5)).unwrap();
+        Client::connect(server.path(), "test")
+            .unwrap()
+            .resume()
+            .unwrap();
+    }
+
+    #[test]
+    fn nothing_is_answered_before_hello() {
+        let (_dir, server, _) = served();
+        let stream = UnixStream::connect(server.path()).unwrap();
+        frame::send(&stream, &Request::Resume, &[]).unwrap();
+        let (reply, _) = frame::receive::<Reply>(&stream).unwrap();
+        assert!(matches!(reply, Reply::Refused(_)));
+    }
+
+    #[test]
+    fn too_many_connections_are_turned_away_with_a_reason() {
+        let (_dir, server, _) = served();
+        let clients: Vec<_> = (0..MAX_CONNECTIONS)
+            .map(|_| Client::connect(server.path(), "test").unwrap())
+            .collect();
+        let refused = Client::connect(server.path(), "test").unwrap_err();
+        assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
+        drop(clients);
+    }
+
+    #[test]
+    fn a_subscriber_hears_events() {
+        let (_dir, server, _) = served();
+        let mut events = Client::connect(server.path(), "test")
+            .unwrap()
+            .subscribe()
+            .unwrap();
+        assert_eq!(
+            events.next(Some(Duration::from_secs(5))),
+            Some(Event::Paused)
+        );
+        assert_eq!(events.next(Some(Duration::from_secs(5))), None);
+    }
+
+    #[test]
+    fn a_living_socket_is_not_taken_and_a_dead_one_is() {
+        let (dir, server, _) = served();
+        assert!(matches!(
+            Server::bind(server.path()),
+            Err(ServerError::InUse(_))
+        ));
+        let dead = dir.path().join("dead.sock");
+        drop(UnixListener::bind(&dead).unwrap());
+        let mode = {
+            let again = Server::bind(&dead).unwrap();
+            fs::metadata(again.path()).unwrap().permissions().mode()
+        };
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(!dead.exists(), "the socket is left over");
+    }
+}
