@@ -156,9 +156,7 @@ fn parse_scaled(text: &str) -> Result<u64, ParseQuantityError> {
         _ => return Err(not_a_size()),
     };
     let number: u64 = digits.parse().map_err(|_| not_a_size())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| ParseQuantityError::TooLarge(text.to_owned()))
+    number.checked_mul(1 << shift).ok_or_else(|| ParseQuantityError::TooLarge(text.to_owned()))
 }
 
 impl FromStr for Bytes {
@@ -183,13 +181,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("512", 512),
-            ("64k", 65_536),
-            ("200M", 209_715_200),
-            ("2GiB", 2 << 30),
-        ] {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("64k", 65_536), ("200M", 209_715_200), ("2GiB", 2 << 30)]
+        {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
         }
         assert_eq!("1M/s".parse(), Ok(BytesPerSec(1 << 20)));
@@ -201,10 +195,7 @@ mod tests {
             let error = text.parse::<Bytes>().unwrap_err();
             assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
         }
-        assert!(matches!(
-            "99999999T".parse::<Bytes>(),
-            Err(ParseQuantityError::TooLarge(_))
-        ));
+        assert!(matches!("99999999T".parse::<Bytes>(), Err(ParseQuantityError::TooLarge(_))));
     }
 
     #[test]
@@ -219,9 +210,6 @@ mod tests {
     fn a_rate_of_nothing_takes_for_ever_unless_there_is_nothing_to_move() {
         assert_eq!(BytesPerSec(0).time_for(Bytes(1)), Duration::MAX);
         assert_eq!(BytesPerSec(0).time_for(Bytes(0)), Duration::ZERO);
-        assert_eq!(
-            BytesPerSec(1000).time_for(Bytes(500)),
-            Duration::from_millis(500)
-        );
+        assert_eq!(BytesPerSec(1000).time_for(Bytes(500)), Duration::from_millis(500));
     }
 }

@@ -90,37 +90,21 @@ impl Client {
     /// # Errors
     /// As [`Self::connect`].
     pub fn connect_within(path: &Path, who: &str, timeout: Duration) -> Result<Self, ClientError> {
-        let failed = |source| ClientError::Connect {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| ClientError::Connect { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(failed)?;
         stream.set_read_timeout(Some(timeout)).map_err(failed)?;
         stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-        let mut client = Self {
-            stream,
-            path: path.to_owned(),
-            name: String::new(),
-            pid: 0,
-        };
+        let mut client = Self { stream, path: path.to_owned(), name: String::new(), pid: 0 };
         let client_text = format!("{who} {}", std::process::id());
-        match client.call(&Request::Hello {
-            version: PROTOCOL_VERSION,
-            client: client_text,
-        })? {
-            Reply::Hello {
-                version: PROTOCOL_VERSION,
-                name,
-                pid,
-            } => {
+        match client.call(&Request::Hello { version: PROTOCOL_VERSION, client: client_text })? {
+            Reply::Hello { version: PROTOCOL_VERSION, name, pid } => {
                 client.name = name;
                 client.pid = pid;
                 Ok(client)
             }
-            Reply::Hello { version, .. } => Err(ClientError::Version {
-                path: path.to_owned(),
-                theirs: version,
-            }),
+            Reply::Hello { version, .. } => {
+                Err(ClientError::Version { path: path.to_owned(), theirs: version })
+            }
             _ => Err(client.out_of_turn()),
         }
     }
@@ -141,16 +125,11 @@ impl Client {
     }
 
     fn out_of_turn(&self) -> ClientError {
-        ClientError::OutOfTurn {
-            path: self.path.clone(),
-        }
+        ClientError::OutOfTurn { path: self.path.clone() }
     }
 
     fn lost(&self, source: FrameError) -> ClientError {
-        ClientError::Lost {
-            path: self.path.clone(),
-            source,
-        }
+        ClientError::Lost { path: self.path.clone(), source }
     }
 
     fn call_with_fds(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
@@ -310,11 +289,7 @@ impl Client {
         overrides: Overrides,
     ) -> Result<GuestMemory, ClientError> {
         let memory = description.memory.clone();
-        let (_, fds) = self.call_with_fds(&Request::Receive {
-            id,
-            description,
-            overrides,
-        })?;
+        let (_, fds) = self.call_with_fds(&Request::Receive { id, description, overrides })?;
         Ok(GuestMemory::map(&memory, fds, Access::ReadWrite)?)
     }
 
@@ -394,8 +369,6 @@ impl Subscription {
     /// Waits for the next event; `None` when vmrun is gone or `within` is over.
     pub fn next(&mut self, within: Option<Duration>) -> Option<Event> {
         self.client.stream.set_read_timeout(within).ok()?;
-        frame::receive(&self.client.stream)
-            .ok()
-            .map(|(event, _)| event)
+        frame::receive(&self.client.stream).ok().map(|(event, _)| event)
     }
 }

@@ -85,10 +85,7 @@ pub(crate) fn receive_length(stream: &UnixStream) -> Result<(u32, Vec<OwnedFd>),
             Err(nix::errno::Errno::EINTR) => continue,
             other => other.map_err(|errno| FrameError::Io(errno.into()))?,
         };
-        for part in message
-            .cmsgs()
-            .map_err(|errno| FrameError::Io(errno.into()))?
-        {
+        for part in message.cmsgs().map_err(|errno| FrameError::Io(errno.into()))? {
             if let ControlMessageOwned::ScmRights(raw) = part {
                 fds.extend(raw.into_iter().map(|fd| {
                     // SAFETY: the kernel has just made this descriptor for us, and nobody else
@@ -116,10 +113,7 @@ pub(crate) fn receive_body<T: DeserializeOwned>(
     length: u32,
 ) -> Result<T, FrameError> {
     let mut body = Vec::new();
-    stream
-        .take(length.into())
-        .read_to_end(&mut body)
-        .map_err(FrameError::Io)?;
+    stream.take(length.into()).read_to_end(&mut body).map_err(FrameError::Io)?;
     if body.len() < length as usize {
         return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into()));
     }
@@ -146,9 +140,7 @@ mod tests {
         let (message, fds) = receive::<Request>(&theirs).unwrap();
         assert_eq!(message, Request::Describe);
         assert_eq!(fds.len(), 2);
-        let arrived = File::from(fds.into_iter().next().unwrap())
-            .metadata()
-            .unwrap();
+        let arrived = File::from(fds.into_iter().next().unwrap()).metadata().unwrap();
         assert_eq!(arrived.len(), file.metadata().unwrap().len());
     }
 
@@ -166,10 +158,7 @@ mod tests {
     fn a_promised_length_beyond_the_limit_is_refused_unread() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
-        assert!(matches!(
-            receive::<Reply>(&theirs),
-            Err(FrameError::TooLong(_))
-        ));
+        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::TooLong(_))));
     }
 
     #[test]

@@ -75,11 +75,8 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(fd: &OwnedFd, len: u64, access: Access) -> Result<Self, MemoryError> {
-        let failed = |source: io::Error| MemoryError::System {
-            what: "map",
-            size: Bytes(len),
-            source,
-        };
+        let failed =
+            |source: io::Error| MemoryError::System { what: "map", size: Bytes(len), source };
         let length = usize::try_from(len)
             .ok()
             .and_then(std::num::NonZeroUsize::new)
@@ -91,18 +88,12 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
         let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }
             .map_err(|errno| failed(errno.into()))?;
-        Ok(Self {
-            start: start.cast(),
-            len: length.get(),
-        })
+        Ok(Self { start: start.cast(), len: length.get() })
     }
 
     fn check(&self, offset: u64, len: usize) -> usize {
         let end = offset.checked_add(len as u64);
-        assert!(
-            end.is_some_and(|end| end <= self.len as u64),
-            "beyond the end of the mapping"
-        );
+        assert!(end.is_some_and(|end| end <= self.len as u64), "beyond the end of the mapping");
         offset as usize
     }
 
@@ -162,10 +153,7 @@ impl GuestMemory {
         access: Access,
     ) -> Result<Self, MemoryError> {
         if described.len() != fds.len() {
-            return Err(MemoryError::WrongCount {
-                fds: fds.len(),
-                regions: described.len(),
-            });
+            return Err(MemoryError::WrongCount { fds: fds.len(), regions: described.len() });
         }
         let regions = described
             .iter()
@@ -174,35 +162,20 @@ impl GuestMemory {
                 let expected = region.pages.bytes().0;
                 let found = size_of_file(&fd)?;
                 if found < expected {
-                    return Err(MemoryError::WrongSize {
-                        region: region.id,
-                        found,
-                        expected,
-                    });
+                    return Err(MemoryError::WrongSize { region: region.id, found, expected });
                 }
                 let mapping = Arc::new(Mapping::new(&fd, expected, access)?);
                 if access == Access::ReadWrite {
                     advise_huge(&mapping);
                 }
-                Ok(Region {
-                    id: region.id,
-                    pages: region.pages,
-                    fd,
-                    mapping,
-                })
+                Ok(Region { id: region.id, pages: region.pages, fd, mapping })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            regions,
-            writable: access == Access::ReadWrite,
-        })
+        Ok(Self { regions, writable: access == Access::ReadWrite })
     }
 
     fn region(&self, id: RegionId) -> &Region {
-        self.regions
-            .iter()
-            .find(|region| region.id == id)
-            .expect("a region of this guest")
+        self.regions.iter().find(|region| region.id == id).expect("a region of this guest")
     }
 
     /// The regions and their lengths, in order.
@@ -216,9 +189,7 @@ impl GuestMemory {
     /// If the range is not inside its region or longer than `buffer`.
     pub fn copy_pages<'a>(&self, range: PageRange, buffer: &'a mut [u8]) -> &'a mut [u8] {
         let into = &mut buffer[..range.len().0 as usize];
-        self.region(range.region)
-            .mapping
-            .copy_out(range.offset().0, into);
+        self.region(range.region).mapping.copy_out(range.offset().0, into);
         into
     }
 
@@ -267,11 +238,7 @@ impl GuestMemory {
                 let end = hole.min(size.0).div_ceil(PAGE_SIZE);
                 let first = data / PAGE_SIZE;
                 if first < end {
-                    found.push(PageRange {
-                        region: region.id,
-                        first,
-                        count: Pages(end - first),
-                    });
+                    found.push(PageRange { region: region.id, first, count: Pages(end - first) });
                 }
                 at = hole;
             }
@@ -305,10 +272,7 @@ impl Populator {
             return;
         };
         let (offset, len) = (range.offset().0, range.len().0);
-        if offset
-            .checked_add(len)
-            .is_none_or(|end| end > mapping.len as u64)
-        {
+        if offset.checked_add(len).is_none_or(|end| end > mapping.len as u64) {
             return;
         }
         // SAFETY: the range is inside a mapping that lives as long as `mapping`, and populating
@@ -350,10 +314,7 @@ pub struct SharedBitmap {
 impl SharedBitmap {
     /// How many words the bitmap of these regions has.
     pub fn words_for(regions: &[MemoryRegion]) -> usize {
-        regions
-            .iter()
-            .map(|region| region.pages.0.div_ceil(64) as usize)
-            .sum()
+        regions.iter().map(|region| region.pages.0.div_ceil(64) as usize).sum()
     }
 
     /// Maps the bitmap of `regions`, which is in the memfd `fd`.
@@ -364,16 +325,9 @@ impl SharedBitmap {
         let words = Self::words_for(regions);
         let (found, expected) = (size_of_file(&fd)?, words as u64 * 8);
         if found < expected {
-            return Err(MemoryError::WrongSize {
-                region: RegionId(0),
-                found,
-                expected,
-            });
+            return Err(MemoryError::WrongSize { region: RegionId(0), found, expected });
         }
-        Ok(Self {
-            mapping: Mapping::new(&fd, expected, Access::ReadWrite)?,
-            words,
-        })
+        Ok(Self { mapping: Mapping::new(&fd, expected, Access::ReadWrite)?, words })
     }
 
     /// Makes a memfd for the bitmap of `regions` and maps it.
@@ -436,11 +390,7 @@ mod tests {
     fn guest(pages: u64, access: Access) -> (GuestMemory, GuestMemory) {
         let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
         nix::unistd::ftruncate(&fd, (pages * PAGE_SIZE) as i64).unwrap();
-        let regions = [MemoryRegion {
-            id: RegionId(0),
-            base: Gfn(0),
-            pages: Pages(pages),
-        }];
+        let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(pages) }];
         let again = fd.try_clone().unwrap();
         (
             GuestMemory::map(&regions, vec![fd], access).unwrap(),
@@ -449,11 +399,7 @@ mod tests {
     }
 
     fn range(first: u64, count: u64) -> PageRange {
-        PageRange {
-            region: RegionId(0),
-            first,
-            count: Pages(count),
-        }
+        PageRange { region: RegionId(0), first, count: Pages(count) }
     }
 
     #[test]
@@ -462,16 +408,9 @@ mod tests {
         assert_eq!(reader.existing().unwrap(), []);
         memory.pages_mut(range(1000, 1)).fill(7);
         let existing = reader.existing().unwrap();
-        assert!(
-            existing
-                .iter()
-                .any(|run| run.first <= 1000 && 1000 < run.first + run.count.0)
-        );
+        assert!(existing.iter().any(|run| run.first <= 1000 && 1000 < run.first + run.count.0));
         let pages: u64 = existing.iter().map(|run| run.count.0).sum();
-        assert!(
-            pages <= 512,
-            "more than one huge page came into being: {pages}"
-        );
+        assert!(pages <= 512, "more than one huge page came into being: {pages}");
     }
 
     #[test]
@@ -480,10 +419,7 @@ mod tests {
         memory.pages_mut(range(3, 2)).fill(9);
         let mut buffer = vec![0; 4 * PAGE_SIZE as usize];
         let copied = reader.copy_pages(range(2, 4), &mut buffer);
-        let firsts: Vec<u8> = copied
-            .chunks(PAGE_SIZE as usize)
-            .map(|page| page[0])
-            .collect();
+        let firsts: Vec<u8> = copied.chunks(PAGE_SIZE as usize).map(|page| page[0]).collect();
         assert_eq!(firsts, [0, 9, 9, 0]);
     }
 
@@ -492,20 +428,10 @@ mod tests {
         let (memory, reader) = guest(64, Access::ReadWrite);
         memory.populator().populate(range(0, 64));
         memory.populator().populate(range(60, 64));
-        let existing: u64 = reader
-            .existing()
-            .unwrap()
-            .iter()
-            .map(|run| run.count.0)
-            .sum();
+        let existing: u64 = reader.existing().unwrap().iter().map(|run| run.count.0).sum();
         assert_eq!(existing, 64);
         let mut buffer = vec![1; 64 * PAGE_SIZE as usize];
-        assert!(
-            reader
-                .copy_pages(range(0, 64), &mut buffer)
-                .iter()
-                .all(|byte| *byte == 0)
-        );
+        assert!(reader.copy_pages(range(0, 64), &mut buffer).iter().all(|byte| *byte == 0));
     }
 
     #[test]
@@ -518,16 +444,8 @@ mod tests {
     #[test]
     fn both_sides_see_one_bitmap() {
         let regions = [
-            MemoryRegion {
-                id: RegionId(0),
-                base: Gfn(0),
-                pages: Pages(65),
-            },
-            MemoryRegion {
-                id: RegionId(1),
-                base: Gfn(1 << 20),
-                pages: Pages(64),
-            },
+            MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(65) },
+            MemoryRegion { id: RegionId(1), base: Gfn(1 << 20), pages: Pages(64) },
         ];
         let (vmrun, fd) = SharedBitmap::create(&regions).unwrap();
         let client = SharedBitmap::map(fd, &regions).unwrap();
@@ -540,11 +458,7 @@ mod tests {
     #[test]
     fn a_memfd_that_is_too_short_is_refused() {
         let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
-        let regions = [MemoryRegion {
-            id: RegionId(0),
-            base: Gfn(0),
-            pages: Pages(1),
-        }];
+        let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(1) }];
         let refused = GuestMemory::map(&regions, vec![fd], Access::Read);
         assert!(matches!(refused, Err(MemoryError::WrongSize { .. })));
     }

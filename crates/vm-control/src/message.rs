@@ -199,9 +199,7 @@ pub struct Refusal {
 impl Refusal {
     /// The refusal that says `message`.
     pub fn new(message: impl ToString) -> Self {
-        Self {
-            message: message.to_string(),
-        }
+        Self { message: message.to_string() }
     }
 }
 

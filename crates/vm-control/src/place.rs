@@ -55,11 +55,7 @@ pub fn runtime_dir() -> PathBuf {
 /// The directory of what outlives the processes: `$XDG_STATE_HOME/vmrun`, `/var/lib/vmrun` for
 /// root, `~/.local/state/vmrun` for anybody else.
 pub fn state_dir() -> PathBuf {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     if let Some(dir) = set("XDG_STATE_HOME") {
         return dir.join("vmrun");
     }
@@ -78,10 +74,7 @@ pub fn ensure_dir(dir: &Path) -> Result<(), PlaceError> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|source| PlaceError::Directory {
-            path: dir.to_owned(),
-            source,
-        })
+        .map_err(|source| PlaceError::Directory { path: dir.to_owned(), source })
 }
 
 /// The socket of a guest that is given by its name or by its socket's path (anything with a `/`).
@@ -115,16 +108,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_lead_out_of_the_directory() {
-        for name in [
-            "",
-            ".",
-            "..",
-            ".hidden",
-            "a b",
-            "a\0b",
-            "ü",
-            &"x".repeat(49),
-        ] {
+        for name in ["", ".", "..", ".hidden", "a b", "a\0b", "ü", &"x".repeat(49)] {
             assert!(check_name(name).is_err(), "{name:?}");
         }
         assert!(check_name("web-1.example_2").is_ok());
@@ -132,10 +116,7 @@ mod tests {
 
     #[test]
     fn a_path_names_its_own_socket() {
-        assert_eq!(
-            socket_of("./web.sock").unwrap(),
-            PathBuf::from("./web.sock")
-        );
+        assert_eq!(socket_of("./web.sock").unwrap(), PathBuf::from("./web.sock"));
         assert!(socket_of("web").unwrap().ends_with("vmrun/web.sock"));
     }
 }

@@ -76,9 +76,7 @@ impl Records {
 
     /// The records below `state_dir`.
     pub fn at(state_dir: &Path) -> Self {
-        Self {
-            dir: state_dir.join("migrations"),
-        }
+        Self { dir: state_dir.join("migrations") }
     }
 
     fn path(&self, id: MigrationId) -> PathBuf {
@@ -95,11 +93,7 @@ impl Records {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
-                return Err(RecordError::Io {
-                    what: "read",
-                    path,
-                    source,
-                });
+                return Err(RecordError::Io { what: "read", path, source });
             }
         };
         serde_json::from_slice(&text)
@@ -121,11 +115,7 @@ impl Records {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(RecordError::Exists(id))
             }
-            Err(source) => Err(RecordError::Io {
-                what: "create",
-                path,
-                source,
-            }),
+            Err(source) => Err(RecordError::Io { what: "create", path, source }),
         }
     }
 
@@ -148,15 +138,9 @@ impl Records {
         place::ensure_dir(&self.dir)?;
         // Two processes may write about one migration at once: each has a draft of its own.
         let draft = self.dir.join(format!(".{id}.{}", std::process::id()));
-        let failed = |source| RecordError::Io {
-            what: "write",
-            path: draft.clone(),
-            source,
-        };
-        let text = serde_json::to_vec(record).map_err(|source| RecordError::Damaged {
-            path: draft.clone(),
-            source,
-        })?;
+        let failed = |source| RecordError::Io { what: "write", path: draft.clone(), source };
+        let text = serde_json::to_vec(record)
+            .map_err(|source| RecordError::Damaged { path: draft.clone(), source })?;
         let mut file = File::create(&draft).map_err(failed)?;
         let written = file.write_all(&text).and_then(|()| file.sync_all());
         if let Err(source) = written {
@@ -167,13 +151,11 @@ impl Records {
     }
 
     fn sync_dir(&self) -> Result<(), RecordError> {
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|source| RecordError::Io {
-                what: "sync",
-                path: self.dir.clone(),
-                source,
-            })
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|source| RecordError::Io {
+            what: "sync",
+            path: self.dir.clone(),
+            source,
+        })
     }
 }
 
@@ -184,11 +166,7 @@ mod tests {
     const ID: MigrationId = MigrationId::from_bytes([3; 16]);
 
     fn record(decision: Decision) -> Record {
-        Record {
-            decision,
-            name: "web".into(),
-            socket: "/run/vmrun/web.sock".into(),
-        }
+        Record { decision, name: "web".into(), socket: "/run/vmrun/web.sock".into() }
     }
 
     #[test]

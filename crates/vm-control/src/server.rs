@@ -64,10 +64,7 @@ pub struct Answer {
 
 impl From<Reply> for Answer {
     fn from(reply: Reply) -> Self {
-        Self {
-            reply,
-            fds: Vec::new(),
-        }
+        Self { reply, fds: Vec::new() }
     }
 }
 
@@ -100,10 +97,7 @@ impl Server {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             place::ensure_dir(dir)?;
         }
-        let failed = |source| ServerError::Listen {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| ServerError::Listen { path: path.to_owned(), source };
         match UnixStream::connect(path) {
             Ok(_) => return Err(ServerError::InUse(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -112,10 +106,7 @@ impl Server {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
-        let server = Self {
-            listener,
-            path: path.to_owned(),
-        };
+        let server = Self { listener, path: path.to_owned() };
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(server)
     }
@@ -131,10 +122,7 @@ impl Server {
     /// # Errors
     /// [`ServerError::Listen`] if the thread cannot be started.
     pub fn serve(&self, service: Arc<dyn Service>) -> Result<(), ServerError> {
-        let failed = |source| ServerError::Listen {
-            path: self.path.clone(),
-            source,
-        };
+        let failed = |source| ServerError::Listen { path: self.path.clone(), source };
         let listener = self.listener.try_clone().map_err(failed)?;
         thread::Builder::new()
             .name("control".into())
@@ -171,16 +159,14 @@ fn accept(listener: &UnixListener, service: &Arc<dyn Service>) {
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
-        let spawned = thread::Builder::new()
-            .name(format!("client-{}", id.0))
-            .spawn(move || {
-                match converse(&stream, id, service.as_ref()) {
-                    Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
-                    Err(error) => warn!("client {}: {error}", id.0),
-                }
-                service.closed(id);
-                open.fetch_sub(1, Ordering::Relaxed);
-            });
+        let spawned = thread::Builder::new().name(format!("client-{}", id.0)).spawn(move || {
+            match converse(&stream, id, service.as_ref()) {
+                Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
+                Err(error) => warn!("client {}: {error}", id.0),
+            }
+            service.closed(id);
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
         if let Err(error) = spawned {
             warn!("cannot serve a connection: {error}");
         }
@@ -201,9 +187,7 @@ fn turn_away(stream: &UnixStream, open: usize) -> Option<Refusal> {
         Err(errno) => return Some(Refusal::new(format!("cannot tell who you are: {errno}"))),
     }
     (open >= MAX_CONNECTIONS).then(|| {
-        Refusal::new(format!(
-            "{MAX_CONNECTIONS} clients are connected already: try again later"
-        ))
+        Refusal::new(format!("{MAX_CONNECTIONS} clients are connected already: try again later"))
     })
 }
 
@@ -212,35 +196,23 @@ fn converse(
     id: ConnectionId,
     service: &dyn Service,
 ) -> Result<(), FrameError> {
-    stream
-        .set_write_timeout(Some(FRAME_TIMEOUT))
-        .map_err(FrameError::Io)?;
+    stream.set_write_timeout(Some(FRAME_TIMEOUT)).map_err(FrameError::Io)?;
     let mut greeted = false;
     loop {
         // A client may be silent between frames for as long as it likes.
         stream.set_read_timeout(None).map_err(FrameError::Io)?;
         let (length, fds) = frame::receive_length(stream)?;
         drop(fds);
-        stream
-            .set_read_timeout(Some(FRAME_TIMEOUT))
-            .map_err(FrameError::Io)?;
+        stream.set_read_timeout(Some(FRAME_TIMEOUT)).map_err(FrameError::Io)?;
         let request: Request = frame::receive_body(stream, length)?;
         let answer = match request {
-            Request::Hello {
-                version,
-                ref client,
-            } => {
+            Request::Hello { version, ref client } => {
                 debug!("client {} is {client}", id.0);
                 greeted = true;
                 if version == PROTOCOL_VERSION {
                     service.handle(id, request)
                 } else {
-                    Reply::Hello {
-                        version: PROTOCOL_VERSION,
-                        name: String::new(),
-                        pid: 0,
-                    }
-                    .into()
+                    Reply::Hello { version: PROTOCOL_VERSION, name: String::new(), pid: 0 }.into()
                 }
             }
             _ if !greeted => Reply::Refused(Refusal::new("say hello first")).into(),
@@ -284,12 +256,9 @@ mod tests {
     impl Service for Echo {
         fn handle(&self, _: ConnectionId, request: Request) -> Answer {
             match request {
-                Request::Hello { .. } => Reply::Hello {
-                    version: PROTOCOL_VERSION,
-                    name: "web".into(),
-                    pid: 1,
+                Request::Hello { .. } => {
+                    Reply::Hello { version: PROTOCOL_VERSION, name: "web".into(), pid: 1 }.into()
                 }
-                .into(),
                 Request::Resume => Reply::Done.into(),
                 _ => Reply::Refused(Refusal::new("no")).into(),
             }
@@ -338,10 +307,7 @@ mod tests {
         let mut garbage = UnixStream::connect(server.path()).unwrap();
         garbage.write_all(&[0xff; 400]).unwrap();
         closed.recv_timeout(Duration::from_secs(5)).unwrap();
-        Client::connect(server.path(), "test")
-            .unwrap()
-            .resume()
-            .unwrap();
+        Client::connect(server.path(), "test").unwrap().resume().unwrap();
     }
 
     #[test]
@@ -356,9 +322,8 @@ mod tests {
     #[test]
     fn too_many_connections_are_turned_away_with_a_reason() {
         let (_dir, server, _) = served();
-        let clients: Vec<_> = (0..MAX_CONNECTIONS)
-            .map(|_| Client::connect(server.path(), "test").unwrap())
-            .collect();
+        let clients: Vec<_> =
+            (0..MAX_CONNECTIONS).map(|_| Client::connect(server.path(), "test").unwrap()).collect();
         let refused = Client::connect(server.path(), "test").unwrap_err();
         assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
         drop(clients);
@@ -367,24 +332,15 @@ mod tests {
     #[test]
     fn a_subscriber_hears_events() {
         let (_dir, server, _) = served();
-        let mut events = Client::connect(server.path(), "test")
-            .unwrap()
-            .subscribe()
-            .unwrap();
-        assert_eq!(
-            events.next(Some(Duration::from_secs(5))),
-            Some(Event::Paused)
-        );
+        let mut events = Client::connect(server.path(), "test").unwrap().subscribe().unwrap();
+        assert_eq!(events.next(Some(Duration::from_secs(5))), Some(Event::Paused));
         assert_eq!(events.next(Some(Duration::from_secs(5))), None);
     }
 
     #[test]
     fn a_living_socket_is_not_taken_and_a_dead_one_is() {
         let (dir, server, _) = served();
-        assert!(matches!(
-            Server::bind(server.path()),
-            Err(ServerError::InUse(_))
-        ));
+        assert!(matches!(Server::bind(server.path()), Err(ServerError::InUse(_))));
         let dead = dir.path().join("dead.sock");
         drop(UnixListener::bind(&dead).unwrap());
         let mode = {
