@@ -144,9 +144,7 @@ impl MachineDescription {
             return Err(DescriptionError::TooLong(bytes.len()));
         }
         let Some((version, body)) = bytes.split_first_chunk() else {
-            return Err(DescriptionError::Damaged(
-                postcard::Error::DeserializeUnexpectedEnd,
-            ));
+            return Err(DescriptionError::Damaged(postcard::Error::DeserializeUnexpectedEnd));
         };
         let found = u16::from_le_bytes(*version);
         if found > VERSION {

@@ -5,9 +5,16 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod compat;
 mod description;
+mod section;
+mod section_set;
+mod snapshot;
 
 pub use description::{
     CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, HostCapabilities,
     MachineDescription, MemoryRegion,
 };
+pub use section::{MAX_ENCODED, MAX_NAME, MAX_PAYLOAD, Section, SectionError};
+pub use section_set::SectionSet;
+pub use snapshot::{LoadError, PayloadError, SaveError, SectionId, Snapshot, read_payload};

@@ -1,0 +1,232 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn entry(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidLeaf {
+    CpuidLeaf {
+        function,
+        index,
+        flags: u32::from([7, 0xd].contains(&function)),
+        eax,
+        ebx,
+        ecx,
+        edx,
+    }
+}
+
+fn vendor_leaf(vendor: [u8; 12]) -> CpuidLeaf {
+    let word = |at| u32::from_le_bytes([0, 1, 2, 3].map(|i: usize| vendor[at + i]));
+    entry(0, 0, [0x1c, word(0), word(8), word(4)])
+}
+
+fn cpuid() -> Vec<CpuidLeaf> {
+    vec![
+        vendor_leaf(*b"AuthenticAMD"),
+        entry(1, 0, [0x00a1_0f11, 0, 1 << 26 | 1 << 28, 0x078b_fbff]),
+        entry(7, 0, [0, 1 << 16 | 1 << 5, 0, 0]),
+        entry(0xd, 0, [0xe7, 0x980, 0x980, 0]),
+        entry(0xd, 2, [0x100, 0x240, 0, 0]),
+        entry(0xd, 5, [0x40, 0x340, 0, 0]),
+        entry(0xd, 6, [0x200, 0x380, 0, 0]),
+        entry(0xd, 7, [0x400, 0x580, 0, 0]),
+        entry(0x4000_0000, 0, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
+        entry(0x4000_0001, 0, [1 << 3, 0, 0, 0]),
+        entry(0x8000_0008, 0, [0x3030, 0, 0, 0]),
+    ]
+}
+
+fn guest() -> CpuDescription {
+    CpuDescription {
+        cpuid: cpuid(),
+        xsave_components: 0xe7,
+        xsave_bytes: 4096,
+        msrs: vec![0x10, 0x8b, 0x4b56_4d01, 0xc000_0082],
+        tsc_khz: 2_600_000,
+    }
+}
+
+fn host() -> HostCapabilities {
+    HostCapabilities {
+        cpuid: cpuid(),
+        xsave_components: 0xe7,
+        msrs: vec![0xc000_0082, 0x10, 0x8b, 0x4b56_4d01],
+        tsc_khz: 2_600_000,
+        tsc_scaling: false,
+    }
+}
+
+fn change(cpuid: &mut [CpuidLeaf], function: u32, index: u32, with: impl FnOnce(&mut CpuidLeaf)) {
+    with(cpuid.iter_mut().find(|leaf| (leaf.function, leaf.index) == (function, index)).unwrap());
+}
+
+fn only_problem(guest: &CpuDescription, host: &HostCapabilities) -> String {
+    let problems = check(guest, host).unwrap_err().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems[0].to_string()
+}
+
+#[test]
+fn a_host_takes_the_guest_that_it_was_made_for() {
+    assert_eq!(check(&guest(), &host()), Ok(()));
+}
+
+#[test]
+fn a_missing_feature_is_named_as_linux_names_it() {
+    let mut host = host();
+    change(&mut host.cpuid, 7, 0, |leaf| leaf.ebx &= !(1 << 16));
+    assert_eq!(only_problem(&guest(), &host), "the guest uses avx512f, this host has no avx512f");
+}
+
+#[test]
+fn a_feature_without_a_name_counts_too() {
+    let mut guest = guest();
+    change(&mut guest.cpuid, 7, 0, |leaf| leaf.ebx |= 1 << 22);
+    assert_eq!(
+        only_problem(&guest, &host()),
+        "the guest uses CPUID 0x7.0 ebx bit 22, this host has no CPUID 0x7.0 ebx bit 22"
+    );
+}
+
+#[test]
+fn a_host_that_has_more_takes_the_guest() {
+    let mut host = host();
+    change(&mut host.cpuid, 7, 0, |leaf| leaf.ebx = u32::MAX);
+    host.msrs.push(0x1234);
+    host.xsave_components |= 1 << 9;
+    assert_eq!(check(&guest(), &host), Ok(()));
+}
+
+#[test]
+fn everything_that_is_missing_is_listed_at_once() {
+    let mut host = host();
+    change(&mut host.cpuid, 7, 0, |leaf| leaf.ebx = 0);
+    host.xsave_components = 7;
+    host.msrs.retain(|&msr| msr != 0xc000_0082);
+    host.tsc_khz = 3_000_000;
+    let text = check(&guest(), &host).unwrap_err().to_string();
+    for part in [
+        "no avx512f",
+        "no avx2",
+        "XSAVE component avx512 zmm_hi256",
+        "LSTAR (MSR 0xc0000082)",
+        "2600000 kHz and this host's at 3000000 kHz",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn bits_that_the_guest_itself_switches_do_not_count() {
+    let mut guest = guest();
+    change(&mut guest.cpuid, 1, 0, |leaf| {
+        leaf.ecx |= 1 << 27 | 1 << 31;
+        leaf.edx |= 1 << 28;
+    });
+    change(&mut guest.cpuid, 7, 0, |leaf| leaf.ecx |= 1 << 4);
+    assert_eq!(check(&guest, &host()), Ok(()));
+}
+
+#[test]
+fn another_vendor_is_refused() {
+    let mut host = host();
+    host.cpuid[0] = vendor_leaf(*b"GenuineIntel");
+    assert_eq!(
+        only_problem(&guest(), &host),
+        "the guest was given a processor by AuthenticAMD, this host's is by GenuineIntel"
+    );
+}
+
+#[test]
+fn a_component_that_lies_elsewhere_is_refused() {
+    let mut host = host();
+    change(&mut host.cpuid, 0xd, 5, |leaf| leaf.ebx = 0x440);
+    assert!(only_problem(&guest(), &host).contains("avx512 opmask lies elsewhere"));
+}
+
+#[test]
+fn wider_physical_addresses_are_refused_and_narrower_ones_are_not() {
+    let mut narrow = host();
+    change(&mut narrow.cpuid, 0x8000_0008, 0, |leaf| leaf.eax = 0x302e);
+    assert!(only_problem(&guest(), &narrow).contains("48-bit"));
+    let mut wide = host();
+    change(&mut wide.cpuid, 0x8000_0008, 0, |leaf| leaf.eax = 0x3034);
+    assert_eq!(check(&guest(), &wide), Ok(()));
+}
+
+#[test]
+fn an_msr_counts_only_if_its_value_could_matter() {
+    let mut host = host();
+    host.msrs.retain(|&msr| msr == 0x10 || msr == 0xc000_0082);
+    // The microcode revision is not missed; the clock of a guest that was given kvm-clock is.
+    assert!(only_problem(&guest(), &host).contains("KVM_SYSTEM_TIME_NEW (MSR 0x4b564d01)"));
+    let mut guest = guest();
+    change(&mut guest.cpuid, 0x4000_0001, 0, |leaf| leaf.eax = 0);
+    assert_eq!(check(&guest, &host), Ok(()));
+}
+
+#[test]
+fn kvm_features_count_only_for_a_guest_that_sees_kvm() {
+    let mut host = host();
+    change(&mut host.cpuid, 0x4000_0001, 0, |leaf| leaf.eax = 0);
+    assert!(only_problem(&guest(), &host).contains("no kvm_clocksource2"));
+    let mut guest = guest();
+    guest.msrs.clear();
+    change(&mut guest.cpuid, 0x4000_0000, 0, |leaf| leaf.ebx = 0);
+    assert_eq!(check(&guest, &host), Ok(()));
+}
+
+#[test]
+fn the_tsc_may_differ_by_250_ppm_or_be_scaled() {
+    let at = |tsc_khz, tsc_scaling| {
+        let host = HostCapabilities { tsc_khz, tsc_scaling, ..host() };
+        check(&guest(), &host).is_ok()
+    };
+    assert!(at(2_600_650, false), "250 ppm");
+    assert!(!at(2_600_651, false));
+    assert!(at(2_599_350, false));
+    assert!(!at(2_599_349, false));
+    assert!(at(1_000_000, true));
+}
+
+#[test]
+fn a_long_list_is_cut() {
+    let mut guest = guest();
+    guest.msrs = (0x9000..0xa000).collect();
+    let text = check(&guest, &host()).unwrap_err().to_string();
+    assert!(text.ends_with(&format!("; and {} more", 0x1000 - MAX_SHOWN)), "{text}");
+}
+
+proptest! {
+    #[test]
+    fn no_description_makes_it_panic(
+        leaves in prop::collection::vec((0..16u32, 0..4u32, any::<[u32; 4]>()), 0..32),
+        high: bool,
+        xsave_components: u64,
+        msrs in prop::collection::vec(any::<u32>(), 0..64),
+        tsc_khz: u32,
+    ) {
+        let base = if high { 0x8000_0000 } else { 0 };
+        let cpuid = leaves.into_iter().map(|(f, i, regs)| entry(base + f, i, regs)).collect();
+        let guest = CpuDescription { cpuid, xsave_components, xsave_bytes: 0, msrs, tsc_khz };
+        let _ = check(&guest, &host()).map_err(|error| error.to_string());
+    }
+
+    #[test]
+    fn a_host_takes_whatever_it_offers(
+        leaves in prop::collection::btree_map((0..16u32, 0..4u32), any::<[u32; 4]>(), 0..32),
+        xsave_components: u64,
+        msrs in prop::collection::vec(any::<u32>(), 0..64),
+        tsc_khz: u32,
+    ) {
+        let cpuid: Vec<_> = leaves.into_iter().map(|((f, i), regs)| entry(f, i, regs)).collect();
+        let guest = CpuDescription {
+            cpuid: cpuid.clone(),
+            xsave_components,
+            xsave_bytes: 0,
+            msrs: msrs.clone(),
+            tsc_khz,
+        };
+        let host = HostCapabilities { cpuid, xsave_components, msrs, tsc_khz, tsc_scaling: false };
+        prop_assert_eq!(check(&guest, &host), Ok(()));
+    }
+}
