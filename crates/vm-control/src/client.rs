@@ -92,6 +92,20 @@ impl Client {
     pub fn connect_within(path: &Path, who: &str, timeout: Duration) -> Result<Self, ClientError> {
         let failed = |source| ClientError::Connect { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(failed)?;
+        Self::over(stream, path, who, timeout)
+    }
+
+    /// A client on a connection that is there already; `path` is for its messages.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn over(
+        stream: UnixStream,
+        path: &Path,
+        who: &str,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        let failed = |source| ClientError::Connect { path: path.to_owned(), source };
         stream.set_read_timeout(Some(timeout)).map_err(failed)?;
         stream.set_write_timeout(Some(timeout)).map_err(failed)?;
         let mut client = Self { stream, path: path.to_owned(), name: String::new(), pid: 0 };

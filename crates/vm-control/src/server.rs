@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -86,6 +86,31 @@ pub trait Service: Send + Sync + 'static {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    connections: Arc<Connections>,
+}
+
+/// The connections that are served now.
+#[derive(Debug, Default)]
+struct Connections {
+    next: AtomicU64,
+    open: AtomicUsize,
+    /// How many requests are being answered.
+    busy: Mutex<usize>,
+    idle: Condvar,
+}
+
+impl Connections {
+    fn begin(&self) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn end(&self) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        *busy -= 1;
+        if *busy == 0 {
+            self.idle.notify_all();
+        }
+    }
 }
 
 impl Server {
@@ -106,7 +131,7 @@ impl Server {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
-        let server = Self { listener, path: path.to_owned() };
+        let server = Self { listener, path: path.to_owned(), connections: Arc::default() };
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(server)
     }
@@ -124,11 +149,31 @@ impl Server {
     pub fn serve(&self, service: Arc<dyn Service>) -> Result<(), ServerError> {
         let failed = |source| ServerError::Listen { path: self.path.clone(), source };
         let listener = self.listener.try_clone().map_err(failed)?;
+        let connections = Arc::clone(&self.connections);
         thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept(&listener, &service))
+            .spawn(move || accept(&listener, &service, &connections))
             .map_err(failed)?;
         Ok(())
+    }
+
+    /// Serves one connection that is there already.
+    ///
+    /// # Errors
+    /// [`ServerError::Listen`] if the thread cannot be started.
+    pub fn serve_connection(
+        &self,
+        stream: UnixStream,
+        service: Arc<dyn Service>,
+    ) -> Result<(), ServerError> {
+        spawn(stream, service, &self.connections)
+            .map_err(|source| ServerError::Listen { path: self.path.clone(), source })
+    }
+
+    /// Waits until the requests that have come are answered, but no longer than `within`.
+    pub fn drain(&self, within: Duration) {
+        let busy = self.connections.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.connections.idle.wait_timeout_while(busy, within, |busy| *busy > 0);
     }
 }
 
@@ -138,9 +183,7 @@ impl Drop for Server {
     }
 }
 
-fn accept(listener: &UnixListener, service: &Arc<dyn Service>) {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let open = Arc::new(AtomicUsize::new(0));
+fn accept(listener: &UnixListener, service: &Arc<dyn Service>, connections: &Arc<Connections>) {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -151,26 +194,37 @@ fn accept(listener: &UnixListener, service: &Arc<dyn Service>) {
                 continue;
             }
         };
-        let id = ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed));
-        let (service, open) = (Arc::clone(service), Arc::clone(&open));
-        if let Some(refusal) = turn_away(&stream, open.load(Ordering::Relaxed)) {
+        if let Some(refusal) = turn_away(&stream, connections.open.load(Ordering::Relaxed)) {
             let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
             let _ = frame::send(&stream, &Reply::Refused(refusal), &[]);
             continue;
         }
-        open.fetch_add(1, Ordering::Relaxed);
-        let spawned = thread::Builder::new().name(format!("client-{}", id.0)).spawn(move || {
-            match converse(&stream, id, service.as_ref()) {
-                Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
-                Err(error) => warn!("client {}: {error}", id.0),
-            }
-            service.closed(id);
-            open.fetch_sub(1, Ordering::Relaxed);
-        });
-        if let Err(error) = spawned {
+        if let Err(error) = spawn(stream, Arc::clone(service), connections) {
             warn!("cannot serve a connection: {error}");
         }
     }
+}
+
+fn spawn(
+    stream: UnixStream,
+    service: Arc<dyn Service>,
+    connections: &Arc<Connections>,
+) -> io::Result<()> {
+    let shared = Arc::clone(connections);
+    let id = ConnectionId(connections.next.fetch_add(1, Ordering::Relaxed));
+    connections.open.fetch_add(1, Ordering::Relaxed);
+    let spawned = thread::Builder::new().name(format!("client-{}", id.0)).spawn(move || {
+        match converse(&stream, id, service.as_ref(), &shared) {
+            Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
+            Err(error) => warn!("client {}: {error}", id.0),
+        }
+        service.closed(id);
+        shared.open.fetch_sub(1, Ordering::Relaxed);
+    });
+    if spawned.is_err() {
+        connections.open.fetch_sub(1, Ordering::Relaxed);
+    }
+    spawned.map(|_| ())
 }
 
 /// Why this peer is not served, if it is not: only vmrun's own user and root are.
@@ -195,6 +249,7 @@ fn converse(
     stream: &UnixStream,
     id: ConnectionId,
     service: &dyn Service,
+    connections: &Connections,
 ) -> Result<(), FrameError> {
     stream.set_write_timeout(Some(FRAME_TIMEOUT)).map_err(FrameError::Io)?;
     let mut greeted = false;
@@ -205,27 +260,40 @@ fn converse(
         drop(fds);
         stream.set_read_timeout(Some(FRAME_TIMEOUT)).map_err(FrameError::Io)?;
         let request: Request = frame::receive_body(stream, length)?;
-        let answer = match request {
-            Request::Hello { version, ref client } => {
-                debug!("client {} is {client}", id.0);
-                greeted = true;
-                if version == PROTOCOL_VERSION {
-                    service.handle(id, request)
-                } else {
-                    Reply::Hello { version: PROTOCOL_VERSION, name: String::new(), pid: 0 }.into()
-                }
-            }
-            _ if !greeted => Reply::Refused(Refusal::new("say hello first")).into(),
-            Request::Subscribe => {
-                let events = service.subscribe();
-                frame::send(stream, &Reply::Done, &[])?;
-                return forward(stream, &events);
-            }
-            request => service.handle(id, request),
-        };
-        let fds: Vec<_> = answer.fds.iter().map(AsFd::as_fd).collect();
-        frame::send(stream, &answer.reply, &fds)?;
+        if greeted && request == Request::Subscribe {
+            let events = service.subscribe();
+            frame::send(stream, &Reply::Done, &[])?;
+            return forward(stream, &events);
+        }
+        connections.begin();
+        let answered = answer(stream, id, service, request, &mut greeted);
+        connections.end();
+        answered?;
     }
+}
+
+fn answer(
+    stream: &UnixStream,
+    id: ConnectionId,
+    service: &dyn Service,
+    request: Request,
+    greeted: &mut bool,
+) -> Result<(), FrameError> {
+    let answer = match request {
+        Request::Hello { version, ref client } => {
+            debug!("client {} is {client}", id.0);
+            *greeted = true;
+            if version == PROTOCOL_VERSION {
+                service.handle(id, request)
+            } else {
+                Reply::Hello { version: PROTOCOL_VERSION, name: String::new(), pid: 0 }.into()
+            }
+        }
+        _ if !*greeted => Reply::Refused(Refusal::new("say hello first")).into(),
+        request => service.handle(id, request),
+    };
+    let fds: Vec<_> = answer.fds.iter().map(AsFd::as_fd).collect();
+    frame::send(stream, &answer.reply, &fds)
 }
 
 fn forward(stream: &UnixStream, events: &Receiver<Event>) -> Result<(), FrameError> {

@@ -1,0 +1,126 @@
+//! What the command lines of all programs share: how an error is shown, where the log goes, man
+//! pages and shell completions.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use clap_complete::Shell;
+use tracing::level_filters::LevelFilter;
+
+/// Exit status for a command line that makes no sense; clap's own.
+pub const USAGE: u8 = 2;
+
+/// The options that every program has.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// How much to say on stderr: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true)]
+    pub log: LevelFilter,
+    /// Print the manual page (roff) and exit
+    #[arg(long, global = true, hide = true)]
+    pub man: bool,
+    /// Print completions for a shell and exit
+    #[arg(long, value_name = "SHELL", global = true, hide = true)]
+    pub completions: Option<Shell>,
+}
+
+/// A command line that holds the common options.
+pub trait Program: Parser + CommandFactory {
+    /// Its common options.
+    fn common(&self) -> &Common;
+}
+
+/// Parses the command line, does what the common options ask for, and runs `body`. An error
+/// becomes one line on stderr and exit status 1.
+pub fn main<P: Program>(body: impl FnOnce(P) -> anyhow::Result<u8>) -> ExitCode {
+    let name = P::command().get_name().to_owned();
+    if let Some(done) = documentation::<P>() {
+        return finish(&name, done.map(|()| 0).map_err(Into::into));
+    }
+    let program = match P::command()
+        .try_get_matches()
+        .and_then(|mut matches| P::from_arg_matches_mut(&mut matches))
+    {
+        Ok(program) => program,
+        Err(error) => error.exit(),
+    };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(program.common().log)
+        .with_target(false)
+        .with_ansi(false)
+        .init();
+    finish(&name, body(program))
+}
+
+fn finish(name: &str, result: anyhow::Result<u8>) -> ExitCode {
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            complain(name, &error);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Writes `error` and its causes as one line to stderr.
+pub fn complain(name: &str, error: &anyhow::Error) {
+    let line = one_line(error);
+    let _ = writeln!(io::stderr(), "{name}: {line}");
+}
+
+/// `error` and its causes on one line, each said once.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // A transparent error repeats its cause.
+        if line.ends_with(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&text);
+    }
+    line.replace('\n', " ")
+}
+
+/// The man page and the completions need no argument that the program itself insists on.
+fn documentation<P: CommandFactory>() -> Option<io::Result<()>> {
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some("--man"), None) => {
+            Some(clap_mangen::Man::new(P::command()).render(&mut io::stdout().lock()))
+        }
+        (Some("--completions"), Some(shell)) => {
+            let Ok(shell) = shell.parse::<Shell>() else {
+                return Some(Err(io::Error::other(format!(
+                    "no completions for '{shell}': name bash, zsh, fish, elvish or powershell"
+                ))));
+            };
+            let mut command = P::command();
+            let name = command.get_name().to_owned();
+            clap_complete::generate(shell, &mut command, name, &mut io::stdout().lock());
+            Some(Ok(()))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn an_error_is_one_line_with_each_cause_once() {
+        let error = anyhow!("disk\nfull").context("cannot write").context("cannot save web");
+        assert_eq!(one_line(&error), "cannot save web: cannot write: disk full");
+        let repeated: anyhow::Result<()> = Err(anyhow!("same")).context("same");
+        assert_eq!(one_line(&repeated.unwrap_err()), "same");
+    }
+}
