@@ -1,0 +1,181 @@
+//! What a destination says to its source: the messages of the return path.
+
+use std::time::Duration;
+
+use crate::bytes::{Malformed, Put, Take};
+use crate::checksum::StreamDigest;
+use crate::preamble::FormatVersion;
+use crate::record::nanoseconds;
+use crate::text::{MAX_REASON, clean};
+
+/// The longest name of a phase (bytes); longer ones are cut when written.
+pub const MAX_PHASE_NAME: usize = 64;
+
+/// The most phases in one message; further ones are not written.
+pub const MAX_PHASES: usize = 64;
+
+/// How long each phase took at the destination, in the order in which they ended.
+pub type Timings = Vec<(String, Duration)>;
+
+/// What became of a migration, as the destination knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest is complete there and waits for `Go`.
+    Prepared,
+    /// The guest runs there.
+    Running,
+    /// The guest has not run there and never will: recorded before this was said.
+    Refused,
+    /// The destination cannot rule out that the guest ran there.
+    MayHaveRun {
+        /// Why it cannot.
+        why: String,
+    },
+}
+
+/// One message of the return path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The header is accepted: send, in this version of the format.
+    Ready {
+        /// The version.
+        version: FormatVersion,
+    },
+    /// Memory and state are complete and loaded; the guest waits for `Go`.
+    Ack {
+        /// The digest that `End` carried.
+        digest: StreamDigest,
+        /// How long the destination took, by phase.
+        timings: Timings,
+    },
+    /// The guest runs here.
+    Running {
+        /// How long the destination took, by phase.
+        timings: Timings,
+    },
+    /// The guest cannot be taken, and was not touched.
+    Refused {
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// Something failed on the way; the guest has not run here and will not.
+    Failed {
+        /// What failed, and what to do about it.
+        reason: String,
+    },
+    /// The answer to a question.
+    Resolved(Outcome),
+}
+
+/// The numbers of the messages; bit 15 would mark one that may be skipped.
+const READY: u16 = 1;
+const ACK: u16 = 2;
+const RUNNING: u16 = 3;
+const REFUSED: u16 = 4;
+const FAILED: u16 = 5;
+const RESOLVED: u16 = 6;
+
+impl Message {
+    pub(crate) const fn number(&self) -> u16 {
+        match self {
+            Self::Ready { .. } => READY,
+            Self::Ack { .. } => ACK,
+            Self::Running { .. } => RUNNING,
+            Self::Refused { .. } => REFUSED,
+            Self::Failed { .. } => FAILED,
+            Self::Resolved(_) => RESOLVED,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Ready { version } => bytes.u16(version.0),
+            Self::Ack { digest, timings } => {
+                bytes.u64(digest.0);
+                encode_timings(&mut bytes, timings);
+            }
+            Self::Running { timings } => encode_timings(&mut bytes, timings),
+            Self::Refused { reason } | Self::Failed { reason } => {
+                bytes.raw(clean(reason, MAX_REASON).as_bytes());
+            }
+            Self::Resolved(outcome) => {
+                let (number, why) = match outcome {
+                    Outcome::Prepared => (1, ""),
+                    Outcome::Running => (2, ""),
+                    Outcome::Refused => (3, ""),
+                    Outcome::MayHaveRun { why } => (4, why.as_str()),
+                };
+                bytes.u8(number);
+                bytes.raw(clean(why, MAX_REASON).as_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// The message of this number and payload, or nothing for a number that is not known.
+    pub(crate) fn decode(number: u16, payload: &[u8]) -> Result<Option<Self>, Malformed> {
+        let mut take = Take::new(payload);
+        let message = match number {
+            READY => Self::Ready { version: FormatVersion(take.u16()?) },
+            ACK => {
+                Self::Ack { digest: StreamDigest(take.u64()?), timings: decode_timings(&mut take)? }
+            }
+            RUNNING => Self::Running { timings: decode_timings(&mut take)? },
+            REFUSED => {
+                return Ok(Some(Self::Refused { reason: decode_text(payload)? }));
+            }
+            FAILED => {
+                return Ok(Some(Self::Failed { reason: decode_text(payload)? }));
+            }
+            RESOLVED => Self::Resolved(match take.u8()? {
+                1 => Outcome::Prepared,
+                2 => Outcome::Running,
+                3 => Outcome::Refused,
+                4 => {
+                    let why = decode_text(&payload[1..])?;
+                    return Ok(Some(Self::Resolved(Outcome::MayHaveRun { why })));
+                }
+                _ => return Err(Malformed("it names an outcome that is not known")),
+            }),
+            _ => return Ok(None),
+        };
+        take.finish()?;
+        Ok(Some(message))
+    }
+}
+
+fn decode_text(bytes: &[u8]) -> Result<String, Malformed> {
+    let text = str::from_utf8(bytes).map_err(|_| Malformed("its text is not UTF-8"))?;
+    Ok(clean(text, MAX_REASON))
+}
+
+fn encode_timings(bytes: &mut Vec<u8>, timings: &Timings) {
+    let count = timings.len().min(MAX_PHASES);
+    bytes.u16(count as u16);
+    for (name, duration) in &timings[..count] {
+        let name = clean(name, MAX_PHASE_NAME);
+        bytes.u8(name.len() as u8);
+        bytes.raw(name.as_bytes());
+        bytes.u64(nanoseconds(*duration));
+    }
+}
+
+fn decode_timings(take: &mut Take<'_>) -> Result<Timings, Malformed> {
+    let count = usize::from(take.u16()?);
+    if count > MAX_PHASES {
+        return Err(Malformed("it names more phases than a message may"));
+    }
+    let mut timings = Vec::with_capacity(count);
+    for _ in 0..count {
+        let length = usize::from(take.u8()?);
+        if length > MAX_PHASE_NAME {
+            return Err(Malformed("the name of a phase is too long"));
+        }
+        let name = str::from_utf8(take.bytes(length)?)
+            .map_err(|_| Malformed("the name of a phase is not UTF-8"))?;
+        let name = clean(name, MAX_PHASE_NAME);
+        timings.push((name, Duration::from_nanos(take.u64()?)));
+    }
+    Ok(timings)
+}

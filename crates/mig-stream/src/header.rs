@@ -1,0 +1,273 @@
+//! The header behind the preamble: which guest, which machine, which memory.
+
+use thiserror::Error;
+use units::{Gfn, PAGE_SIZE, PageRange, Pages, RegionId};
+
+use crate::bytes::{Malformed, Put, Take};
+use crate::preamble::MAX_HEADER;
+
+/// The longest name of a guest (bytes).
+pub const MAX_NAME: usize = 255;
+
+/// The most regions that a guest has; real ones have two or three.
+pub const MAX_REGIONS: usize = 256;
+
+/// Past the last guest frame: x86-64 physical addresses have at most 52 bits (AMD64 Architecture
+/// Programmer's Manual, volume 2, section 5.1).
+const END_OF_FRAMES: u64 = (1 << 52) / PAGE_SIZE;
+
+/// Length of one region in a header (bytes).
+const REGION_BYTES: usize = 18;
+
+/// A range of guest memory that pages of the stream belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Its number: regions are numbered from 0 in address order.
+    pub id: RegionId,
+    /// Its first guest frame.
+    pub base: Gfn,
+    /// Its length.
+    pub pages: Pages,
+}
+
+/// What a destination must know before the first page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// The guest's name on the source: 1 to 255 bytes without control characters.
+    pub guest: String,
+    /// The encoded machine description, which this crate carries and does not read.
+    pub machine: Vec<u8>,
+    /// Guest memory, in address order.
+    pub regions: Vec<Region>,
+}
+
+/// Why a header is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HeaderError {
+    /// Its fields do not hold together.
+    #[error("the header of the stream is malformed")]
+    Malformed(#[source] Malformed),
+    /// The guest's name is missing, too long or would drive a terminal.
+    #[error("the guest's name must have 1 to {MAX_NAME} bytes and no control characters")]
+    Name,
+    /// It has more regions than any guest.
+    #[error("the guest has {0} regions of memory; at most {MAX_REGIONS} travel")]
+    TooManyRegions(usize),
+    /// A region is not where it can be.
+    #[error("{id} of the guest's memory {problem}")]
+    Region {
+        /// The number that the region should have.
+        id: RegionId,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A question carries memory or a machine.
+    #[error("a question about a migration carries no machine and no memory")]
+    NotEmpty,
+    /// The machine description is longer than a header may be.
+    #[error("the header has {0} bytes; at most {MAX_HEADER} are sent")]
+    TooLong(usize),
+}
+
+/// A run of pages that the guest does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RangeError {
+    /// There is no such region.
+    #[error("the guest has no {0}")]
+    NoRegion(RegionId),
+    /// The run leaves its region.
+    #[error("pages {first} to {end} lie outside {region}, which has {pages}", end = first.saturating_add(count.0))]
+    Outside {
+        /// The region.
+        region: RegionId,
+        /// First page of the run.
+        first: u64,
+        /// Length of the run.
+        count: Pages,
+        /// Length of the region.
+        pages: Pages,
+    },
+    /// The run holds no page.
+    #[error("a run of no pages in {0}")]
+    Empty(RegionId),
+}
+
+impl Header {
+    pub(crate) fn check(&self) -> Result<(), HeaderError> {
+        if self.guest.is_empty()
+            || self.guest.len() > MAX_NAME
+            || self.guest.chars().any(char::is_control)
+        {
+            return Err(HeaderError::Name);
+        }
+        if self.regions.len() > MAX_REGIONS {
+            return Err(HeaderError::TooManyRegions(self.regions.len()));
+        }
+        let mut free = 0;
+        for (index, region) in self.regions.iter().enumerate() {
+            let end = region.base.0.checked_add(region.pages.0);
+            let problem = if usize::from(region.id.0) != index {
+                "is numbered out of order"
+            } else if region.pages.0 == 0 {
+                "is empty"
+            } else if end.is_none_or(|end| end > END_OF_FRAMES) {
+                "ends behind the last physical address"
+            } else if region.base.0 < free {
+                "begins before the one in front of it ends"
+            } else {
+                free = region.base.0 + region.pages.0;
+                continue;
+            };
+            return Err(HeaderError::Region { id: RegionId(index as u16), problem });
+        }
+        Ok(())
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.machine.is_empty() && self.regions.is_empty()
+    }
+
+    /// Whether the guest has all of these pages.
+    ///
+    /// # Errors
+    /// One of [`RangeError`] where it has not.
+    pub fn check_range(&self, range: &PageRange) -> Result<(), RangeError> {
+        let Some(region) = self.regions.get(usize::from(range.region.0)) else {
+            return Err(RangeError::NoRegion(range.region));
+        };
+        if range.is_empty() {
+            return Err(RangeError::Empty(range.region));
+        }
+        match range.first.checked_add(range.count.0) {
+            Some(end) if end <= region.pages.0 => Ok(()),
+            _ => Err(RangeError::Outside {
+                region: range.region,
+                first: range.first,
+                count: range.count,
+                pages: region.pages,
+            }),
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, HeaderError> {
+        self.check()?;
+        let length = 8 + self.guest.len() + self.machine.len() + self.regions.len() * REGION_BYTES;
+        if length > MAX_HEADER as usize {
+            return Err(HeaderError::TooLong(length));
+        }
+        let mut bytes = Vec::with_capacity(length);
+        bytes.u16(self.guest.len() as u16);
+        bytes.raw(self.guest.as_bytes());
+        bytes.u32(self.machine.len() as u32);
+        bytes.raw(&self.machine);
+        bytes.u16(self.regions.len() as u16);
+        for region in &self.regions {
+            bytes.u16(region.id.0);
+            bytes.u64(region.base.0);
+            bytes.u64(region.pages.0);
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let header = Self::decode_fields(bytes).map_err(HeaderError::Malformed)?;
+        header.check()?;
+        Ok(header)
+    }
+
+    fn decode_fields(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut take = Take::new(bytes);
+        let length = take.u16()?;
+        let guest = str::from_utf8(take.bytes(length.into())?)
+            .map_err(|_| Malformed("the guest's name is not UTF-8"))?;
+        let length = take.u32()?;
+        let machine = take.bytes(length as usize)?;
+        let count = take.u16()?;
+        if usize::from(count) > MAX_REGIONS {
+            return Err(Malformed("it names more regions than a guest can have"));
+        }
+        let mut regions = Vec::with_capacity(count.into());
+        for _ in 0..count {
+            regions.push(Region {
+                id: RegionId(take.u16()?),
+                base: Gfn(take.u64()?),
+                pages: Pages(take.u64()?),
+            });
+        }
+        take.finish()?;
+        Ok(Self { guest: guest.to_owned(), machine: machine.to_owned(), regions })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(id: u16, base: u64, pages: u64) -> Region {
+        Region { id: RegionId(id), base: Gfn(base), pages: Pages(pages) }
+    }
+
+    fn header() -> Header {
+        Header {
+            guest: "web".into(),
+            machine: vec![1, 2, 3],
+            regions: vec![region(0, 0, 160), region(1, 256, 1000)],
+        }
+    }
+
+    #[test]
+    fn a_header_is_these_bytes() {
+        let bytes = header().encode().unwrap();
+        assert_eq!(bytes[..14], [3, 0, b'w', b'e', b'b', 3, 0, 0, 0, 1, 2, 3, 2, 0]);
+        assert_eq!(bytes.len(), 14 + 2 * REGION_BYTES);
+        assert_eq!(bytes[32..], [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xe8, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Header::decode(&bytes), Ok(header()));
+    }
+
+    #[test]
+    fn regions_that_no_guest_can_have_are_refused() {
+        for (regions, problem) in [
+            (vec![region(1, 0, 1)], "is numbered out of order"),
+            (vec![region(0, 0, 0)], "is empty"),
+            (vec![region(0, 1, END_OF_FRAMES)], "ends behind the last physical address"),
+            (vec![region(0, u64::MAX, 2)], "ends behind the last physical address"),
+            (vec![region(0, 0, 10), region(1, 9, 1)], "begins before the one in front of it ends"),
+        ] {
+            let header = Header { regions, ..header() };
+            let Err(HeaderError::Region { problem: found, .. }) = header.check() else {
+                panic!("{header:?} was accepted");
+            };
+            assert_eq!(found, problem);
+        }
+    }
+
+    #[test]
+    fn a_name_that_would_drive_a_terminal_is_refused() {
+        for guest in ["", "\x1b[2J", "a\nb", &"x".repeat(256)] {
+            let header = Header { guest: guest.to_owned(), ..header() };
+            assert_eq!(header.encode(), Err(HeaderError::Name));
+        }
+    }
+
+    #[test]
+    fn only_pages_that_the_guest_has_are_in_range() {
+        let run = |region, first, count| PageRange {
+            region: RegionId(region),
+            first,
+            count: Pages(count),
+        };
+        let header = header();
+        assert_eq!(header.check_range(&run(0, 0, 160)), Ok(()));
+        assert_eq!(header.check_range(&run(1, 999, 1)), Ok(()));
+        for outside in [
+            run(0, 0, 161),
+            run(0, 160, 1),
+            run(1, u64::MAX, 1),
+            run(1, 1, u64::MAX),
+            run(2, 0, 1),
+            run(0, 5, 0),
+        ] {
+            assert!(header.check_range(&outside).is_err(), "{outside:?}");
+        }
+    }
+}

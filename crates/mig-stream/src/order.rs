@@ -1,0 +1,243 @@
+//! Which record may follow which. The writer and the reader hold to the same rules.
+
+use thiserror::Error;
+
+use crate::frame::RecordType;
+use crate::preamble::{Kind, Preamble};
+
+/// The most sections in one stream: a thousand vCPUs with room for their devices.
+pub const MAX_SECTIONS: u64 = 4096;
+
+/// The most bytes in all sections of one stream together, so that state waiting to be loaded is
+/// bounded too.
+pub const MAX_ALL_SECTIONS: u64 = 256 << 20;
+
+/// The most runs in all `Extents` of one stream together.
+const MAX_ALL_EXTENTS: u64 = 1 << 20;
+
+/// A record at a place where none of its type may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum OrderError {
+    /// The guest's memory and state are complete; this would add to them.
+    #[error("a {0} record behind the end of the guest's memory and state")]
+    BehindEnd(RecordType),
+    /// A record that may be skipped, where nothing may stand.
+    #[error("an unknown record behind the end of the guest's memory and state")]
+    UnknownBehindEnd,
+    /// `Go` or `Abort` in a stream that has no place for it.
+    #[error("a {0} record, though the stream said that its forward path is closed behind End")]
+    NoAnswerExpected(RecordType),
+    /// `Go` before everything was sent.
+    #[error("Go before the guest's memory and state are complete")]
+    GoBeforeEnd,
+    /// Something follows the last word.
+    #[error("something follows behind Go or Abort")]
+    BehindLast,
+    /// The second `Digest`.
+    #[error("a second Digest")]
+    SecondDigest,
+    /// A `Digest` that the preamble did not announce.
+    #[error("a Digest, though the stream said that there is nothing to verify")]
+    UnexpectedDigest,
+    /// `End` without the announced `Digest`.
+    #[error("the end of the guest's memory without the Digest that the stream announced")]
+    NoDigest,
+    /// More state than any guest has.
+    #[error("more than {MAX_SECTIONS} sections, or more than {MAX_ALL_SECTIONS} bytes of them")]
+    TooMuchState,
+    /// More hints than any guest needs.
+    #[error("more than {MAX_ALL_EXTENTS} extents")]
+    TooManyExtents,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Memory and state are on their way.
+    Guest,
+    /// They are complete, or the stream is a question and has none.
+    Complete,
+    /// `Go` or `Abort` was said.
+    Over,
+}
+
+/// How far a stream has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    phase: Phase,
+    go_follows: bool,
+    verify: bool,
+    digest_seen: bool,
+    sections: u64,
+    section_bytes: u64,
+    extents: u64,
+}
+
+impl Order {
+    pub(crate) const fn new(preamble: &Preamble) -> Self {
+        Self {
+            phase: match preamble.kind {
+                Kind::Migrate => Phase::Guest,
+                Kind::Resolve => Phase::Complete,
+            },
+            go_follows: preamble.flags.go_follows(),
+            verify: preamble.flags.verify,
+            digest_seen: false,
+            sections: 0,
+            section_bytes: 0,
+            extents: 0,
+        }
+    }
+
+    /// Whether the stream may end here.
+    pub(crate) fn may_end(&self) -> bool {
+        self.phase != Phase::Guest
+    }
+
+    /// Whether any record may follow.
+    pub(crate) fn may_continue(&self) -> bool {
+        match self.phase {
+            Phase::Guest => true,
+            Phase::Complete => self.go_follows,
+            Phase::Over => false,
+        }
+    }
+
+    /// Takes note of a record with a payload of `length` bytes, if it may stand here.
+    pub(crate) fn admit(&mut self, kind: RecordType, length: u64) -> Result<(), OrderError> {
+        match (self.phase, kind) {
+            (Phase::Over, _) => return Err(OrderError::BehindLast),
+            (Phase::Guest, RecordType::Go) => return Err(OrderError::GoBeforeEnd),
+            (Phase::Guest, RecordType::Abort) => self.phase = Phase::Over,
+            (Phase::Complete, RecordType::Go | RecordType::Abort) => {
+                if !self.go_follows {
+                    return Err(OrderError::NoAnswerExpected(kind));
+                }
+                self.phase = Phase::Over;
+            }
+            (Phase::Complete, _) => return Err(OrderError::BehindEnd(kind)),
+            (Phase::Guest, RecordType::End) => {
+                if self.verify && !self.digest_seen {
+                    return Err(OrderError::NoDigest);
+                }
+                self.phase = Phase::Complete;
+            }
+            (Phase::Guest, RecordType::Digest) => {
+                if !self.verify {
+                    return Err(OrderError::UnexpectedDigest);
+                }
+                if self.digest_seen {
+                    return Err(OrderError::SecondDigest);
+                }
+                self.digest_seen = true;
+            }
+            (Phase::Guest, RecordType::Section) => {
+                self.sections += 1;
+                self.section_bytes += length;
+                if self.sections > MAX_SECTIONS || self.section_bytes > MAX_ALL_SECTIONS {
+                    return Err(OrderError::TooMuchState);
+                }
+            }
+            (Phase::Guest, RecordType::Extents) => {
+                self.extents += length / crate::record::EXTENT_BYTES as u64;
+                if self.extents > MAX_ALL_EXTENTS {
+                    return Err(OrderError::TooManyExtents);
+                }
+            }
+            (Phase::Guest, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes note of a record that is skipped unread.
+    pub(crate) fn admit_unknown(&self) -> Result<(), OrderError> {
+        match self.phase {
+            Phase::Guest => Ok(()),
+            Phase::Complete => Err(OrderError::UnknownBehindEnd),
+            Phase::Over => Err(OrderError::BehindLast),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use units::MigrationId;
+
+    use super::*;
+    use crate::preamble::Flags;
+    use RecordType::{Abort, Digest, End, Extents, Fill, Go, Pages, Round, Section};
+
+    fn run(flags: Flags, records: &[RecordType]) -> Result<Order, OrderError> {
+        let id = MigrationId::from_bytes([1; 16]);
+        follow(Order::new(&Preamble::migrate(id, flags)), records)
+    }
+
+    fn follow(mut order: Order, records: &[RecordType]) -> Result<Order, OrderError> {
+        for &kind in records {
+            order.admit(kind, 0)?;
+        }
+        Ok(order)
+    }
+
+    const ONE_WAY: Flags =
+        Flags { return_path: false, page_sums: true, separate_commit: false, verify: false };
+    const BOTH_WAYS: Flags = Flags { return_path: true, ..ONE_WAY };
+    const VERIFIED: Flags = Flags { verify: true, ..ONE_WAY };
+
+    #[test]
+    fn pages_and_sections_come_in_any_order_before_the_end() {
+        let order = run(BOTH_WAYS, &[Section, Pages, Round, Section, Fill, End, Go]).unwrap();
+        assert!(order.may_end() && !order.may_continue());
+        assert!(run(BOTH_WAYS, &[Pages, Abort]).unwrap().may_end());
+        assert!(run(BOTH_WAYS, &[End, Abort]).unwrap().may_end());
+        assert!(!run(ONE_WAY, &[Pages]).unwrap().may_end());
+        assert!(!run(ONE_WAY, &[End]).unwrap().may_continue());
+    }
+
+    #[test]
+    fn what_stands_at_the_wrong_place_is_refused() {
+        for (flags, records, error) in [
+            (ONE_WAY, &[End, Pages][..], OrderError::BehindEnd(Pages)),
+            (ONE_WAY, &[End, Section], OrderError::BehindEnd(Section)),
+            (ONE_WAY, &[End, End], OrderError::BehindEnd(End)),
+            (ONE_WAY, &[End, Go], OrderError::NoAnswerExpected(Go)),
+            (ONE_WAY, &[End, Abort], OrderError::NoAnswerExpected(Abort)),
+            (BOTH_WAYS, &[Go], OrderError::GoBeforeEnd),
+            (BOTH_WAYS, &[End, Go, Go], OrderError::BehindLast),
+            (BOTH_WAYS, &[Abort, Pages], OrderError::BehindLast),
+            (ONE_WAY, &[Digest], OrderError::UnexpectedDigest),
+            (VERIFIED, &[Digest, Digest], OrderError::SecondDigest),
+            (VERIFIED, &[Pages, End], OrderError::NoDigest),
+        ] {
+            assert_eq!(run(flags, records).unwrap_err(), error, "{records:?}");
+        }
+    }
+
+    #[test]
+    fn a_separate_commit_closes_the_forward_path_behind_the_end() {
+        let flags = Flags { separate_commit: true, ..BOTH_WAYS };
+        assert!(!run(flags, &[End]).unwrap().may_continue());
+        assert_eq!(run(flags, &[End, Go]).unwrap_err(), OrderError::NoAnswerExpected(Go));
+    }
+
+    #[test]
+    fn a_question_carries_no_guest_and_may_end_with_go() {
+        let order = Order::new(&Preamble::resolve(MigrationId::from_bytes([1; 16])));
+        assert!(order.may_end());
+        assert!(follow(order, &[Go]).unwrap().may_end());
+        assert_eq!(follow(order, &[Pages]).unwrap_err(), OrderError::BehindEnd(Pages));
+    }
+
+    #[test]
+    fn state_and_hints_are_bounded_over_the_whole_stream() {
+        let mut order = run(ONE_WAY, &[]).unwrap();
+        for _ in 0..16 {
+            order.admit(Section, 16 << 20).unwrap();
+        }
+        assert_eq!(order.admit(Section, 1), Err(OrderError::TooMuchState));
+        let many = [Section; MAX_SECTIONS as usize + 1];
+        assert_eq!(run(ONE_WAY, &many).unwrap_err(), OrderError::TooMuchState);
+        let mut order = run(ONE_WAY, &[]).unwrap();
+        order.admit(Extents, MAX_ALL_EXTENTS * 18).unwrap();
+        assert_eq!(order.admit(Extents, 18), Err(OrderError::TooManyExtents));
+    }
+}

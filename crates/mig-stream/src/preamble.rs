@@ -1,0 +1,389 @@
+//! The 48 bytes that never move between versions: what comes, who may read it, which migration.
+
+use std::fmt;
+
+use thiserror::Error;
+use units::MigrationId;
+
+use crate::bytes::{Put, Take};
+use crate::checksum::crc32c;
+
+/// First bytes of a stream. Like PNG's: no text file starts so, a 7-bit channel would clear the
+/// first bit, and a channel that translates line ends would change the middle.
+pub(crate) const MAGIC: [u8; 8] = *b"\x89MIG\r\n\x1a\n";
+
+/// Length of the preamble in bytes.
+pub(crate) const PREAMBLE_BYTES: usize = 48;
+
+/// The longest header behind a preamble (bytes): a machine description of up to 1 MiB, regions,
+/// and room.
+pub const MAX_HEADER: u32 = 2 << 20;
+
+/// A version of the format of everything behind the preamble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FormatVersion(pub u16);
+
+impl FormatVersion {
+    /// The newest version that this program reads and writes.
+    pub const NEWEST: Self = Self(1);
+}
+
+impl fmt::Display for FormatVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// It carries a guest.
+    Migrate,
+    /// It asks what became of a migration; no memory follows, only perhaps `Go`.
+    Resolve,
+}
+
+/// How both ends go about it. Bits 0 to 15 of the field must be known to the reader; bits 16 to
+/// 31 may be ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flags {
+    /// The destination can answer.
+    pub return_path: bool,
+    /// `Pages` payloads carry a CRC-32C.
+    pub page_sums: bool,
+    /// GO comes by another command: the forward path is closed behind `End`.
+    pub separate_commit: bool,
+    /// `Digest` comes before `End`, and the destination compares it.
+    pub verify: bool,
+}
+
+const RETURN_PATH: u32 = 1 << 0;
+const PAGE_SUMS: u32 = 1 << 1;
+const SEPARATE_COMMIT: u32 = 1 << 2;
+const VERIFY: u32 = 1 << 3;
+const MUST_BE_KNOWN: u32 = 0xffff;
+
+impl Flags {
+    const fn to_bits(self) -> u32 {
+        let mut bits = 0;
+        if self.return_path {
+            bits |= RETURN_PATH;
+        }
+        if self.page_sums {
+            bits |= PAGE_SUMS;
+        }
+        if self.separate_commit {
+            bits |= SEPARATE_COMMIT;
+        }
+        if self.verify {
+            bits |= VERIFY;
+        }
+        bits
+    }
+
+    fn from_bits(bits: u32) -> Result<Self, PreambleError> {
+        let known = RETURN_PATH | PAGE_SUMS | SEPARATE_COMMIT | VERIFY;
+        let unknown = bits & MUST_BE_KNOWN & !known;
+        if unknown != 0 {
+            return Err(PreambleError::UnknownFlags { bits: unknown });
+        }
+        Ok(Self {
+            return_path: bits & RETURN_PATH != 0,
+            page_sums: bits & PAGE_SUMS != 0,
+            separate_commit: bits & SEPARATE_COMMIT != 0,
+            verify: bits & VERIFY != 0,
+        })
+    }
+
+    /// Whether `Go` or `Abort` may follow behind the last record that carries the guest.
+    pub const fn go_follows(self) -> bool {
+        self.return_path && !self.separate_commit
+    }
+}
+
+/// What a stream says of itself before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preamble {
+    /// The oldest version whose readers can read this stream.
+    pub oldest: FormatVersion,
+    /// The version that the stream is written in until the destination asks for an older one.
+    pub written: FormatVersion,
+    /// How both ends go about it.
+    pub flags: Flags,
+    /// What the stream is for.
+    pub kind: Kind,
+    /// Which migration this is.
+    pub id: MigrationId,
+}
+
+/// Why a preamble is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PreambleError {
+    /// Its checksum is wrong.
+    #[error(
+        "the first 48 bytes of the stream are damaged (CRC-32C): the tunnel changes what it carries"
+    )]
+    Damaged,
+    /// Only newer programs can read it.
+    #[error(
+        "the stream has format {oldest}, this program reads up to {}: \
+         send with --format-version {}, or update the receiver",
+        FormatVersion::NEWEST,
+        FormatVersion::NEWEST
+    )]
+    TooNew {
+        /// The oldest version whose readers can read the stream.
+        oldest: FormatVersion,
+    },
+    /// It is for something that this program does not know.
+    #[error("the stream is of kind {0}, which this program does not know: update the receiver")]
+    UnknownKind(u16),
+    /// It needs something that this program does not know.
+    #[error(
+        "the stream needs flags {bits:#x}, which this program does not know: update the receiver"
+    )]
+    UnknownFlags {
+        /// The unknown bits.
+        bits: u32,
+    },
+    /// The header behind it is longer than any real one.
+    #[error("the stream announces a header of {0} bytes; at most {MAX_HEADER} are read")]
+    HeaderTooLong(u32),
+    /// Its fields contradict each other.
+    #[error("the preamble of the stream contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+/// A preamble as it travels: with the length and the checksum of the header behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawPreamble {
+    pub(crate) oldest: FormatVersion,
+    pub(crate) written: FormatVersion,
+    flags: u32,
+    kind: u16,
+    pub(crate) id: MigrationId,
+    pub(crate) header_length: u32,
+    pub(crate) header_crc: u32,
+}
+
+impl Preamble {
+    /// The preamble of a stream that carries a guest, in the newest format.
+    pub const fn migrate(id: MigrationId, flags: Flags) -> Self {
+        Self {
+            oldest: FormatVersion(1),
+            written: FormatVersion::NEWEST,
+            flags,
+            kind: Kind::Migrate,
+            id,
+        }
+    }
+
+    /// The preamble of a question: what became of this migration? It has a return path.
+    pub const fn resolve(id: MigrationId) -> Self {
+        Self {
+            oldest: FormatVersion(1),
+            written: FormatVersion::NEWEST,
+            flags: Flags {
+                return_path: true,
+                page_sums: false,
+                separate_commit: false,
+                verify: false,
+            },
+            kind: Kind::Resolve,
+            id,
+        }
+    }
+
+    /// The version that both ends know: what a `Ready` says.
+    ///
+    /// # Errors
+    /// [`PreambleError::TooNew`] where there is none.
+    pub fn negotiate(&self) -> Result<FormatVersion, PreambleError> {
+        if self.oldest > FormatVersion::NEWEST {
+            return Err(PreambleError::TooNew { oldest: self.oldest });
+        }
+        Ok(self.written.min(FormatVersion::NEWEST))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), PreambleError> {
+        let contradiction = if self.oldest.0 == 0 || self.oldest > self.written {
+            "its oldest version is not one of those up to the version written"
+        } else if self.flags.separate_commit && !self.flags.return_path {
+            "a separate commit needs a return path"
+        } else if self.kind == Kind::Resolve && !self.flags.return_path {
+            "a question needs a return path"
+        } else if self.kind == Kind::Resolve && self.flags.verify {
+            "a question carries no memory to verify"
+        } else {
+            return self.negotiate().map(|_| ());
+        };
+        Err(PreambleError::Contradiction(contradiction))
+    }
+
+    pub(crate) fn encode(&self, header: &[u8]) -> [u8; PREAMBLE_BYTES] {
+        RawPreamble {
+            oldest: self.oldest,
+            written: self.written,
+            flags: self.flags.to_bits(),
+            kind: match self.kind {
+                Kind::Migrate => 1,
+                Kind::Resolve => 2,
+            },
+            id: self.id,
+            header_length: header.len() as u32,
+            header_crc: crc32c(header),
+        }
+        .encode()
+    }
+}
+
+impl RawPreamble {
+    fn encode(&self) -> [u8; PREAMBLE_BYTES] {
+        let mut bytes = Vec::with_capacity(PREAMBLE_BYTES);
+        bytes.raw(&MAGIC);
+        bytes.u16(self.oldest.0);
+        bytes.u16(self.written.0);
+        bytes.u32(self.flags);
+        bytes.u16(self.kind);
+        bytes.u16(0);
+        bytes.raw(&self.id.to_bytes());
+        bytes.u32(self.header_length);
+        bytes.u32(self.header_crc);
+        bytes.u32(crc32c(&bytes));
+        let mut preamble = [0; PREAMBLE_BYTES];
+        preamble.copy_from_slice(&bytes);
+        preamble
+    }
+
+    /// Reads the fields behind the magic, which the caller has looked at; nothing where the
+    /// checksum does not fit.
+    pub(crate) fn decode(bytes: &[u8; PREAMBLE_BYTES]) -> Option<Self> {
+        let mut take = Take::new(&bytes[MAGIC.len()..]);
+        let oldest = FormatVersion(take.u16().ok()?);
+        let written = FormatVersion(take.u16().ok()?);
+        let flags = take.u32().ok()?;
+        let kind = take.u16().ok()?;
+        // Reserved: a later version may give it a meaning that old readers can ignore.
+        take.u16().ok()?;
+        let raw = Self {
+            oldest,
+            written,
+            flags,
+            kind,
+            id: take.id().ok()?,
+            header_length: take.u32().ok()?,
+            header_crc: take.u32().ok()?,
+        };
+        (take.u32().ok()? == crc32c(&bytes[..PREAMBLE_BYTES - 4])).then_some(raw)
+    }
+
+    /// Whether somebody listens on the return path, whatever else the preamble says.
+    pub(crate) const fn has_return_path(&self) -> bool {
+        self.flags & RETURN_PATH != 0
+    }
+
+    pub(crate) fn check(&self) -> Result<Preamble, PreambleError> {
+        // The version first: what else looks wrong may just be new.
+        if self.oldest > FormatVersion::NEWEST {
+            return Err(PreambleError::TooNew { oldest: self.oldest });
+        }
+        let preamble = Preamble {
+            oldest: self.oldest,
+            written: self.written,
+            flags: Flags::from_bits(self.flags)?,
+            kind: match self.kind {
+                1 => Kind::Migrate,
+                2 => Kind::Resolve,
+                other => return Err(PreambleError::UnknownKind(other)),
+            },
+            id: self.id,
+        };
+        preamble.check()?;
+        if self.header_length > MAX_HEADER {
+            return Err(PreambleError::HeaderTooLong(self.header_length));
+        }
+        Ok(preamble)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> RawPreamble {
+        let flags = Flags { return_path: true, page_sums: true, ..Flags::default() };
+        let id = MigrationId::from_bytes(*b"0123456789abcdef");
+        RawPreamble::decode(&Preamble::migrate(id, flags).encode(b"header")).unwrap()
+    }
+
+    #[test]
+    fn a_preamble_is_these_bytes() {
+        let bytes = raw().encode();
+        assert_eq!(bytes[..8], [0x89, b'M', b'I', b'G', 13, 10, 26, 10]);
+        assert_eq!(bytes[8..20], [1, 0, 1, 0, 3, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(bytes[20..36], *b"0123456789abcdef");
+        assert_eq!(bytes[36..40], [6, 0, 0, 0]);
+        assert_eq!(bytes[40..44], crc32c(b"header").to_le_bytes());
+        assert_eq!(bytes[44..], crc32c(&bytes[..44]).to_le_bytes());
+    }
+
+    #[test]
+    fn what_is_in_the_preamble_decides_who_reads_the_stream() {
+        type Change = fn(&mut RawPreamble);
+        let cases: [(Change, PreambleError); 8] = [
+            (
+                |raw| (raw.oldest, raw.written) = (FormatVersion(3), FormatVersion(4)),
+                PreambleError::TooNew { oldest: FormatVersion(3) },
+            ),
+            (|raw| raw.kind = 7, PreambleError::UnknownKind(7)),
+            (|raw| raw.flags |= 0x8000, PreambleError::UnknownFlags { bits: 0x8000 }),
+            (
+                |raw| raw.header_length = MAX_HEADER + 1,
+                PreambleError::HeaderTooLong(MAX_HEADER + 1),
+            ),
+            (
+                |raw| raw.oldest = FormatVersion(0),
+                PreambleError::Contradiction(
+                    "its oldest version is not one of those up to the version written",
+                ),
+            ),
+            (
+                |raw| raw.flags = SEPARATE_COMMIT,
+                PreambleError::Contradiction("a separate commit needs a return path"),
+            ),
+            (
+                |raw| (raw.kind, raw.flags) = (2, 0),
+                PreambleError::Contradiction("a question needs a return path"),
+            ),
+            (
+                |raw| (raw.kind, raw.flags) = (2, RETURN_PATH | VERIFY),
+                PreambleError::Contradiction("a question carries no memory to verify"),
+            ),
+        ];
+        for (change, error) in cases {
+            let mut raw = raw();
+            change(&mut raw);
+            assert_eq!(raw.check(), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_newer_stream_that_we_can_read_is_read_in_our_version() {
+        let mut raw = raw();
+        raw.written = FormatVersion(9);
+        raw.flags |= 0x0001_0000;
+        let preamble = raw.check().unwrap();
+        assert_eq!(preamble.negotiate(), Ok(FormatVersion::NEWEST));
+    }
+
+    #[test]
+    fn a_refused_version_says_what_to_do() {
+        let error = PreambleError::TooNew { oldest: FormatVersion(3) };
+        assert!(
+            error
+                .to_string()
+                .contains("format 3, this program reads up to 1: send with --format-version 1"),
+            "{error}"
+        );
+    }
+}
