@@ -1,0 +1,127 @@
+//! The parts put together as [`super`] says, around a simulated guest that sweeps over a working
+//! set and a path of 100 MB/s. The destination's copy is compared page by page.
+
+use std::time::Duration;
+
+use units::{Bytes, BytesPerSec, Pages, RegionId};
+
+use super::*;
+
+const REGION: RegionId = RegionId(0);
+const GUEST: u64 = 100_000;
+const RATE: BytesPerSec = BytesPerSec(100_000_000);
+
+struct Guest {
+    /// How often each page was written to.
+    versions: Vec<u32>,
+    hot: u64,
+    /// Pages written to per second when nobody throttles.
+    speed: u64,
+    cursor: u64,
+}
+
+impl Guest {
+    fn run(&mut self, time: Duration, throttle: u8) -> Bitmap {
+        let mut dirty = Bitmap::new(REGION, Pages(GUEST));
+        let speed = self.speed as f64 * f64::from(100 - throttle) / 100.0;
+        for _ in 0..(speed * time.as_secs_f64()) as u64 {
+            self.versions[self.cursor as usize] += 1;
+            dirty.insert(self.cursor, Pages(1));
+            self.cursor = (self.cursor + 1) % self.hot;
+        }
+        dirty
+    }
+}
+
+struct Migrated {
+    end: Next,
+    rounds: u32,
+    sent: Pages,
+    throttle: u8,
+    blackout: Pages,
+}
+
+/// Migrates a guest to its end and checks that no page was lost.
+fn migrate(hot: u64, speed: u64, limits: Limits, mut wws: Wws) -> Migrated {
+    let mut guest = Guest { versions: vec![1; GUEST as usize], hot, speed, cursor: 0 };
+    let mut copy = vec![0; GUEST as usize];
+    let mut sent = SentHistogram::new([Pages(GUEST)]);
+    let mut policy = Policy::new(limits);
+    let path = Path { rate: RATE, overhead: Duration::from_millis(10), ..Path::default() };
+    let mut send = |pages: &Bitmap, versions: &[u32]| -> (Bytes, Duration) {
+        for run in pages.runs(Pages(256)) {
+            let run_of_pages = run.first as usize..(run.first + run.count.0) as usize;
+            copy[run_of_pages.clone()].copy_from_slice(&versions[run_of_pages]);
+            sent.record(run);
+        }
+        let bytes = pages.count().bytes();
+        (bytes, RATE.time_for(bytes))
+    };
+
+    let mut todo = [Bitmap::full(REGION, Pages(GUEST))];
+    let mut total = Pages(0);
+    let mut number = 0;
+    let end = loop {
+        let (bytes, duration) = send(&todo[0], &guest.versions);
+        let stats_sent = todo[0].count();
+        total += stats_sent;
+        todo = [guest.run(duration, policy.throttle())];
+        let plan = wws.plan(&mut todo, policy.deferrable(&path));
+        let stats = RoundStats {
+            number,
+            sent: stats_sent,
+            bytes,
+            deferred: plan.were_waiting,
+            dirtied: plan.became_dirty,
+            duration,
+            ..RoundStats::default()
+        };
+        number += 1;
+        match policy.decide(&stats, &path) {
+            Next::Round | Next::Throttle { .. } => {}
+            end => break end,
+        }
+    };
+    wws.release(&mut todo);
+    send(&todo[0], &guest.versions);
+    assert!(copy == guest.versions, "a page was lost");
+    assert_eq!(sent.times().into_iter().sum::<Pages>(), Pages(GUEST));
+    Migrated {
+        end,
+        rounds: number,
+        sent: total,
+        throttle: policy.throttle(),
+        blackout: todo[0].count(),
+    }
+}
+
+#[test]
+fn a_guest_faster_than_the_path_is_throttled_until_the_promise_is_kept() {
+    let run = migrate(20_000, 30_000, Limits::default(), Wws::new([Pages(GUEST)]));
+    assert!(matches!(run.end, Next::StopAndCopy(Rule::FitsDowntime { .. })), "{:?}", run.end);
+    assert!((20..99).contains(&run.throttle), "{}", run.throttle);
+    assert!(run.rounds < 30, "{}", run.rounds);
+    let downtime = RATE.time_for(run.blackout.bytes()) + Duration::from_millis(10);
+    assert!(downtime <= Duration::from_millis(100), "{downtime:?}");
+}
+
+#[test]
+fn a_small_working_set_is_left_for_the_blackout_and_keeps_the_promise() {
+    let limits = Limits { min_pages: Pages(50), ..Limits::default() };
+    let run = migrate(1_000, 1_000_000, limits, Wws::new([Pages(GUEST)]));
+    assert!(matches!(run.end, Next::StopAndCopy(_)), "{:?}", run.end);
+    assert_eq!((run.rounds, run.sent), (1, Pages(GUEST)));
+    assert_eq!((run.throttle, run.blackout), (0, Pages(1_000)));
+}
+
+#[test]
+fn pages_that_wait_are_not_sent_again_and_again() {
+    let limits = Limits { on_stall: OnStall::Abort, max_rounds: 12, ..Limits::default() };
+    let patient = migrate(6_000, 1_000_000, limits, Wws::new([Pages(GUEST)]));
+    let eager = migrate(6_000, 1_000_000, limits, Wws::off());
+    assert_eq!(patient.rounds, 12, "6,000 pages do not fit 100 ms");
+    assert_eq!(eager.sent, Pages(GUEST + 11 * 6_000));
+    // From the third round on, half of the 2,197 pages that fit 90 ms wait.
+    assert_eq!(patient.sent, Pages(GUEST + 6_000 + 10 * (6_000 - 1_098)));
+    assert!(matches!(patient.end, Next::GiveUp { .. }));
+}
