@@ -5,3 +5,5 @@
 
 pub mod handover;
 pub mod ownership;
+pub mod precopy;
+pub mod report;

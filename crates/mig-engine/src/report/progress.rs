@@ -1,0 +1,108 @@
+//! Where a migration is.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use units::{Bytes, BytesPerSec, Pages};
+
+use super::text::{Time, grouped};
+use crate::precopy::nanos;
+
+/// No progress line is longer than this, in characters: it must not wrap on any terminal, or it
+/// could not be overwritten.
+const WIDTH: usize = 79;
+
+/// Where a migration is: what `vmctl info`, SIGUSR1 and `--progress json` show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The round that is being sent, from 0 on.
+    pub round: u32,
+    /// Bytes sent in all rounds so far.
+    #[serde(rename = "sent_bytes")]
+    pub sent: Bytes,
+    /// Bytes to be sent in all, as far as it is known: `sent` and the rest of this round.
+    #[serde(rename = "total_bytes")]
+    pub total: Bytes,
+    /// Pages that the destination lacks, as of the last harvest and less those sent since.
+    #[serde(rename = "dirty_pages")]
+    pub dirty: Pages,
+    /// The measured rate.
+    #[serde(rename = "rate_bytes_per_sec")]
+    pub rate: BytesPerSec,
+    /// Time until `total` is sent, where a rate is known.
+    #[serde(rename = "eta_ns", with = "nanos::known")]
+    pub eta: Option<Duration>,
+    /// How far the vCPUs are throttled.
+    #[serde(rename = "throttle_percent")]
+    pub throttle: u8,
+}
+
+/// What a migration is doing. In JSON: `connect`, `pre_copy`, `blackout`, `handover`, `resolve`,
+/// `done`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Header sent, READY not yet here; the guest is untouched.
+    #[default]
+    Connect,
+    /// Sending rounds; the guest runs.
+    PreCopy,
+    /// The guest is paused.
+    Blackout,
+    /// State is sent; ACK, GO and RUNNING are under way.
+    Handover,
+    /// GO was sent and no answer came; asking the destination what became of it.
+    Resolve,
+    /// It ended, one way or the other.
+    Done,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Connect => "connect",
+            Self::PreCopy => "pre-copy",
+            Self::Blackout => "blackout",
+            Self::Handover => "handover",
+            Self::Resolve => "resolve",
+            Self::Done => "done",
+        })
+    }
+}
+
+impl Progress {
+    /// One line for a live terminal, without a line feed; at most 79 columns. Where not all fits,
+    /// what matters least is left out.
+    pub fn line(&self) -> String {
+        let mut line = match self.phase {
+            Phase::PreCopy => format!("{} round {}", self.phase, self.round),
+            phase => phase.to_string(),
+        };
+        let mut parts = vec![format!("{} of {}", self.sent, self.total)];
+        if self.total.0 > 0 {
+            let share = u128::from(self.sent.0) * 100 / u128::from(self.total.0);
+            parts.push(format!("{}%", share.min(100)));
+        }
+        if matches!(self.phase, Phase::PreCopy | Phase::Blackout) {
+            if self.rate.0 > 0 {
+                parts.push(self.rate.to_string());
+            }
+            if self.throttle > 0 {
+                parts.push(format!("throttle {}%", self.throttle));
+            }
+            parts.push(format!("{} dirty", grouped(self.dirty.0)));
+            parts.extend(self.eta.map(|eta| format!("eta {}", Time(eta))));
+        }
+        for part in parts {
+            if line.len() + 2 + part.len() > WIDTH {
+                break;
+            }
+            line.push_str("  ");
+            line.push_str(&part);
+        }
+        line
+    }
+}
