@@ -1,0 +1,105 @@
+//! Streams of released formats must be readable for ever, and written the same for ever.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{BOTH_WAYS, ID, memory_digest, page, read, round, run, sample};
+use mig_stream::{
+    FormatVersion, Message, Outcome, Record, ReturnReader, ReturnWriter, StreamDigest, Totals,
+};
+use units::{Bytes, Pages};
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    fs::read(path(name)).unwrap()
+}
+
+fn answers() -> Vec<Message> {
+    let timings = vec![
+        ("state load".to_owned(), Duration::from_micros(1500)),
+        ("first instruction".to_owned(), Duration::from_nanos(7)),
+    ];
+    let digest = StreamDigest(0x0123_4567_89ab_cdef);
+    vec![
+        Message::Ready { version: FormatVersion(1) },
+        Message::Ack { digest, timings: timings.clone() },
+        Message::Running { timings },
+        Message::Refused { reason: "this host has no avx512f".into() },
+        Message::Failed { reason: "no space left on device".into() },
+        Message::Resolved(Outcome::Prepared),
+        Message::Resolved(Outcome::Running),
+        Message::Resolved(Outcome::Refused),
+        Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".into() }),
+    ]
+}
+
+fn written_answers() -> Vec<u8> {
+    let mut writer = ReturnWriter::new(Vec::new(), ID).unwrap();
+    for answer in answers() {
+        writer.send(&answer).unwrap();
+    }
+    writer.into_inner()
+}
+
+/// Writes the golden files of a format that has none yet:
+/// `cargo test -p mig-stream --test golden -- --ignored`. Never overwrites one.
+#[test]
+#[ignore = "writes missing golden files"]
+fn write_missing_golden_files() {
+    for (name, bytes) in [("v1.mig", sample(BOTH_WAYS)), ("v1.answers", written_answers())] {
+        if !path(name).exists() {
+            fs::write(path(name), bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn format_1_is_written_as_it_always_was() {
+    assert!(sample(BOTH_WAYS) == golden("v1.mig"), "the bytes of format 1 have changed");
+}
+
+#[test]
+fn format_1_is_read_as_it_always_was() {
+    let whole = read(&golden("v1.mig")).unwrap();
+    let totals = Totals {
+        records: 9,
+        pages: Pages(3),
+        filled: Pages(900),
+        sections: 2,
+        bytes: Bytes(12_806),
+        digest: StreamDigest(0x35b1_0760_bec8_6ab5),
+    };
+    let expected = [
+        Record::Extents(vec![run(0, 0, 2), run(1, 0, 1000)]),
+        Record::Pages(run(0, 0, 2)),
+        Record::Fill { range: run(1, 100, 900), pattern: 0x0102_0304_0506_0708 },
+        Record::Round(round(0)),
+        Record::Blackout,
+        Record::Section(b"state of a serial port".to_vec()),
+        Record::Pages(run(1, 999, 1)),
+        Record::Section(vec![]),
+        Record::Digest(memory_digest()),
+        Record::End(totals),
+        Record::Go(ID),
+    ];
+    assert_eq!(whole.records, expected);
+    assert_eq!(whole.payloads, [[page(1), page(2)].concat(), page(3)]);
+    assert_eq!(whole.skipped, 0);
+}
+
+#[test]
+fn answers_of_format_1_are_written_and_read_as_they_always_were() {
+    let bytes = golden("v1.answers");
+    assert!(written_answers() == bytes, "the bytes of the answers have changed");
+    let mut reader = ReturnReader::open(&bytes[..], ID).unwrap();
+    for answer in answers() {
+        assert_eq!(reader.next_message().unwrap(), Some(answer));
+    }
+    assert_eq!(reader.next_message().unwrap(), None);
+}
