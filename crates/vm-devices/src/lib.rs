@@ -1,2 +1,19 @@
+//! Devices of the machine, each with its own save, load and dirty log.
+//!
+//! [`Device`] is the contract that every device keeps, so that a guest can be stopped, saved and
+//! moved at any instant. Nothing here names a hypervisor: an interrupt line is an
+//! [`EventFd`](vmm_sys_util::eventfd::EventFd).
+#![forbid(unsafe_code)]
 #![warn(missing_docs)]
-//! Devices of the machine, each with its own save, load and dirty log
+
+mod console;
+mod device;
+mod dirty;
+mod power;
+mod serial;
+
+pub use console::{Console, ConsoleError, ConsoleSpec, ConsoleSpecError};
+pub use device::{Device, DeviceError};
+pub use dirty::DeviceDirtyLog;
+pub use power::{PowerPorts, PowerRequest};
+pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};

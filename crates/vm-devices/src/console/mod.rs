@@ -1,0 +1,146 @@
+//! The far end of the serial port: a file, a socket, the terminal.
+//!
+//! One thread per console does all reading and writing, so that neither a slow reader nor a full
+//! disk ever holds the guest up; what nobody takes is kept up to [`BACKLOG`] bytes.
+
+mod backlog;
+mod spec;
+mod thread;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use thiserror::Error;
+
+pub use self::spec::{ConsoleSpec, ConsoleSpecError};
+
+use self::backlog::Backlog;
+use self::thread::Ends;
+
+/// How many bytes wait for a reader at most: a boot log of a Linux kernel twice over.
+const BACKLOG: usize = 256 << 10;
+
+/// Who takes what is typed.
+pub trait Input: Send + Sync {
+    /// Takes bytes from the front; returns how many. The rest is offered again later.
+    fn receive(&self, bytes: &[u8]) -> usize;
+}
+
+/// Why a console cannot be opened.
+#[derive(Debug, Error)]
+pub enum ConsoleError {
+    /// Its file or socket cannot be had.
+    #[error("cannot open console {spec}; name another with --console")]
+    Open {
+        /// The console.
+        spec: ConsoleSpec,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else listens on its socket.
+    #[error("console {0} is in use by another process; name another with --console")]
+    InUse(ConsoleSpec),
+}
+
+struct Shared {
+    backlog: Mutex<Backlog>,
+    input: Mutex<Option<Weak<dyn Input>>>,
+    /// Wakes the thread: there is output, or the end.
+    wake: EventFd,
+    ending: AtomicBool,
+}
+
+/// An open console.
+pub struct Console {
+    spec: ConsoleSpec,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Console {
+    /// Opens it and starts its thread.
+    ///
+    /// # Errors
+    /// [`ConsoleError`] if the file or socket cannot be had.
+    pub fn open(spec: &ConsoleSpec) -> Result<Self, ConsoleError> {
+        let failed = |source| ConsoleError::Open { spec: spec.clone(), source };
+        let ends = Ends::open(spec).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => ConsoleError::InUse(spec.clone()),
+            _ => failed(error),
+        })?;
+        let shared = Arc::new(Shared {
+            backlog: Mutex::new(Backlog::new(BACKLOG)),
+            input: Mutex::new(None),
+            wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+                .map_err(|error| failed(error.into()))?,
+            ending: false.into(),
+        });
+        let thread = match ends {
+            None => None,
+            Some(ends) => {
+                let shared = Arc::clone(&shared);
+                let thread = std::thread::Builder::new().name("console".to_owned());
+                Some(thread.spawn(move || ends.serve(&shared)).map_err(failed)?)
+            }
+        };
+        Ok(Self { spec: spec.clone(), shared, thread })
+    }
+
+    /// Where it goes.
+    pub const fn spec(&self) -> &ConsoleSpec {
+        &self.spec
+    }
+
+    /// Prints bytes; never waits.
+    pub fn print(&self, bytes: &[u8]) {
+        if self.thread.is_none() {
+            return;
+        }
+        self.shared.backlog().push(bytes);
+        // A full eventfd has woken the thread already.
+        let _ = self.shared.wake.write(1);
+    }
+
+    /// Says who takes what is typed.
+    pub fn attach(&self, input: &Arc<dyn Input>) {
+        *self.shared.input.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::downgrade(input));
+    }
+}
+
+/// Writes out what can be written without waiting, and ends the thread.
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        let _ = self.shared.wake.write(1);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of console {} panicked", self.spec);
+        }
+    }
+}
+
+impl Shared {
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Offers typed bytes to whoever takes them; returns how many were taken. Without a taker all
+    /// are gone.
+    fn offer(&self, bytes: &[u8]) -> usize {
+        let input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        match input.as_ref().and_then(Weak::upgrade) {
+            Some(input) => input.receive(bytes),
+            None => bytes.len(),
+        }
+    }
+}

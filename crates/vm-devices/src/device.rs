@@ -1,0 +1,62 @@
+//! The contract that every device keeps.
+
+use thiserror::Error;
+use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
+
+/// Why a device cannot be stopped.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// Requests that it has begun do not end.
+    #[error("device {device} still has {requests} requests under way; the guest was not stopped")]
+    Busy {
+        /// The device.
+        device: String,
+        /// How many requests.
+        requests: usize,
+    },
+}
+
+/// A device that can be stopped, saved, loaded into another process and set going there.
+///
+/// The machine calls these methods in one order only: [`Self::quiesce`] after the last vCPU has
+/// left guest mode, then any number of [`Self::save`], then [`Self::resume`] before the first vCPU
+/// enters it again. On a destination [`Self::load`] comes instead, on a device that has never run,
+/// then `resume`, then [`Self::announce`].
+///
+/// A device that writes guest memory itself gets a [`DeviceDirtyLog`](crate::DeviceDirtyLog) when
+/// it is made and marks every page *after* it has written it and before it tells the guest. After
+/// `quiesce` it writes nothing and marks nothing until `resume`: the last dirty log is harvested in
+/// between.
+pub trait Device: Send + Sync {
+    /// What the machine description says of it.
+    fn describe(&self) -> DeviceDescription;
+
+    /// Finishes or parks all I/O. When it returns the device touches neither guest memory nor its
+    /// own state, and holds no lock that something outside this process could wait for. Stopping a
+    /// stopped device does nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if that cannot be had; the device then goes on as before.
+    fn quiesce(&self) -> Result<(), DeviceError>;
+
+    /// The state of the stopped device.
+    ///
+    /// # Errors
+    /// [`SaveError`] if it has no encoding.
+    fn save(&self) -> Result<Section, SaveError>;
+
+    /// Takes its own section out of `sections` and makes it the device's state. The device stays
+    /// stopped.
+    ///
+    /// # Errors
+    /// [`LoadError`] if the section is missing or does not fit; the device must not be resumed
+    /// then.
+    fn load(&self, sections: &mut SectionSet) -> Result<(), LoadError>;
+
+    /// Goes on with parked I/O. Resuming a running device does nothing.
+    fn resume(&self);
+
+    /// Tells the world outside that the guest is here now, as a network device does after a move.
+    /// Never called on the source.
+    fn announce(&self);
+}
