@@ -29,11 +29,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use units::MigrationId;
 
 /// What one vmrun is to its guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum State {
     /// The guest is this vmrun's: it may run and may be paused.
     Owned,
@@ -70,7 +71,7 @@ impl fmt::Display for State {
 }
 
 /// What somebody asks of a vmrun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Input {
     /// A client starts to send the guest away.
     Begin(MigrationId),
@@ -109,7 +110,7 @@ pub enum Effect {
 }
 
 /// What a destination host remembers of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Decision {
     /// The guest may have run here: nobody else may run it unless this host says so.
     MayRun,
@@ -170,7 +171,7 @@ pub enum Denied {
 }
 
 /// What a vmrun says when it is asked about a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Standing {
     /// The guest is arriving.
     Receiving,

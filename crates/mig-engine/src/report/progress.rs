@@ -14,7 +14,7 @@ use crate::precopy::nanos;
 const WIDTH: usize = 79;
 
 /// Where a migration is: what `vmctl info`, SIGUSR1 and `--progress json` show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// What it is doing.
     pub phase: Phase,
