@@ -1,2 +1,3 @@
 #![warn(missing_docs)]
 //! The KVM machine: memory, vCPUs, interrupt chips, clocks, boot
+pub mod arch;
