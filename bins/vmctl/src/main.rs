@@ -1,2 +1,120 @@
-//! The monitor of running guests and migrations
-fn main() {}
+//! vmctl is the monitor: it shows guests and their migrations, and steers them.
+#![forbid(unsafe_code)]
+
+mod args;
+mod handover;
+mod show;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use mig_engine::ownership::Input;
+use units::BytesPerSec;
+use vm_control::{Client, ClientError, Event, Order, Status, place};
+
+use crate::args::{Args, Command};
+
+/// What vmrun's log calls us.
+const NAME: &str = "vmctl";
+
+/// How long a guest may take to answer a listing.
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    cli::main(run)
+}
+
+fn run(args: Args) -> anyhow::Result<u8> {
+    match &args.command {
+        Command::List => print(&show::list(&all(), args.json)?)?,
+        Command::Status { guest } => {
+            print(&show::status(&connect(guest)?.status()?, args.json)?)?;
+        }
+        Command::Info { guest } => {
+            print(&show::migration(&connect(guest)?.status()?, args.json)?)?;
+        }
+        Command::Pause { guest } => {
+            connect(guest)?.pause()?;
+        }
+        Command::Resume { guest } => connect(guest)?.resume()?,
+        Command::Quit { guest, force } => {
+            connect(guest)?.own(Input::Quit { force: *force })?;
+        }
+        Command::Cancel { guest } => connect(guest)?.order(Order::Cancel)?,
+        Command::SetSpeed { guest, rate } => {
+            let limit = Some(*rate).filter(|rate| *rate > BytesPerSec(0));
+            connect(guest)?.order(Order::SetSpeed(limit))?;
+        }
+        Command::SetDowntime { guest, downtime } => {
+            connect(guest)?.order(Order::SetDowntime(*downtime))?;
+        }
+        Command::Events { guest, until, timeout } => {
+            return events(guest, until.as_deref(), *timeout, args.json);
+        }
+        Command::Resolve { guest, destination, force } => {
+            return handover::resolve(guest, destination.as_deref(), *force);
+        }
+        Command::Commit { guest } => return handover::commit(guest),
+    }
+    Ok(0)
+}
+
+fn connect(guest: &str) -> anyhow::Result<Client> {
+    Ok(Client::connect(&place::socket_of(guest)?, NAME)?)
+}
+
+/// All guests that answer. A socket that nobody listens on any more is no guest.
+fn all() -> Vec<Status> {
+    place::all_sockets()
+        .iter()
+        .filter_map(|socket| {
+            match Client::connect_within(socket, NAME, LIST_TIMEOUT).and_then(|it| it.status()) {
+                Ok(status) => Some(status),
+                Err(ClientError::Connect { .. }) => None,
+                Err(error) => {
+                    cli::complain(NAME, &error.into());
+                    None
+                }
+            }
+        })
+        .collect()
+}
+
+fn events(
+    guest: &str,
+    until: Option<&str>,
+    timeout: Option<Duration>,
+    json: bool,
+) -> anyhow::Result<u8> {
+    let started = Instant::now();
+    let mut events = connect(guest)?.subscribe()?;
+    loop {
+        let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            bail!("nothing more of {guest} within the time given");
+        }
+        let Some(event) = events.next(left) else {
+            if left.is_some_and(|_| timeout.is_some_and(|limit| started.elapsed() >= limit)) {
+                continue;
+            }
+            return match until {
+                None | Some("ended") => Ok(0),
+                Some(event) => bail!("{guest} ended before it was {event}"),
+            };
+        };
+        print(&show::event(&event, json)?)?;
+        if until == Some(event.name()) || matches!(event, Event::Ended(_)) && until.is_none() {
+            return Ok(0);
+        }
+    }
+}
+
+/// Writes to stdout; a reader that went away (`vmctl list | head -1`) is no failure.
+fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}

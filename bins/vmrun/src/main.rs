@@ -1,2 +1,62 @@
-//! Runs one KVM guest and owns it
-fn main() {}
+//! vmrun runs one KVM guest and owns it: its memory, its state, and the right to run it. Other
+//! programs reach it through its control socket.
+#![forbid(unsafe_code)]
+
+mod args;
+mod boot;
+mod end;
+mod guest;
+mod run_state;
+mod service;
+mod signals;
+mod watch;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tracing::info;
+use vm_control::place;
+use vm_control::record::Records;
+use vm_control::server::{Server, Service};
+
+use crate::args::Args;
+use crate::guest::Guest;
+
+/// Requests that are being answered when the guest ends get their answers within this time.
+const DRAIN: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    cli::main(run)
+}
+
+fn run(args: Args) -> anyhow::Result<u8> {
+    place::check_name(&args.name)?;
+    let socket = match &args.socket {
+        Some(path) => path.clone(),
+        None => place::socket_of(&args.name)?,
+    };
+    // Before any thread exists, so that all of them leave the signals to one.
+    let signals = signals::block()?;
+    let server = Server::bind(&socket)?;
+    let first = boot::inner(&args)?;
+    let guest = Guest::new(first, Records::of_this_host(), socket, args.go_timeout);
+    signals::watch(signals, &guest);
+    let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);
+    if args.control_stdin {
+        server.serve_connection(boot::adopted()?, Arc::clone(&service))?;
+    }
+    server.serve(service)?;
+    boot::start(&guest, args.paused).context("cannot start the guest")?;
+    info!("{} listens on {}", args.name, server.path().display());
+
+    let end = guest.ending.wait();
+    let machine = guest.lock().machine.take();
+    drop(machine);
+    server.drain(DRAIN);
+    if end.exit_status() == 1 {
+        anyhow::bail!("{}: {end}", args.name);
+    }
+    Ok(end.exit_status())
+}

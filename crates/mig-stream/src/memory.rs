@@ -3,7 +3,9 @@
 use std::fmt;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use units::{Bytes, RegionId};
+use units::{Bytes, PageRange, Pages, RegionId};
+
+use crate::frame::MAX_RUN;
 
 /// The polynomial of CRC-64/NVME, bit-reversed: bit 63 is x^0 (CRC catalogue, reveng).
 const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
@@ -128,6 +130,35 @@ impl MemoryDigest {
     /// The digests of these regions, in the order of their numbers.
     pub fn new(regions: impl IntoIterator<Item = RegionDigest>) -> Self {
         Self { regions: regions.into_iter().map(|region| region.value()).collect() }
+    }
+
+    /// The digest of a whole memory: `regions` in the order of their numbers, of which the runs
+    /// `existing` (in order, none across another) hold something and the rest is zeros. `read`
+    /// copies the pages of a run of at most [`MAX_RUN`] into the first bytes of its buffer.
+    pub fn of(
+        regions: &[(RegionId, Pages)],
+        existing: &[PageRange],
+        mut read: impl FnMut(PageRange, &mut [u8]),
+    ) -> Self {
+        let mut buffer = vec![0; MAX_RUN.bytes().0 as usize];
+        Self::new(regions.iter().map(|(id, pages)| {
+            let mut digest = RegionDigest::new();
+            let mut at = 0;
+            for run in existing.iter().filter(|run| run.region == *id) {
+                digest.zeros(Pages(run.first - at).bytes());
+                at = run.first;
+                let end = run.first + run.count.0;
+                while at < end {
+                    let count = Pages(MAX_RUN.0.min(end - at));
+                    let bytes = &mut buffer[..count.bytes().0 as usize];
+                    read(PageRange { region: *id, first: at, count }, bytes);
+                    digest.update(bytes);
+                    at += count.0;
+                }
+            }
+            digest.zeros(Pages(pages.0 - at).bytes());
+            digest
+        }))
     }
 
     /// How many regions it covers.

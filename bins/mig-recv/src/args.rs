@@ -1,0 +1,67 @@
+//! The command line of mig-recv.
+
+use std::time::Duration;
+
+use clap::Parser;
+use mig_channel::Endpoint;
+
+/// Receives a guest from a byte stream and runs it.
+#[derive(Parser, Debug)]
+#[command(name = "mig-recv", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// Where the stream comes from: - (stdin), tcp:HOST:PORT and unix:PATH (listen there), exec:CMD,
+    /// file:PATH or fd:N
+    #[arg(value_name = "SOURCE", default_value = "-")]
+    pub source: Endpoint,
+
+    /// Build the guest in this vmrun, which runs with --incoming; without it one is started
+    #[arg(long, value_name = "GUEST")]
+    pub vm: Option<String>,
+    /// Call the guest so on this host
+    #[arg(long, value_name = "NAME", conflicts_with = "vm")]
+    pub name: Option<String>,
+    /// Where the guest's serial console goes: stdio is not possible here; file:PATH, unix:PATH or
+    /// null. Without it, as on the source
+    #[arg(long, value_name = "CONSOLE")]
+    pub console: Option<String>,
+    /// Run a saved guest a second time, under a new migration id. If the first copy still runs,
+    /// the two share every address and disk
+    #[arg(long)]
+    pub clone: bool,
+    /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub go_timeout: Duration,
+    /// Give up when nothing arrives for so long, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub timeout: Duration,
+    /// Say nothing when all went well
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub common: cli::Common,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mig-send web exec:'ssh hostb mig-recv'       on the source: a handover through ssh
+  mig-recv tcp:0.0.0.0:4444                    wait for one guest; trusted networks only
+  mig-recv file:web.mig                        restore a saved guest
+  mig-recv --name web2 --clone file:web.mig    ... once more, as a copy
+  mig-recv < web.mig
+
+Exit status:
+  0  the guest runs here
+  1  failed; the guest has not run and will not run here
+  2  wrong usage
+  4  the guest is here, paused, and no GO came: the source resolves it";
+
+impl cli::Program for Args {
+    fn common(&self) -> &cli::Common {
+        &self.common
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

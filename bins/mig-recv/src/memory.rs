@@ -1,0 +1,106 @@
+//! From records to guest memory.
+
+use std::io::Read;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use anyhow::ensure;
+use mig_engine::precopy::Bitmap;
+use mig_stream::{MemoryDigest, ReadError, StreamReader};
+use units::{Gfn, PAGE_SIZE, PageRange, Pages};
+use vm_control::memory::GuestMemory;
+
+/// How much is made to exist at a time: small enough to stop soon after the stream does.
+const POPULATE_STEP: Pages = Pages(8192);
+
+/// Memory that is being filled.
+#[derive(Debug)]
+pub struct Incoming {
+    memory: GuestMemory,
+    /// Pages that hold something: a fill of zeros is not written where nothing was.
+    written: Vec<Bitmap>,
+    populate: Option<Sender<PageRange>>,
+}
+
+impl Incoming {
+    pub fn new(memory: GuestMemory) -> Self {
+        let written = memory.regions().map(|(id, pages)| Bitmap::new(id, pages)).collect();
+        Self { memory, written, populate: None }
+    }
+
+    /// Takes the bytes of a run of pages from the stream, straight to where they belong.
+    pub fn receive<R: Read>(
+        &mut self,
+        range: PageRange,
+        reader: &mut StreamReader<R>,
+    ) -> Result<(), ReadError> {
+        self.written[usize::from(range.region.0)].insert(range.first, range.count);
+        reader.read_payload(self.memory.pages_mut(range))
+    }
+
+    /// Fills a run of pages with one pattern.
+    pub fn fill(&mut self, range: PageRange, pattern: u64) {
+        let written = &mut self.written[usize::from(range.region.0)];
+        for page in range.first..range.first + range.count.0 {
+            if pattern == 0 && !written.contains(page) {
+                continue;
+            }
+            let one = PageRange { first: page, count: Pages(1), ..range };
+            for word in self.memory.pages_mut(one).chunks_exact_mut(8) {
+                word.copy_from_slice(&pattern.to_le_bytes());
+            }
+        }
+        if pattern != 0 {
+            written.insert(range.first, range.count);
+        }
+    }
+
+    /// Makes the pages that will come exist, ahead of the stream and in another thread.
+    pub fn expect(&mut self, extents: Vec<PageRange>) {
+        let sender = self.populate.get_or_insert_with(|| {
+            let (sender, receiver) = channel::<PageRange>();
+            let populator = self.memory.populator();
+            thread::spawn(move || receiver.into_iter().for_each(|range| populator.populate(range)));
+            sender
+        });
+        for extent in extents {
+            let mut at = extent.first;
+            let end = extent.first + extent.count.0;
+            while at < end {
+                let count = Pages(POPULATE_STEP.0.min(end - at));
+                let _ = sender.send(PageRange { first: at, count, ..extent });
+                at += count.0;
+            }
+        }
+    }
+
+    /// Compares the whole memory with what the source had.
+    pub fn verify(&self, expected: &MemoryDigest) -> anyhow::Result<()> {
+        let existing = self.memory.existing()?;
+        let regions: Vec<_> = self.memory.regions().collect();
+        let found = MemoryDigest::of(&regions, &existing, |range, buffer| {
+            self.memory.copy_pages(range, buffer);
+        });
+        if let Some(region) = expected.first_difference(&found) {
+            anyhow::bail!("{region} of the guest's memory is not what the source had");
+        }
+        Ok(())
+    }
+}
+
+/// Checks that the regions of the stream and those of the machine are the same: the pages of the
+/// one go to the other.
+pub fn check_regions(
+    stream: &[mig_stream::Region],
+    machine: &[vm_state::MemoryRegion],
+) -> anyhow::Result<()> {
+    let same = stream.len() == machine.len()
+        && stream
+            .iter()
+            .zip(machine)
+            .all(|(a, b)| (a.id, a.base, a.pages) == (b.id, b.base, b.pages));
+    ensure!(same, "the stream's regions of memory are not those of its machine description");
+    let last = machine.last().map_or(Gfn(0), |region| Gfn(region.base.0 + region.pages.0));
+    ensure!(last.address() >= PAGE_SIZE, "the guest has no memory");
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! One guest that arrives, step by step.
+//!
+//! The order of the steps, and what a failure of each leads to, is decided by
+//! [`mig_engine::handover::Destination`]; here is what each step does.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use mig_channel::{ChannelReader, ChannelWriter};
+use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
+use mig_engine::ownership::{Input, Standing};
+use mig_stream::{
+    FormatVersion, MemoryDigest, Message, Record, ReturnWriter, StreamDigest, StreamReader,
+};
+use tracing::{debug, warn};
+use units::MigrationId;
+use vm_control::{ClientError, Overrides, Started};
+use vm_state::MachineDescription;
+
+use crate::NAME;
+use crate::args::Args;
+use crate::memory::{Incoming, check_regions};
+use crate::vmrun::Vmrun;
+
+/// How often a guest whose GO comes another way is looked at.
+const COMMIT_POLL: Duration = Duration::from_millis(20);
+
+/// One guest that arrives.
+pub struct Reception<'a> {
+    args: &'a Args,
+    reader: StreamReader<ChannelReader>,
+    back: Option<ReturnWriter<ChannelWriter>>,
+    id: MigrationId,
+    form: Form,
+    version: FormatVersion,
+    description: MachineDescription,
+    vmrun: Option<Vmrun>,
+    memory: Option<Incoming>,
+    sections: Vec<Vec<u8>>,
+    digest: Option<MemoryDigest>,
+    stream_digest: Option<StreamDigest>,
+    load: Duration,
+    started: Started,
+    began: Instant,
+    /// Whether the vmrun has taken the migration up.
+    received: bool,
+}
+
+/// Why a step did not succeed.
+struct Stop {
+    outcome: Outcome,
+    why: anyhow::Error,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self { outcome: Outcome::Failed, why: error.into() }
+    }
+}
+
+fn refused(why: anyhow::Error) -> Stop {
+    Stop { outcome: Outcome::Refused, why }
+}
+
+impl<'a> Reception<'a> {
+    /// A stream whose header was read; a header that is of no use is answered at once.
+    pub fn new(
+        args: &'a Args,
+        reader: StreamReader<ChannelReader>,
+        mut back: Option<ReturnWriter<ChannelWriter>>,
+    ) -> anyhow::Result<Self> {
+        let preamble = *reader.preamble();
+        let form = match (preamble.flags.return_path, preamble.flags.separate_commit) {
+            (false, _) => Form::OneWay,
+            (true, true) => Form::SeparateCommit,
+            (true, false) => Form::BothWays,
+        };
+        let read = || -> anyhow::Result<_> {
+            let description = MachineDescription::decode(&reader.header().machine)?;
+            check_regions(&reader.header().regions, &description.memory)?;
+            if args.clone && form != Form::OneWay {
+                bail!("--clone is for saved guests; the source of this one waits for an answer");
+            }
+            Ok((description, preamble.negotiate()?))
+        };
+        let (description, version) = match read() {
+            Ok(good) => good,
+            Err(error) => {
+                if let Some(back) = &mut back {
+                    let _ = back.send(&Message::Refused { reason: cli::one_line(&error) });
+                }
+                return Err(error);
+            }
+        };
+        let mut id = preamble.id;
+        if args.clone {
+            id = MigrationId::random();
+            eprintln!(
+                "{NAME}: a copy of {}, as migration {id}: if the first one still runs, the two \
+                 share every address and disk",
+                description.name
+            );
+        }
+        Ok(Self {
+            args,
+            reader,
+            back,
+            id,
+            form,
+            version,
+            description,
+            vmrun: None,
+            memory: None,
+            sections: Vec::new(),
+            digest: None,
+            stream_digest: None,
+            load: Duration::ZERO,
+            started: Started::default(),
+            began: Instant::now(),
+            received: false,
+        })
+    }
+
+    /// Runs it to its end and returns the exit status.
+    pub fn run(mut self) -> anyhow::Result<u8> {
+        let mut destination = Destination::new(self.form);
+        let mut why: Option<anyhow::Error> = None;
+        let ending = loop {
+            let step = destination.step();
+            if let DestinationStep::Finished(ending) = step {
+                break ending;
+            }
+            let outcome = match self.step(step, why.as_ref()) {
+                Ok(()) => Outcome::Done,
+                Err(stop) => {
+                    debug!("{step:?}: {:#}", stop.why);
+                    why.get_or_insert(stop.why);
+                    stop.outcome
+                }
+            };
+            destination.advance(outcome);
+        };
+        self.leave(ending, why)
+    }
+
+    fn step(&mut self, step: DestinationStep, why: Option<&anyhow::Error>) -> Result<(), Stop> {
+        match step {
+            DestinationStep::Receive => self.receive(),
+            DestinationStep::SendReady => self.say(&Message::Ready { version: self.version }),
+            DestinationStep::Read => self.read(),
+            DestinationStep::AwaitEof => Ok(self.reader.expect_eof()?),
+            DestinationStep::Prepare => self.prepare(),
+            DestinationStep::SendAck => {
+                let digest = self.stream_digest.ok_or_else(|| anyhow!("no End"))?;
+                self.say(&Message::Ack { digest, timings: vec![("load".into(), self.load)] })
+            }
+            DestinationStep::AwaitGo => self.await_go(),
+            DestinationStep::AwaitCommit => self.await_commit(),
+            DestinationStep::Go => self.go(),
+            DestinationStep::SendRunning => {
+                let timings = vec![
+                    ("go".into(), self.started.go),
+                    ("first instruction".into(), self.started.first_instruction),
+                ];
+                self.say(&Message::Running { timings })
+            }
+            DestinationStep::Refuse => self.refuse(why),
+            DestinationStep::Finished(_) => Ok(()),
+        }
+    }
+
+    fn say(&mut self, message: &Message) -> Result<(), Stop> {
+        let back = self.back.as_mut().ok_or_else(|| anyhow!("no return path"))?;
+        Ok(back.send(message).context("cannot answer the source")?)
+    }
+
+    fn vmrun(&mut self) -> anyhow::Result<&mut Vmrun> {
+        self.vmrun.as_mut().ok_or_else(|| anyhow!("no vmrun"))
+    }
+
+    /// Has a vmrun build the machine. It checks that this host can run the guest, and remembers
+    /// on disk that it may have run here, before the first page is taken.
+    fn receive(&mut self) -> Result<(), Stop> {
+        let overrides = Overrides { name: None, console: self.console()?, device_params: vec![] };
+        let vmrun = self.vmrun.insert(Vmrun::find(self.args, &self.description.name)?);
+        let memory = match vmrun.client.receive(self.id, self.description.clone(), overrides) {
+            Ok(memory) => memory,
+            Err(error) => return Err(refused(vmrun.explain(error))),
+        };
+        self.received = true;
+        self.memory = Some(Incoming::new(memory));
+        Ok(())
+    }
+
+    /// The console of the source, unless it makes no sense here: a terminal stays behind.
+    fn console(&self) -> anyhow::Result<Option<String>> {
+        if self.args.console.is_some() || self.args.vm.is_some() {
+            return Ok(self.args.console.clone());
+        }
+        let serial = self.description.devices.iter().find(|device| device.kind == "serial");
+        let spec = serial.and_then(|device| device.params.get("console"));
+        Ok(spec.filter(|spec| *spec != "stdio").cloned())
+    }
+
+    /// Reads records up to `End`.
+    fn read(&mut self) -> Result<(), Stop> {
+        let memory = self.memory.as_mut().ok_or_else(|| anyhow!("no memory"))?;
+        while let Some(record) = self.reader.next_record()? {
+            match record {
+                Record::Pages(range) => memory.receive(range, &mut self.reader)?,
+                Record::Fill { range, pattern } => memory.fill(range, pattern),
+                Record::Extents(extents) => memory.expect(extents),
+                Record::Round(round) => debug!("{round:?}"),
+                Record::Blackout => {}
+                Record::Section(section) => self.sections.push(section),
+                Record::Digest(digest) => self.digest = Some(digest),
+                Record::End(totals) => {
+                    self.stream_digest = Some(totals.digest);
+                    return Ok(());
+                }
+                Record::Go(_) => return Err(anyhow!("GO before the end of the guest").into()),
+                Record::Abort { reason } => return Err(refused(anyhow!("{reason}"))),
+            }
+        }
+        Err(anyhow!("the stream ends before the guest is complete").into())
+    }
+
+    fn prepare(&mut self) -> Result<(), Stop> {
+        if let Some(expected) = self.digest.take() {
+            let memory = self.memory.as_ref().ok_or_else(|| anyhow!("no memory"))?;
+            memory.verify(&expected)?;
+        }
+        let sections = std::mem::take(&mut self.sections);
+        let id = self.id;
+        let vmrun = self.vmrun()?;
+        match vmrun.client.prepare(id, sections) {
+            Ok(loaded) => {
+                self.load = loaded.load;
+                Ok(())
+            }
+            Err(error) => Err(vmrun.explain(error).into()),
+        }
+    }
+
+    fn await_go(&mut self) -> Result<(), Stop> {
+        match self.reader.next_record()? {
+            Some(Record::Go(_)) => Ok(()),
+            Some(Record::Abort { reason }) => Err(refused(anyhow!("{reason}"))),
+            Some(other) => Err(anyhow!("{other:?} where GO was expected").into()),
+            None => Err(anyhow!("the stream ended before GO came").into()),
+        }
+    }
+
+    fn await_commit(&mut self) -> Result<(), Stop> {
+        let deadline = Instant::now() + self.args.go_timeout + COMMIT_POLL;
+        let id = self.id;
+        loop {
+            match self.vmrun()?.client.inquire(id) {
+                Ok(Standing::Running) => return Ok(()),
+                Ok(Standing::Prepared) if Instant::now() < deadline => thread::sleep(COMMIT_POLL),
+                Ok(Standing::Prepared) => return Err(anyhow!("no GO came").into()),
+                Ok(_) | Err(ClientError::Lost { .. }) => {
+                    return Err(refused(anyhow!("no GO came in time: the guest is refused")));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn go(&mut self) -> Result<(), Stop> {
+        let id = self.id;
+        let vmrun = self.vmrun()?;
+        match vmrun.client.go(id) {
+            Ok(started) => {
+                self.started = started;
+                Ok(())
+            }
+            Err(error @ ClientError::Refused(_)) => Err(refused(error.into())),
+            Err(error) => Err(vmrun.explain(error).into()),
+        }
+    }
+
+    /// Has the vmrun forget the guest, then says so to the source: never the other way round.
+    fn refuse(&mut self, why: Option<&anyhow::Error>) -> Result<(), Stop> {
+        let id = self.id;
+        let received = self.received;
+        if let Some(vmrun) = &mut self.vmrun
+            && received
+            && let Err(error) = vmrun.client.own(Input::Refuse(id))
+        {
+            // Its connection closes with us, and then it refuses by itself.
+            warn!("{}", cli::one_line(&error.into()));
+        }
+        self.vmrun = None;
+        let reason = why.map(cli::one_line).unwrap_or_default();
+        if let Some(back) = &mut self.back {
+            let message = match received {
+                true => Message::Failed { reason },
+                false => Message::Refused { reason },
+            };
+            let _ = back.send(&message);
+        }
+        Ok(())
+    }
+
+    fn leave(self, ending: DestinationEnding, why: Option<anyhow::Error>) -> anyhow::Result<u8> {
+        let name = &self.vmrun.as_ref().map_or(&self.description.name, |vmrun| &vmrun.name);
+        match ending {
+            DestinationEnding::Runs => {
+                if !self.args.quiet {
+                    let pid = self.vmrun.as_ref().map_or(0, |vmrun| vmrun.client.pid());
+                    eprintln!(
+                        "{NAME}: {name} runs here (vmrun {pid}); {} in {:.2} s",
+                        self.reader.bytes_read(),
+                        self.began.elapsed().as_secs_f64()
+                    );
+                }
+            }
+            DestinationEnding::Refused => {
+                let why = why.unwrap_or_else(|| anyhow!("the guest was refused"));
+                return Err(why.context(format!("{name} does not run here")));
+            }
+            DestinationEnding::Prepared => {
+                let why = why.unwrap_or_else(|| anyhow!("no GO came"));
+                cli::complain(
+                    NAME,
+                    &why.context(format!(
+                        "{name} is here, paused, and waits {} s for its source to resolve \
+                         migration {}",
+                        self.args.go_timeout.as_secs_f32(),
+                        self.id
+                    )),
+                );
+            }
+        }
+        Ok(ending.exit_status())
+    }
+}

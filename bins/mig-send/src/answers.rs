@@ -1,0 +1,116 @@
+//! What comes back from the destination.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use mig_channel::ChannelReader;
+use mig_stream::{Message, Outcome, ReturnReader, StreamDigest, Timings};
+use units::MigrationId;
+
+use crate::stop::Stop;
+
+/// The return path of one migration. It is not read before something is expected on it.
+#[derive(Debug)]
+pub struct Answers {
+    state: State,
+    id: MigrationId,
+}
+
+#[derive(Debug)]
+enum State {
+    Closed,
+    New(ChannelReader),
+    Open(ReturnReader<ChannelReader>),
+}
+
+impl Answers {
+    pub fn new(back: ChannelReader, id: MigrationId) -> Self {
+        Self { state: State::New(back), id }
+    }
+
+    /// The next message, within `timeout`.
+    fn next(&mut self, timeout: Duration) -> Result<Message, Stop> {
+        let mut reader = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Closed => return Err(anyhow!("the return path is closed").into()),
+            State::New(mut back) => {
+                back.set_deadline(Some(timeout));
+                ReturnReader::open(back, self.id)?
+            }
+            State::Open(reader) => reader,
+        };
+        reader.get_mut().set_deadline(Some(timeout));
+        let message = reader.next_message()?;
+        self.state = State::Open(reader);
+        match message {
+            Some(Message::Refused { reason }) => Err(Stop::Refused(reason)),
+            Some(Message::Failed { reason }) => {
+                Err(anyhow!("the destination: {reason}").into())
+            }
+            Some(message) => Ok(message),
+            None => Err(anyhow!("the destination closed the return path without a word").into()),
+        }
+    }
+
+    /// READY: the destination can take the guest.
+    pub fn ready(&mut self, timeout: Duration) -> Result<(), Stop> {
+        match self.next(timeout)? {
+            Message::Ready { .. } => Ok(()),
+            other => Err(out_of_turn("READY", &other)),
+        }
+    }
+
+    /// ACK: the destination has loaded everything. Its echo of the digest must be ours.
+    pub fn ack(&mut self, sent: StreamDigest, timeout: Duration) -> Result<Timings, Stop> {
+        loop {
+            match self.next(timeout)? {
+                // With a separate commit nobody has waited for it yet.
+                Message::Ready { .. } => {}
+                Message::Ack { digest, timings } if digest == sent => return Ok(timings),
+                Message::Ack { .. } => {
+                    return Err(anyhow!("the destination acknowledged another stream").into());
+                }
+                other => return Err(out_of_turn("ACK", &other)),
+            }
+        }
+    }
+
+    /// RUNNING: the guest runs there.
+    pub fn running(&mut self, timeout: Duration) -> Result<Timings, Stop> {
+        match self.next(timeout)? {
+            Message::Running { timings } => Ok(timings),
+            other => Err(out_of_turn("RUNNING", &other)),
+        }
+    }
+
+    /// What became of the migration.
+    pub fn outcome(&mut self, timeout: Duration) -> Result<Outcome, Stop> {
+        match self.next(timeout)? {
+            Message::Resolved(outcome) => Ok(outcome),
+            other => Err(out_of_turn("the outcome", &other)),
+        }
+    }
+
+    /// Why the destination gave up, if it says so within `timeout`.
+    pub fn last_words(&mut self, timeout: Duration) -> Option<String> {
+        loop {
+            match self.next(timeout) {
+                Ok(_) => {}
+                Err(Stop::Refused(reason)) => return Some(reason),
+                Err(Stop::Failed(error)) => {
+                    let text = error.to_string();
+                    return text.strip_prefix("the destination: ").map(str::to_owned);
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+fn out_of_turn(expected: &str, found: &Message) -> Stop {
+    anyhow!("the destination answered {found:?} where {expected} was expected").into()
+}
+
+/// A named phase of the destination's timings.
+pub fn phase(timings: &Timings, name: &str) -> Option<Duration> {
+    timings.iter().find(|(phase, _)| phase == name).map(|(_, time)| *time)
+}

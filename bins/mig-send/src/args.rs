@@ -1,0 +1,170 @@
+//! The command line of mig-send.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use mig_channel::{Endpoint, ReturnPath};
+use mig_engine::precopy::{Limits, OnStall};
+use units::{BytesPerSec, Pages};
+
+/// Sends a running guest to another host as a byte stream.
+#[derive(Parser, Debug)]
+#[command(name = "mig-send", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// The guest: its name, or the path of its control socket
+    #[arg(value_name = "GUEST")]
+    pub guest: String,
+    /// Where the stream goes: - (stdout), exec:CMD, tcp:HOST:PORT, unix:PATH, file:PATH or fd:N
+    #[arg(value_name = "DEST", default_value = "-")]
+    pub destination: Endpoint,
+
+    /// Where the answers come from: stdin, fd:N or none
+    #[arg(long = "return", value_name = "PATH")]
+    pub return_path: Option<ReturnPath>,
+    /// Expect no answers, even where they could come back
+    #[arg(long)]
+    pub one_way: bool,
+    /// For tunnels that hold data back: close the stream after its end, and send GO through this
+    /// second command (exec:CMD)
+    #[arg(long, value_name = "DEST", conflicts_with = "one_way")]
+    pub commit: Option<Endpoint>,
+    /// Finish a migration whose outcome is not known: ask DEST what became of it
+    #[arg(long, conflicts_with_all = ["dry_run", "one_way"])]
+    pub resolve: bool,
+    /// With --resolve: run the guest here though the destination cannot be asked or may have run
+    /// it. Two copies run if you are wrong
+    #[arg(long, requires = "resolve")]
+    pub force: bool,
+    /// Say what would be sent, and send nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
+    /// Send at most this much per second, such as 200M
+    #[arg(long, value_name = "RATE")]
+    pub max_bandwidth: Option<BytesPerSec>,
+    /// Stop the guest for at most this many milliseconds
+    #[arg(long, value_name = "MS", default_value = "100", value_parser = milliseconds)]
+    pub max_downtime: Duration,
+    /// Few enough: this many dirty pages end pre-copy
+    #[arg(long, value_name = "PAGES", default_value = "50", value_parser = pages)]
+    pub min_pages: Pages,
+    /// So many rounds in a row without progress are a stall
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub stall_rounds: u32,
+    /// No more rounds than this
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub max_rounds: u32,
+    /// What a stall leads to: throttle the guest, stop it and send the rest, or abort
+    #[arg(long, value_name = "POLICY", default_value_t = OnStall::Throttle)]
+    pub on_stall: OnStall,
+    /// The three rules of the KVM Forum 2007 talk alone, whatever downtime comes of it
+    #[arg(long)]
+    pub classic: bool,
+    /// Give a blackout up that overruns --max-downtime, while nothing is committed yet
+    #[arg(long, conflicts_with = "classic")]
+    pub enforce_downtime: bool,
+    /// Send pages that are dirty in every round again and again, instead of leaving them for the
+    /// blackout
+    #[arg(long)]
+    pub no_wws: bool,
+    /// Compare digests of the whole memory during the blackout
+    #[arg(long)]
+    pub verify: bool,
+
+    /// How long the destination may take to answer the header, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub ready_timeout: Duration,
+    /// Give up when nothing moves for so long, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+    /// How long to go on asking for the outcome after the commit, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub resolve_for: Duration,
+
+    /// Write the report to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Progress on stderr: a live line on a terminal (auto), JSON lines, or none
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = ProgressMode::Auto)]
+    pub progress: ProgressMode,
+    /// Write progress as JSON lines to this descriptor
+    #[arg(long, value_name = "FD")]
+    pub progress_fd: Option<i32>,
+    /// No table at the end
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub common: cli::Common,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressMode {
+    /// A live line if stderr is a terminal, else nothing.
+    Auto,
+    /// JSON lines.
+    Json,
+    /// Nothing.
+    None,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mig-send web exec:'ssh hostb mig-recv'          with a handover; recommended
+  mig-send web | ssh hostb mig-recv               one way
+  mig-send web file:web.mig                       save; restore with mig-recv file:web.mig
+  mig-send web tcp:hostb:4444                     trusted networks only
+  mig-send web exec:'gzip | ssh hostb \"gunzip | mig-recv\"' --commit exec:'ssh hostb vmctl commit web'
+  mig-send --resolve web exec:'ssh hostb mig-recv'
+
+SIGUSR1 prints a line of progress, SIGINT and SIGTERM cancel.
+
+Exit status:
+  0  the destination runs the guest, or the stream is complete (one way)
+  1  failed; the guest runs on here
+  2  wrong usage
+  3  cancelled; the guest runs on here
+  4  outcome not known: the guest is handed-over here; run mig-send --resolve";
+
+impl cli::Program for Args {
+    fn common(&self) -> &cli::Common {
+        &self.common
+    }
+}
+
+impl Args {
+    /// The limits of pre-copy.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            min_pages: self.min_pages,
+            stall_rounds: self.stall_rounds,
+            max_rounds: self.max_rounds,
+            max_downtime: self.max_downtime,
+            classic: self.classic,
+            on_stall: self.on_stall,
+        }
+    }
+
+    /// The bandwidth limit; 0 is none.
+    pub fn bandwidth(&self) -> Option<BytesPerSec> {
+        self.max_bandwidth.filter(|limit| limit.0 > 0)
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1000.0, "milliseconds")
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1.0, "seconds")
+}
+
+fn duration(text: &str, per_second: f64, unit: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("give a number of {unit}"))?;
+    Duration::try_from_secs_f64(number / per_second).map_err(|error| error.to_string())
+}
+
+fn pages(text: &str) -> Result<Pages, String> {
+    text.parse().map(Pages).map_err(|_| "give a number of pages".to_owned())
+}

@@ -1,0 +1,213 @@
+//! Stop-and-copy and the handover: from the guest's last instruction here to its first one there.
+//!
+//! Order within the blackout, and why:
+//! 1. Pause: from here on the guest changes nothing.
+//! 2. Save the state: a device that writes guest memory while it is saved (a parked request, the
+//!    kvm-clock page) has done so after this.
+//! 3. The last harvest: after all writers, so that it shows what the pause and the save dirtied.
+//! 4. The last pages, then the sections: the destination loads state into complete memory.
+//!
+//! Nothing else happens here: the dirty log is stopped and the throttle lifted when the guest is
+//! gone or runs again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use mig_channel::open_sender;
+use mig_engine::handover::Form;
+use mig_engine::ownership::Input;
+use mig_engine::precopy::RoundStats;
+use mig_engine::report::Phase;
+use mig_stream::{Header, Preamble, StreamDigest, StreamWriter};
+use units::Pages;
+use vm_control::memory::SharedBitmap;
+
+use crate::answers::{Answers, phase};
+use crate::migration::Migration;
+use crate::pages;
+use crate::stop::Stop;
+
+/// How long the destination may take to load the state, and to run the guest after GO.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// What is measured and kept from the pause on.
+#[derive(Debug, Default)]
+pub struct Blackout {
+    pub log: Option<SharedBitmap>,
+    /// When the last vCPU had stopped.
+    paused: Option<Instant>,
+    ended: Option<Instant>,
+    acknowledged: Option<Instant>,
+    digest: Option<StreamDigest>,
+}
+
+impl Migration<'_> {
+    /// Pauses the guest and sends what the destination lacks.
+    pub fn stop_and_copy(&mut self) -> Result<(), Stop> {
+        self.shared.progress(|progress| progress.phase = Phase::Blackout);
+        let log = self.blackout.log.take().ok_or_else(|| anyhow!("no dirty log to end with"))?;
+        self.pacer.begin_blackout();
+        self.stream.blackout()?;
+        self.client.pause()?;
+        let paused = Instant::now();
+        self.blackout.paused = Some(paused);
+        if self.args.enforce_downtime {
+            self.stream.get_mut().set_deadline(Some(self.policy.limits().max_downtime));
+        }
+
+        let sections = self.client.save_state()?;
+        let saved = Instant::now();
+        let last = self.harvest(&log)?;
+        for (left, last) in self.left.iter_mut().zip(&last) {
+            left.union(last.words());
+        }
+        let harvested = Instant::now();
+
+        let before = self.stream.bytes_written();
+        let left = std::mem::take(&mut self.left);
+        let sent = self.send_pages(&left)?;
+        let sent_at = Instant::now();
+        let bytes = self.stream.bytes_written() - before;
+        for section in &sections {
+            self.stream.section(section)?;
+        }
+        if self.args.verify {
+            let digest =
+                pages::digest(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
+            self.stream.digest(&digest)?;
+        }
+        let downtime = &mut self.report.downtime;
+        downtime.state_save = Some(saved - paused);
+        downtime.last_harvest = Some(harvested - saved);
+        downtime.last_pages = Some(sent_at - harvested);
+        self.report.blackout = Some(RoundStats {
+            number: self.report.rounds.len() as u32,
+            sent: sent.raw,
+            fills: sent.fills,
+            bytes,
+            deferred: Pages(0),
+            dirtied: Pages(0),
+            duration: sent_at - harvested,
+            rate: bytes.per(sent_at - harvested),
+        });
+        Ok(())
+    }
+
+
+    /// Writes `End`.
+    pub fn end(&mut self) -> Result<(), Stop> {
+        let totals = self.stream.end()?;
+        self.blackout.digest = Some(totals.digest);
+        self.blackout.ended = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Waits for READY. A tunnel that holds data back is named here, before the guest is touched.
+    pub fn await_ready(&mut self) -> Result<(), Stop> {
+        let timeout = self.args.ready_timeout;
+        let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
+        answers.ready(timeout).map_err(|stop| match stop {
+            Stop::Failed(error) if is_timeout(&error) => Stop::Failed(anyhow!(
+                "no answer to the header within {} s: the destination does not run, or the tunnel \
+                 holds data back (gzip, zstd and the like do); use --one-way, or --commit \
+                 exec:'ssh HOST vmctl commit GUEST'",
+                timeout.as_secs_f32()
+            )),
+            stop => stop,
+        })
+    }
+
+    /// Waits until the destination has loaded everything.
+    pub fn await_ack(&mut self) -> Result<(), Stop> {
+        let digest = self.blackout.digest.ok_or_else(|| anyhow!("nothing to acknowledge"))?;
+        let timeout = match (self.args.enforce_downtime, self.blackout.paused) {
+            (true, Some(paused)) => {
+                self.policy.limits().max_downtime.saturating_sub(paused.elapsed())
+            }
+            _ => self.args.timeout.max(ANSWER),
+        };
+        let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
+        let timings = answers.ack(digest, timeout)?;
+        self.blackout.acknowledged = Some(Instant::now());
+        self.report.downtime.state_load = phase(&timings, "load");
+        if let (Some(save_to_end), Some(ack)) = (self.sent_at(), self.blackout.acknowledged) {
+            let load = self.report.downtime.state_load.unwrap_or_default();
+            self.report.downtime.transfer = Some((ack - save_to_end).saturating_sub(load));
+        }
+        Ok(())
+    }
+
+    /// The point of no return: recorded in the source's vmrun before GO can reach anybody.
+    pub fn commit(&mut self) -> Result<(), Stop> {
+        self.shared.progress(|progress| progress.phase = Phase::Handover);
+        if !self.shared.commit() {
+            return Err(Stop::Cancelled);
+        }
+        match self.client.own(Input::Commit(self.id)) {
+            Ok(()) => {
+                self.stream.get_mut().set_deadline(None);
+                Ok(())
+            }
+            // vmrun said no: nothing was recorded.
+            Err(vm_control::ClientError::Refused(why)) => Err(Stop::Refused(why.message)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends GO: through the stream, or through the second command.
+    pub fn go(&mut self) -> Result<(), Stop> {
+        if self.form != Form::SeparateCommit {
+            return Ok(self.stream.go()?);
+        }
+        let commit = self.args.commit.as_ref().ok_or_else(|| anyhow!("no --commit"))?;
+        let channel = open_sender(commit, None, false, &self.shared.interrupt)
+            .map_err(anyhow::Error::from)?;
+        let header = Header { guest: self.machine.name.clone(), ..Header::default() };
+        let mut question =
+            StreamWriter::new(channel.forward, Preamble::resolve(self.id), header)?;
+        question.get_mut().close()?;
+        self.tunnel = channel.tunnel;
+        self.answers = channel.back.map(|back| Answers::new(back, self.id));
+        Ok(())
+    }
+
+    /// Waits until the guest runs at the destination.
+    pub fn await_running(&mut self) -> Result<(), Stop> {
+        let form = self.form;
+        let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
+        let timings = match form {
+            Form::SeparateCommit => {
+                answers.resolved(ANSWER)?;
+                Vec::new()
+            }
+            _ => answers.running(ANSWER)?,
+        };
+        let now = Instant::now();
+        let downtime = &mut self.report.downtime;
+        downtime.first_instruction = phase(&timings, "first instruction");
+        downtime.go = self.blackout.acknowledged.map(|ack| {
+            (now - ack).saturating_sub(downtime.first_instruction.unwrap_or_default())
+        });
+        downtime.total = self.blackout.paused.map(|paused| now - paused);
+        Ok(())
+    }
+
+    /// When the last page was written.
+    fn sent_at(&self) -> Option<Instant> {
+        let downtime = &self.report.downtime;
+        Some(
+            self.blackout.paused?
+                + downtime.state_save?
+                + downtime.last_harvest?
+                + downtime.last_pages?,
+        )
+    }
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+    })
+}

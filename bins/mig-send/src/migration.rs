@@ -1,0 +1,254 @@
+//! One migration, step by step.
+//!
+//! The order of the steps, and what a failure of each leads to, is decided by
+//! [`mig_engine::handover::Source`]; here is what each step does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use mig_channel::{ChannelWriter, SenderChannel, Tunnel, open_sender};
+use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
+use mig_engine::ownership::Input;
+use mig_engine::precopy::{Bitmap, Pacer, Policy, RateMeter, Wws};
+use mig_engine::report::{Phase, Report};
+use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
+use units::MigrationId;
+use vm_control::memory::GuestMemory;
+use vm_control::{Client, place};
+use vm_state::MachineDescription;
+
+use crate::answers::Answers;
+use crate::args::Args;
+use crate::blackout::Blackout;
+use crate::monitor::{Monitor, Shared};
+use crate::pages::PageSender;
+use crate::stop::Stop;
+use crate::{NAME, report, resolve};
+
+/// How long a tunnel may take to end by itself after the last word was said.
+const TUNNEL_END: Duration = Duration::from_secs(10);
+
+/// How long a failed destination may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// One migration of one guest.
+pub struct Migration<'a> {
+    pub args: &'a Args,
+    pub client: Client,
+    pub machine: MachineDescription,
+    pub memory: GuestMemory,
+    pub id: MigrationId,
+    pub shared: Arc<Shared>,
+    pub form: Form,
+    pub stream: StreamWriter<ChannelWriter>,
+    pub answers: Option<Answers>,
+    pub tunnel: Option<Tunnel>,
+    pub started: Instant,
+    pub policy: Policy,
+    pub pacer: Pacer,
+    pub meter: RateMeter,
+    pub wws: Wws,
+    pub pages: PageSender,
+    /// What the destination lacks when pre-copy ends.
+    pub left: Vec<Bitmap>,
+    pub blackout: Blackout,
+    pub report: Report,
+}
+
+impl<'a> Migration<'a> {
+    /// Looks at the guest, opens the channel and writes the header. The guest is not touched.
+    pub fn new(args: &'a Args, client: Client, shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let machine = client.describe()?;
+        let memory = client.map_memory(&machine)?;
+        let id = MigrationId::random();
+        let channel =
+            open_sender(&args.destination, args.return_path, args.one_way, &shared.interrupt)?;
+        let form = form_of(args, &channel)?;
+        let SenderChannel { mut forward, back, tunnel } = channel;
+        forward.set_stall_limit(Some(args.timeout));
+        let flags = Flags {
+            return_path: form != Form::OneWay,
+            page_sums: true,
+            separate_commit: form == Form::SeparateCommit,
+            verify: args.verify,
+        };
+        let header = header_of(&machine)?;
+        let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
+            .context("cannot send the header")?;
+        let limits = args.limits();
+        Ok(Self {
+            report: report::begin(&machine, id, form, &limits),
+            answers: back.map(|back| Answers::new(back, id)),
+            policy: Policy::new(limits),
+            pacer: Pacer::new(args.bandwidth()),
+            meter: RateMeter::default(),
+            wws: if args.no_wws || args.classic {
+                Wws::off()
+            } else {
+                Wws::new(machine.memory.iter().map(|region| region.pages))
+            },
+            pages: PageSender::new(&machine),
+            left: Vec::new(),
+            blackout: Blackout::default(),
+            started: Instant::now(),
+            args,
+            client,
+            machine,
+            memory,
+            id,
+            shared,
+            form,
+            stream,
+            tunnel,
+        })
+    }
+
+    /// Runs it to its end and returns the exit status.
+    pub fn run(mut self) -> anyhow::Result<u8> {
+        let watcher = Client::connect(self.client.path(), NAME)?;
+        let monitor = Monitor::start(watcher, self.id, self.args, &self.shared);
+        let mut source = Source::new(self.form);
+        let mut why = None;
+        let ending = loop {
+            if let SourceStep::Finished(ending) = source.step() {
+                break ending;
+            }
+            let done = self.step(source.step());
+            let outcome = match done {
+                Ok(()) => Outcome::Done,
+                Err(stop) => {
+                    let stop = self.explain(source.step(), stop);
+                    let outcome = stop.outcome();
+                    why.get_or_insert(stop);
+                    outcome
+                }
+            };
+            source.advance(outcome);
+        };
+        self.shared.progress(|progress| progress.phase = Phase::Done);
+        drop(monitor);
+        self.leave(ending, why)
+    }
+
+    fn step(&mut self, step: SourceStep) -> Result<(), Stop> {
+        match step {
+            SourceStep::Open => Ok(self.stream.flush()?),
+            SourceStep::AwaitReady => self.await_ready(),
+            SourceStep::PreCopy => self.precopy(),
+            SourceStep::Blackout => self.stop_and_copy(),
+            SourceStep::End => self.end(),
+            SourceStep::Close => Ok(self.stream.get_mut().close()?),
+            SourceStep::AwaitAck => self.await_ack(),
+            SourceStep::Commit => self.commit(),
+            SourceStep::Go => self.go(),
+            SourceStep::AwaitRunning => self.await_running(),
+            SourceStep::Resolve => self.resolve(),
+            SourceStep::Confirm => Ok(self.client.own(Input::Confirm(self.id))?),
+            SourceStep::TakeBack => Ok(self.client.own(Input::TakeBack(self.id))?),
+            SourceStep::Release => self.release(),
+            SourceStep::Finished(_) => Ok(()),
+        }
+    }
+
+    fn resolve(&mut self) -> Result<(), Stop> {
+        self.shared.progress(|progress| progress.phase = Phase::Resolve);
+        let destination = self.args.commit.as_ref().unwrap_or(&self.args.destination);
+        resolve::until_known(destination, self.id, self.args.resolve_for, &self.shared)
+    }
+
+    /// The guest goes on at the source. Its vmrun is told, and then the destination, which would
+    /// find out by itself when the stream ends.
+    fn release(&mut self) -> Result<(), Stop> {
+        self.shared.disarm();
+        let released = self.client.own(Input::Release(self.id));
+        self.stream.get_mut().set_deadline(Some(LAST_WORDS));
+        let _ = self.stream.abort("the source gave the migration up");
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.kill();
+        }
+        match released {
+            // It had not begun: the guest was never touched.
+            Err(vm_control::ClientError::Refused(_)) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// The destination knows best why a step failed: its last words, or the status of the tunnel.
+    fn explain(&mut self, step: SourceStep, stop: Stop) -> Stop {
+        let Stop::Failed(error) = stop else { return stop };
+        if let Some(answers) = &mut self.answers
+            && let Some(reason) = answers.last_words(LAST_WORDS)
+        {
+            return Stop::Failed(anyhow::anyhow!("the destination: {reason}"));
+        }
+        if let Some(tunnel) = &mut self.tunnel
+            && let Err(ended) = tunnel.wait_for_success(LAST_WORDS / 4)
+            && matches!(ended, mig_channel::TunnelError::Ended { .. })
+        {
+            return Stop::Failed(anyhow::Error::from(ended));
+        }
+        Stop::Failed(error).context(report::doing(step))
+    }
+
+    fn leave(mut self, ending: SourceEnding, why: Option<Stop>) -> anyhow::Result<u8> {
+        let mut why = why;
+        if ending == SourceEnding::Moved
+            && let Some(tunnel) = &mut self.tunnel
+            && let Err(error) = tunnel.wait_for_success(TUNNEL_END)
+        {
+            // The guest has arrived; what the tunnel says now cannot change that.
+            tracing::warn!("{}", cli::one_line(&error.into()));
+        }
+        if ending == SourceEnding::Moved && self.destination_is_durable() {
+            self.client.own(Input::Confirm(self.id))?;
+        }
+        if ending == SourceEnding::Moved {
+            why = None;
+        }
+        let complaint = report::complaint(ending, &self, why.as_ref());
+        report::finish(&mut self, ending, why);
+        if let Some(path) = &self.args.report {
+            report::write(&self.report, path)?;
+        }
+        if !self.args.quiet && !self.report.rounds.is_empty() {
+            eprint!("{}", self.report.table());
+        }
+        if let Some(complaint) = complaint {
+            cli::complain(NAME, &complaint);
+        }
+        Ok(ending.exit_status())
+    }
+
+    /// A guest saved to a file is in the file, and the file is on the disk: its vmrun has nothing
+    /// left to wait for.
+    fn destination_is_durable(&self) -> bool {
+        matches!(self.args.destination, mig_channel::Endpoint::File(_))
+    }
+}
+
+fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
+    Ok(match (&args.commit, channel.is_both_ways()) {
+        (Some(_), true) => Form::SeparateCommit,
+        (Some(_), false) => anyhow::bail!(
+            "--commit needs the destination's answer, and {} has no way back: use exec:, or give \
+             --return",
+            channel.describe()
+        ),
+        (None, true) => Form::BothWays,
+        (None, false) => Form::OneWay,
+    })
+}
+
+fn header_of(machine: &MachineDescription) -> anyhow::Result<Header> {
+    place::check_name(&machine.name)?;
+    Ok(Header {
+        guest: machine.name.clone(),
+        machine: machine.encode()?,
+        regions: machine
+            .memory
+            .iter()
+            .map(|region| Region { id: region.id, base: region.base, pages: region.pages })
+            .collect(),
+    })
+}

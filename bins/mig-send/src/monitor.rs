@@ -1,0 +1,236 @@
+//! What goes on beside the migration: progress for whoever watches, orders from whoever steers,
+//! and signals.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mig_channel::Interrupt;
+use mig_engine::report::Progress;
+use nix::sys::signal::{SigSet, Signal};
+use tracing::{debug, warn};
+use units::{BytesPerSec, MigrationId};
+use vm_control::{Client, Order};
+
+use crate::args::{Args, ProgressMode};
+
+/// How often orders are taken and progress is shown: an order takes effect within a tenth of a
+/// second.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the migration and its monitor share.
+#[derive(Debug)]
+pub struct Shared {
+    state: Mutex<State>,
+    /// Wakes a migration that waits for its bandwidth.
+    changed: Condvar,
+    /// Ends a read or write that waits.
+    pub interrupt: Interrupt,
+    cancelled: AtomicBool,
+    /// Nothing can be cancelled any more.
+    committed: AtomicBool,
+    ended: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    progress: Progress,
+    speed: Option<Option<BytesPerSec>>,
+    downtime: Option<Duration>,
+}
+
+impl Shared {
+    pub fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            interrupt: Interrupt::new()?,
+            cancelled: AtomicBool::new(false),
+            committed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows where the migration is.
+    pub fn progress(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock().progress);
+    }
+
+    /// The bandwidth limit, if it was changed since the last call.
+    pub fn take_speed(&self) -> Option<Option<BytesPerSec>> {
+        self.lock().speed.take()
+    }
+
+    /// The promised downtime, if it was changed since the last call.
+    pub fn take_downtime(&self) -> Option<Duration> {
+        self.lock().downtime.take()
+    }
+
+    /// Waits, but no longer than until an order comes.
+    pub fn sleep(&self, time: Duration) {
+        let state = self.lock();
+        let quiet = |state: &mut State| state.speed.is_none() && !self.is_cancelled();
+        let _ = self.changed.wait_timeout_while(state, time, quiet);
+    }
+
+    /// Whether the operator wants the migration to end, and it still can.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Cancels, unless it is too late.
+    pub fn cancel(&self) {
+        if self.committed.load(Ordering::SeqCst) {
+            return;
+        }
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.interrupt.trigger();
+        self.changed.notify_all();
+    }
+
+    /// From here on the migration cannot be cancelled. False if it was cancelled before.
+    pub fn commit(&self) -> bool {
+        self.committed.store(true, Ordering::SeqCst);
+        if self.is_cancelled() {
+            return false;
+        }
+        // A cancel that came between the two lines finds nothing to interrupt.
+        self.interrupt.reset();
+        true
+    }
+
+    /// Teardown after a cancel must not be interrupted by it.
+    pub fn disarm(&self) {
+        self.committed.store(true, Ordering::SeqCst);
+        self.interrupt.reset();
+    }
+
+    fn take(&self, order: Order) {
+        match order {
+            Order::Cancel => self.cancel(),
+            Order::SetSpeed(speed) => self.lock().speed = Some(speed),
+            Order::SetDowntime(downtime) => self.lock().downtime = Some(downtime),
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// Blocks the signals that mean something here in this thread and in all that it starts.
+pub fn block_signals() -> nix::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    Ok(signals)
+}
+
+/// Cancels on SIGINT, SIGTERM and SIGHUP, prints a line of progress on SIGUSR1.
+pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if signal == Signal::SIGUSR1 {
+                let line = shared.lock().progress.line();
+                let _ = writeln!(io::stderr(), "mig-send: {line}");
+            } else {
+                shared.cancel();
+            }
+        }
+    });
+}
+
+/// The thread that shows progress and takes orders.
+#[derive(Debug)]
+pub struct Monitor {
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+impl Monitor {
+    /// Starts it; `client` is a connection of its own, so that nobody waits for the other.
+    pub fn start(client: Client, id: MigrationId, args: &Args, shared: &Arc<Shared>) -> Self {
+        let mut output = Output::new(args);
+        let thread_shared = Arc::clone(shared);
+        let thread = thread::spawn(move || {
+            let shared = thread_shared;
+            while !shared.ended.load(Ordering::SeqCst) {
+                let progress = shared.lock().progress;
+                output.show(&progress);
+                if let Ok(text) = serde_json::to_string(&progress) {
+                    match client.post_progress(id, text) {
+                        Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
+                        // Before the migration has begun vmrun knows of none.
+                        Err(error) => debug!("no orders: {error}"),
+                    }
+                }
+                thread::park_timeout(TICK);
+            }
+            output.clear();
+        });
+        Self { thread: Some(thread), shared: Arc::clone(shared) }
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where progress goes.
+struct Output {
+    line: bool,
+    json: Option<File>,
+    shown: bool,
+}
+
+impl Output {
+    fn new(args: &Args) -> Self {
+        let json = match (args.progress_fd, args.progress) {
+            (Some(fd), _) => File::options()
+                .append(true)
+                .open(format!("/proc/self/fd/{fd}"))
+                .inspect_err(|error| warn!("no progress on descriptor {fd}: {error}"))
+                .ok(),
+            (None, ProgressMode::Json) => stderr_file(io::stderr().as_fd()),
+            (None, _) => None,
+        };
+        let line = args.progress == ProgressMode::Auto && io::stderr().is_terminal();
+        Self { line, json, shown: false }
+    }
+
+    fn show(&mut self, progress: &Progress) {
+        if let Some(file) = &mut self.json
+            && let Ok(text) = serde_json::to_string(progress)
+        {
+            let _ = writeln!(file, "{text}");
+        }
+        if self.line {
+            let _ = write!(io::stderr(), "\r\x1b[K{}", progress.line());
+            self.shown = true;
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.shown {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn stderr_file(stderr: BorrowedFd<'_>) -> Option<File> {
+    stderr.try_clone_to_owned().ok().map(File::from)
+}

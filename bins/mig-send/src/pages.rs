@@ -1,0 +1,180 @@
+//! From guest memory to records: pages as they are, and pages that repeat one pattern.
+
+use std::io::Write;
+
+use mig_engine::precopy::{Bitmap, SentHistogram};
+use mig_stream::{MAX_RUN, MemoryDigest, StreamWriter, WriteError};
+use units::{PAGE_SIZE, PageRange, Pages};
+use vm_control::memory::{GuestMemory, MemoryError};
+use vm_state::MachineDescription;
+
+/// Bytes of a page.
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Pages as they are.
+    pub raw: Pages,
+    /// Pages as a pattern.
+    pub fills: Pages,
+}
+
+/// Copies runs of pages out of a running guest and writes them as records.
+#[derive(Debug)]
+pub struct PageSender {
+    /// The guest may change a page while it is read, so a run is copied once, and the copy is
+    /// summed and sent.
+    buffer: Vec<u8>,
+    pub histogram: SentHistogram,
+}
+
+impl PageSender {
+    pub fn new(machine: &MachineDescription) -> Self {
+        Self {
+            buffer: vec![0; MAX_RUN.bytes().0 as usize],
+            histogram: SentHistogram::new(machine.memory.iter().map(|region| region.pages)),
+        }
+    }
+
+    /// Sends the pages of `range`, at most [`MAX_RUN`].
+    pub fn send<W: Write>(
+        &mut self,
+        memory: &GuestMemory,
+        range: PageRange,
+        stream: &mut StreamWriter<W>,
+    ) -> Result<Sent, WriteError> {
+        let bytes = memory.copy_pages(range, &mut self.buffer);
+        let mut sent = Sent::default();
+        for piece in pieces(bytes) {
+            let place = PageRange {
+                region: range.region,
+                first: range.first + piece.first as u64,
+                count: Pages(piece.count as u64),
+            };
+            match piece.pattern {
+                Some(pattern) => {
+                    stream.fill(place, pattern)?;
+                    sent.fills += place.count;
+                }
+                None => {
+                    let from = piece.first * PAGE;
+                    stream.pages(place, &bytes[from..from + piece.count * PAGE])?;
+                    sent.raw += place.count;
+                }
+            }
+        }
+        self.histogram.record(range);
+        Ok(sent)
+    }
+}
+
+/// A run of pages that are sent in one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    first: usize,
+    count: usize,
+    pattern: Option<u64>,
+}
+
+/// Cuts `bytes` where pages as they are and pages of one pattern meet.
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = Piece> + '_ {
+    let mut pages = bytes.chunks_exact(PAGE).map(pattern_of).enumerate().peekable();
+    std::iter::from_fn(move || {
+        let (first, pattern) = pages.next()?;
+        let mut count = 1;
+        while pages.next_if(|(_, next)| *next == pattern).is_some() {
+            count += 1;
+        }
+        Some(Piece { first, count, pattern })
+    })
+}
+
+/// The 8 bytes that a page repeats, if it does. Most pages that do not are told by their first 16
+/// bytes.
+pub fn pattern_of(page: &[u8]) -> Option<u64> {
+    let (first, rest) = page.split_first_chunk::<8>()?;
+    if !rest.starts_with(first) || rest != &page[..rest.len()] {
+        return None;
+    }
+    Some(u64::from_le_bytes(*first))
+}
+
+/// The memory that exists, as bitmaps.
+pub fn existing(
+    machine: &MachineDescription,
+    memory: &GuestMemory,
+) -> Result<(Vec<Bitmap>, Vec<PageRange>), MemoryError> {
+    let ranges = memory.existing()?;
+    let mut bitmaps = bitmaps(machine, &[]);
+    for range in &ranges {
+        bitmaps[usize::from(range.region.0)].insert(range.first, range.count);
+    }
+    Ok((bitmaps, ranges))
+}
+
+/// One bitmap per region from the words of all regions, each starting at a new word; words that
+/// are not there are zero.
+pub fn bitmaps(machine: &MachineDescription, words: &[u64]) -> Vec<Bitmap> {
+    let mut rest = words;
+    machine
+        .memory
+        .iter()
+        .map(|region| {
+            let length = region.pages.0.div_ceil(64) as usize;
+            let (mine, others) = rest.split_at(length.min(rest.len()));
+            rest = others;
+            let mut mine = mine.to_vec();
+            mine.resize(length, 0);
+            Bitmap::from_words(region.id, region.pages, mine)
+        })
+        .collect()
+}
+
+/// The digest of the whole memory of a guest that stands still.
+pub fn digest(
+    machine: &MachineDescription,
+    memory: &GuestMemory,
+) -> Result<MemoryDigest, MemoryError> {
+    let regions: Vec<_> = machine.memory.iter().map(|region| (region.id, region.pages)).collect();
+    Ok(MemoryDigest::of(&regions, &memory.existing()?, |range, buffer| {
+        memory.copy_pages(range, buffer);
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_that_repeat_eight_bytes_have_a_pattern() {
+        let mut page = vec![0; PAGE];
+        assert_eq!(pattern_of(&page), Some(0));
+        for byte in [0, 7, 8, 2000, PAGE - 1] {
+            page[byte] = 1;
+            assert_eq!(pattern_of(&page), None, "byte {byte}");
+            page[byte] = 0;
+        }
+        let page: Vec<u8> = (0..PAGE).map(|at| (at % 8) as u8).collect();
+        assert_eq!(pattern_of(&page), Some(0x0706_0504_0302_0100));
+    }
+
+    #[test]
+    fn pieces_cover_all_pages_in_order() {
+        let mut bytes = vec![0; 6 * PAGE];
+        bytes[2 * PAGE] = 1;
+        bytes[3 * PAGE + 5] = 1;
+        bytes[4 * PAGE..5 * PAGE].fill(9);
+        let found: Vec<_> =
+            pieces(&bytes).map(|piece| (piece.first, piece.count, piece.pattern)).collect();
+        assert_eq!(
+            found,
+            [
+                (0, 2, Some(0)),
+                (2, 2, None),
+                (4, 1, Some(0x0909_0909_0909_0909)),
+                (5, 1, Some(0))
+            ]
+        );
+    }
+}

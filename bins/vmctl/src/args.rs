@@ -1,0 +1,138 @@
+//! The command line of vmctl.
+
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use units::BytesPerSec;
+
+/// The monitor of running guests and migrations.
+#[derive(Parser, Debug)]
+#[command(name = "vmctl", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+    /// Machine-readable output
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: cli::Common,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show all guests of this user
+    List,
+    /// Show how a guest is
+    Status {
+        /// The guest: its name, or the path of its control socket
+        guest: String,
+    },
+    /// Stop the vCPUs of a guest
+    Pause {
+        /// The guest
+        guest: String,
+    },
+    /// Let the vCPUs of a guest run
+    Resume {
+        /// The guest
+        guest: String,
+    },
+    /// End a guest
+    Quit {
+        /// The guest
+        guest: String,
+        /// Even if this may be its last copy
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print what happens to a guest, a line each, until it ends
+    Events {
+        /// The guest
+        guest: String,
+        /// Stop after the first event of this name: resumed, paused, ownership or ended
+        #[arg(long, value_name = "EVENT",
+              value_parser = ["resumed", "paused", "ownership", "ended"])]
+        until: Option<String>,
+        /// Stop after so many seconds, with status 1
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        timeout: Option<Duration>,
+    },
+    /// Show how the migration of a guest goes
+    Info {
+        /// The guest
+        guest: String,
+    },
+    /// Cancel the migration of a guest: it runs on here
+    Cancel {
+        /// The guest
+        guest: String,
+    },
+    /// Change how fast a migration may send, such as 200M; 0 is as fast as it goes
+    SetSpeed {
+        /// The guest
+        guest: String,
+        /// Bytes per second
+        rate: BytesPerSec,
+    },
+    /// Change how long a migration may stop the guest
+    SetDowntime {
+        /// The guest
+        guest: String,
+        /// Milliseconds
+        #[arg(value_parser = milliseconds)]
+        downtime: Duration,
+    },
+    /// Finish a migration whose outcome is not known: ask DEST what became of it
+    Resolve {
+        /// The guest
+        guest: String,
+        /// Where to ask, such as exec:'ssh hostb mig-recv'
+        #[arg(value_name = "DEST")]
+        destination: Option<String>,
+        /// Run the guest here though the destination cannot be asked or may have run it
+        #[arg(long)]
+        force: bool,
+    },
+    /// On a destination: run the guest that is here, whole, and waits for GO
+    ///
+    /// mig-send --commit starts it with a question on stdin; on a terminal it takes the word of
+    /// whoever types it.
+    Commit {
+        /// The guest
+        guest: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vmctl list
+  vmctl info web
+  vmctl set-speed web 200M
+  vmctl resolve web exec:'ssh hostb mig-recv'
+  vmctl events web --until ended
+
+Exit status:
+  0  done
+  1  not done, and why is said in one line
+  2  wrong usage
+  (resolve and commit: those of mig-send --resolve and mig-recv)";
+
+impl cli::Program for Args {
+    fn common(&self) -> &cli::Common {
+        &self.common
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1.0, "seconds")
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1000.0, "milliseconds")
+}
+
+fn duration(text: &str, per_second: f64, unit: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("give a number of {unit}"))?;
+    Duration::try_from_secs_f64(number / per_second).map_err(|error| error.to_string())
+}

@@ -1,0 +1,43 @@
+//! The orders that are the business of the migration programs: they are run as they are.
+
+use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use mig_engine::ownership::State;
+
+use crate::connect;
+
+/// `mig-send --resolve`, in place of this process.
+pub fn resolve(guest: &str, destination: Option<&str>, force: bool) -> anyhow::Result<u8> {
+    let mut command = program("mig-send");
+    command.arg("--resolve").args(force.then_some("--force")).arg(guest).args(destination);
+    replace(command)
+}
+
+/// On a terminal the operator's word is GO. Else a question of the source is on stdin, and
+/// mig-recv answers those.
+pub fn commit(guest: &str) -> anyhow::Result<u8> {
+    if !io::stdin().is_terminal() {
+        return replace(program("mig-recv"));
+    }
+    let client = connect(guest)?;
+    let State::Prepared(id) = client.status()?.ownership else {
+        bail!("{guest} does not wait for GO: vmctl status {guest} says how it is");
+    };
+    client.go(id)?;
+    Ok(0)
+}
+
+/// A program beside this one, else in PATH.
+fn program(name: &str) -> Command {
+    let beside = std::env::current_exe().ok().map(|own| own.with_file_name(name));
+    Command::new(beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(name)))
+}
+
+fn replace(mut command: Command) -> anyhow::Result<u8> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))
+}

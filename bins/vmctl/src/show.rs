@@ -1,0 +1,170 @@
+//! Guests, migrations and events as text for people, or JSON for scripts.
+
+use std::fmt::Write;
+
+use anyhow::Context;
+use mig_engine::ownership::State;
+use mig_engine::report::Progress;
+use serde_json::{Value, json};
+use vm_control::{Event, Status};
+
+/// One line per guest.
+pub fn list(guests: &[Status], as_json: bool) -> anyhow::Result<String> {
+    if as_json {
+        let all: Vec<_> = guests.iter().map(value).collect();
+        return Ok(line(&Value::Array(all)));
+    }
+    let width = guests.iter().map(|guest| guest.name.len()).max().unwrap_or(0).max(4);
+    let mut text =
+        format!("{:width$}  {:>8}  {:>5}  {:>9}  STATE\n", "NAME", "PID", "VCPUS", "MEMORY");
+    for guest in guests {
+        writeln!(
+            text,
+            "{:width$}  {:>8}  {:>5}  {:>9}  {}",
+            guest.name,
+            guest.pid,
+            guest.vcpus,
+            guest.memory.to_string(),
+            word(guest)
+        )?;
+    }
+    Ok(text)
+}
+
+/// A guest in full.
+pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
+    if as_json {
+        return Ok(line(&value(guest)));
+    }
+    let mut text = String::new();
+    writeln!(text, "name       {}", guest.name)?;
+    writeln!(text, "state      {}", word(guest))?;
+    writeln!(text, "ownership  {}", guest.ownership)?;
+    writeln!(text, "vmrun      {}", guest.pid)?;
+    writeln!(text, "vcpus      {}", guest.vcpus)?;
+    writeln!(text, "memory     {}", guest.memory)?;
+    if guest.throttle > 0 {
+        writeln!(text, "throttle   {}%", guest.throttle)?;
+    }
+    if let Some(progress) = progress(guest)? {
+        writeln!(text, "migration  {}", progress.line())?;
+    }
+    Ok(text)
+}
+
+/// The migration of a guest.
+pub fn migration(guest: &Status, as_json: bool) -> anyhow::Result<String> {
+    let progress = progress(guest)?
+        .with_context(|| format!("{} is {}: no migration is under way", guest.name, word(guest)))?;
+    if as_json {
+        return Ok(line(&serde_json::to_value(progress)?));
+    }
+    Ok(format!("{}: {}\n", guest.name, progress.line()))
+}
+
+/// An event.
+pub fn event(event: &Event, as_json: bool) -> anyhow::Result<String> {
+    let detail = match event {
+        Event::Resumed | Event::Paused => None,
+        Event::Ownership(state) => Some(state.to_string()),
+        Event::Ended(why) => Some(why.clone()),
+    };
+    Ok(match (as_json, detail) {
+        (true, detail) => line(&json!({ "event": event.name(), "detail": detail })),
+        (false, Some(detail)) => format!("{} {detail}\n", event.name()),
+        (false, None) => format!("{}\n", event.name()),
+    })
+}
+
+/// How a guest is, in a word.
+fn word(guest: &Status) -> &'static str {
+    match (guest.ownership, guest.running) {
+        (State::Owned, true) => "running",
+        (State::Owned, false) => "paused",
+        (State::Migrating(_), true) => "migrating",
+        (State::Migrating(_), false) => "migrating, paused",
+        (State::HandedOver(_), _) => "handed-over",
+        (State::Incoming, _) => "incoming",
+        (State::Receiving(_), _) => "receiving",
+        (State::Prepared(_), _) => "prepared",
+        (State::Refused(_), _) => "refused",
+        (State::Finished, _) => "ending",
+    }
+}
+
+fn progress(guest: &Status) -> anyhow::Result<Option<Progress>> {
+    let read = |text: &String| serde_json::from_str(text).context("mig-send is another release");
+    guest.progress.as_ref().map(read).transpose()
+}
+
+fn value(guest: &Status) -> Value {
+    let id = match guest.ownership {
+        State::Migrating(id)
+        | State::HandedOver(id)
+        | State::Receiving(id)
+        | State::Prepared(id)
+        | State::Refused(id) => Some(id.to_string()),
+        State::Owned | State::Incoming | State::Finished => None,
+    };
+    let progress: Option<Value> =
+        guest.progress.as_ref().and_then(|text| serde_json::from_str(text).ok());
+    json!({
+        "name": guest.name,
+        "pid": guest.pid,
+        "state": word(guest),
+        "running": guest.running,
+        "migration": id,
+        "vcpus": guest.vcpus,
+        "memory_bytes": guest.memory.0,
+        "throttle_percent": guest.throttle,
+        "progress": progress,
+    })
+}
+
+fn line(value: &Value) -> String {
+    format!("{value}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use units::{Bytes, MigrationId};
+
+    fn guest(ownership: State, running: bool) -> Status {
+        Status {
+            name: "web".into(),
+            pid: 4711,
+            ownership,
+            running,
+            vcpus: 2,
+            memory: Bytes(512 << 20),
+            throttle: 0,
+            progress: None,
+        }
+    }
+
+    #[test]
+    fn a_listing_is_a_table() {
+        let text = list(&[guest(State::Owned, true)], false).unwrap();
+        assert_eq!(
+            text,
+            "NAME       PID  VCPUS     MEMORY  STATE\n\
+             web       4711      2    512 MiB  running\n"
+        );
+    }
+
+    #[test]
+    fn scripts_find_the_id_of_a_handover() {
+        let id = MigrationId::from_bytes([7; 16]);
+        let text = status(&guest(State::HandedOver(id), false), true).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["migration"], id.to_string());
+        assert_eq!(value["state"], "handed-over");
+    }
+
+    #[test]
+    fn no_migration_is_said_with_the_state() {
+        let error = migration(&guest(State::Owned, false), false).unwrap_err();
+        assert_eq!(error.to_string(), "web is paused: no migration is under way");
+    }
+}

@@ -1,0 +1,78 @@
+//! The command line of vmrun.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use units::Bytes;
+
+/// Runs one KVM guest and owns it: its memory, its state, and the right to run it.
+#[derive(Parser, Debug)]
+#[command(name = "vmrun", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// What the guest is called; its control socket is NAME.sock in $XDG_RUNTIME_DIR/vmrun, or in
+    /// /run/vmrun
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// An ELF kernel with a PVH note, or builtin:dirty,pages=N,rate=R|max,fill=random|zero|pattern,
+    /// fill-mb=M,seed=S
+    #[arg(long, value_name = "KERNEL", required_unless_present = "incoming")]
+    pub kernel: Option<String>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "incoming")]
+    pub append: String,
+    /// How much memory the guest has
+    #[arg(long, value_name = "SIZE", default_value = "512M", conflicts_with = "incoming")]
+    pub mem: Bytes,
+    /// How many vCPUs the guest has
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "incoming",
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub cpus: u32,
+    /// Where the guest's serial console goes: stdio, file:PATH, unix:PATH or null
+    #[arg(long, value_name = "CONSOLE", default_value = "null")]
+    pub console: String,
+    /// Back the memory with hugetlbfs pages
+    #[arg(long, conflicts_with = "incoming")]
+    pub hugepages: bool,
+    /// Do not start the guest: vmctl resume does
+    #[arg(long, conflicts_with = "incoming")]
+    pub paused: bool,
+    /// Wait for a guest that mig-recv brings
+    #[arg(long, conflicts_with = "kernel")]
+    pub incoming: bool,
+    /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub go_timeout: Duration,
+    /// Serve a control connection on stdin too, and end with it if it closes before a guest is
+    /// prepared; mig-recv uses it for the vmrun that it starts
+    #[arg(long, requires = "incoming")]
+    pub control_stdin: bool,
+    /// Listen on this control socket instead
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: cli::Common,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  vmrun --name web --kernel builtin:dirty,pages=1024,rate=2000,fill=random,fill-mb=400
+  vmrun --name test --kernel ./unikernel.elf --mem 1G --cpus 2 --console stdio
+  vmrun --name web --incoming --console file:web.log     (then: mig-recv --vm web < web.mig)
+
+Exit status:
+  0  the guest powered off, was ended by vmctl quit, or runs on another host now
+  1  it failed, or an incoming guest was refused
+  2  wrong usage
+  3  the guest asked for a reset: start it again";
+
+impl cli::Program for Args {
+    fn common(&self) -> &cli::Common {
+        &self.common
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

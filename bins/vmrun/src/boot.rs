@@ -1,0 +1,74 @@
+//! How a guest comes to be here: booted, or brought.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use mig_engine::ownership::Ownership;
+use tracing::warn;
+use vm_machine::{Kernel, Machine, MachineConfig};
+
+use crate::args::Args;
+use crate::guest::{Guest, Inner};
+
+/// The guest of this command line, before anything of it runs.
+pub fn inner(args: &Args) -> anyhow::Result<Inner> {
+    let machine = match &args.kernel {
+        Some(kernel) => Some(boot(args, kernel)?),
+        None => None,
+    };
+    if let Some(warning) = vm_machine::huge_page_warning() {
+        warn!("{warning}");
+    }
+    let description = machine.as_ref().map(Machine::describe);
+    Ok(Inner {
+        name: args.name.clone(),
+        ownership: if args.incoming { Ownership::incoming() } else { Ownership::booted() },
+        machine,
+        description,
+        wanted: !args.paused,
+        throttle: 0,
+        console: args.console.clone(),
+        migration: None,
+        receiver: None,
+        parent: args.control_stdin,
+    })
+}
+
+fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
+    let kernel = match kernel.strip_prefix("builtin:") {
+        Some(_) => Kernel::Builtin(kernel.parse()?),
+        None => Kernel::Elf(PathBuf::from(kernel)),
+    };
+    let config = MachineConfig {
+        name: args.name.clone(),
+        kernel,
+        cmdline: args.append.clone(),
+        mem: args.mem,
+        cpus: args.cpus,
+        console: args.console.parse()?,
+        hugetlb: args.hugepages,
+    };
+    Machine::boot(&config).with_context(|| format!("cannot make the machine of {}", args.name))
+}
+
+/// Lets a booted guest run.
+pub fn start(guest: &Guest, paused: bool) -> anyhow::Result<()> {
+    let mut inner = guest.lock();
+    let Some(machine) = &inner.machine else { return Ok(()) };
+    guest.watch(machine);
+    if !paused {
+        guest.resume(&mut inner)?;
+    }
+    Ok(())
+}
+
+/// The control connection that mig-recv gave us as stdin. From here on this process belongs to
+/// nobody's terminal: it lives on when the ssh session ends that brought the guest.
+pub fn adopted() -> anyhow::Result<UnixStream> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned().context("cannot take stdin")?;
+    nix::unistd::setsid().context("cannot begin a session of its own")?;
+    Ok(UnixStream::from(stdin))
+}

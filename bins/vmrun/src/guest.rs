@@ -1,0 +1,286 @@
+//! The guest and who owns it: everything that the control socket's threads share.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use mig_engine::ownership::{Decision, Effect, Input, Ownership, State, Transition};
+use tracing::{info, warn};
+use units::MigrationId;
+use vm_control::memory::SharedBitmap;
+use vm_control::record::{Record, Records};
+use vm_control::server::ConnectionId;
+use vm_control::{Event, Order, Refusal};
+use vm_machine::Machine;
+use vm_state::MachineDescription;
+
+use crate::end::{End, Ending};
+
+/// Events that a subscriber may be behind before it is dropped.
+const EVENT_BACKLOG: usize = 64;
+
+/// How long to wait before a refusal that could not be recorded is tried again.
+const REFUSE_AGAIN: Duration = Duration::from_secs(1);
+
+/// One guest and everything that is known of it.
+pub struct Guest {
+    inner: Mutex<Inner>,
+    subscribers: Mutex<Vec<SyncSender<Event>>>,
+    records: Records,
+    pub ending: Ending,
+    pub socket: PathBuf,
+    pub go_timeout: Duration,
+    /// For threads that outlive a request.
+    this: Weak<Self>,
+}
+
+/// What the lock protects.
+pub struct Inner {
+    pub name: String,
+    pub ownership: Ownership,
+    pub machine: Option<Machine>,
+    pub description: Option<MachineDescription>,
+    /// Whether the operator wants the guest to run. A migration pauses it without changing that.
+    pub wanted: bool,
+    pub throttle: u8,
+    pub console: String,
+    pub migration: Option<Migration>,
+    /// The connection that brings a guest.
+    pub receiver: Option<ConnectionId>,
+    /// The connection without which an incoming vmrun has no purpose.
+    pub parent: bool,
+}
+
+/// The migration by which the guest leaves.
+pub struct Migration {
+    pub client: ConnectionId,
+    pub log: Option<SharedBitmap>,
+    /// The blackout has begun: the migration paused the guest.
+    pub paused: bool,
+    /// The state was saved since, and the guest has not run.
+    pub saved: bool,
+    pub progress: Option<String>,
+    pub orders: Vec<Order>,
+}
+
+impl Guest {
+    pub fn new(inner: Inner, records: Records, socket: PathBuf, go_timeout: Duration) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            inner: Mutex::new(inner),
+            subscribers: Mutex::default(),
+            records,
+            ending: Ending::default(),
+            socket,
+            go_timeout,
+            this: this.clone(),
+        })
+    }
+
+    /// A panic in one request leaves the guest to the others: every change of ownership is one
+    /// assignment, so that nothing is ever half done.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn this(&self) -> Option<Arc<Self>> {
+        self.this.upgrade()
+    }
+
+    pub fn subscribe(&self) -> Receiver<Event> {
+        let (sender, receiver) = sync_channel(EVENT_BACKLOG);
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        receiver
+    }
+
+    /// Tells all subscribers; one that is too far behind hears nothing more.
+    pub fn publish(&self, event: &Event) {
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|subscriber| subscriber.try_send(event.clone()).is_ok());
+    }
+
+    /// Ends the process once the requests under way are answered.
+    pub fn end(&self, end: End) {
+        info!("{end}");
+        self.publish(&Event::Ended(end.to_string()));
+        self.ending.give(end);
+    }
+
+    /// Takes one step of the ownership machine, with its effects in their order. If a record
+    /// cannot be written nothing changes.
+    pub fn step(&self, inner: &mut Inner, input: Input) -> Result<(), Refusal> {
+        let transition = inner.ownership.step(input).map_err(Refusal::new)?;
+        if let Some(Effect::Record(id, decision)) = transition.before {
+            self.record(&inner.name, id, decision)?;
+        }
+        let before = inner.ownership.state();
+        inner.ownership.enter(&transition);
+        if before != transition.next {
+            info!("{before} -> {}", transition.next);
+            self.publish(&Event::Ownership(transition.next));
+        }
+        match transition.after {
+            Some(Effect::Run) => self.run(inner)?,
+            Some(Effect::Exit) => self.end(end_of(input, &transition)),
+            Some(Effect::Record(..)) | None => {}
+        }
+        if let Some(Effect::Record(id, decision)) = transition.later {
+            self.record_later(inner.name.clone(), id, decision);
+        }
+        Ok(())
+    }
+
+    fn record(&self, name: &str, id: MigrationId, decision: Decision) -> Result<(), Refusal> {
+        let record = Record { decision, name: name.to_owned(), socket: self.socket.clone() };
+        let written = match decision {
+            Decision::MayRun => self.records.create(id, &record),
+            Decision::Ran | Decision::Refused => self.records.replace(id, &record),
+        };
+        written.map_err(|error| Refusal::new(cli::one_line(&error.into())))
+    }
+
+    fn record_later(&self, name: String, id: MigrationId, decision: Decision) {
+        let Some(this) = self.this() else { return };
+        thread::spawn(move || {
+            if let Err(refusal) = this.record(&name, id, decision) {
+                // Without it the host says "may have run" after a crash: safe, but less helpful.
+                warn!("{refusal}");
+            }
+        });
+    }
+
+    /// Lets the vCPUs run if the operator wants that.
+    fn run(&self, inner: &mut Inner) -> Result<(), Refusal> {
+        if !inner.wanted || !inner.ownership.may_run() {
+            return Ok(());
+        }
+        let machine = inner.machine()?;
+        if !machine.is_running() {
+            machine.resume().map_err(refusal)?;
+            self.publish(&Event::Resumed);
+        }
+        Ok(())
+    }
+
+    pub fn pause(&self, inner: &mut Inner) -> Result<(), Refusal> {
+        let machine = inner.machine()?;
+        if machine.is_running() {
+            machine.pause().map_err(refusal)?;
+            self.publish(&Event::Paused);
+        }
+        Ok(())
+    }
+
+    /// The operator wants the guest to run.
+    pub fn resume(&self, inner: &mut Inner) -> Result<(), Refusal> {
+        if !inner.ownership.may_run() {
+            return Err(Refusal::new(format!(
+                "the guest may not run here: it is {}",
+                inner.ownership.state()
+            )));
+        }
+        inner.wanted = true;
+        if inner.migration.as_ref().is_some_and(|migration| migration.paused) {
+            // The state that was saved is what the destination gets.
+            return Err(Refusal::new(
+                "the guest is in the blackout of its migration: wait for it, or cancel it",
+            ));
+        }
+        self.run(inner)
+    }
+
+    /// Gives the guest back after a migration that was not committed.
+    pub fn release(&self, inner: &mut Inner, id: MigrationId) -> Result<(), Refusal> {
+        self.step(inner, Input::Release(id))?;
+        self.end_migration(inner);
+        Ok(())
+    }
+
+    /// Takes down what a migration set up. The guest runs already: none of this is in its way.
+    pub fn end_migration(&self, inner: &mut Inner) {
+        let Some(migration) = inner.migration.take() else { return };
+        let Ok(machine) = inner.machine() else { return };
+        if migration.log.is_some()
+            && let Err(error) = machine.dirty_log_stop()
+        {
+            warn!("cannot stop the dirty log: {error}");
+        }
+        if inner.throttle > 0 {
+            inner.throttle = 0;
+            if let Ok(machine) = inner.machine() {
+                machine.throttle(0);
+            }
+        }
+    }
+
+    /// Starts the clock of a guest that waits for GO: after `go_timeout` it is refused.
+    pub fn expect_go(&self, id: MigrationId) {
+        let Some(this) = self.this() else { return };
+        thread::spawn(move || {
+            thread::sleep(this.go_timeout);
+            loop {
+                {
+                    let mut inner = this.lock();
+                    if inner.ownership.state() != State::Prepared(id) {
+                        return;
+                    }
+                    match this.step(&mut inner, Input::Refuse(id)) {
+                        Ok(()) => return,
+                        Err(refusal) => warn!("cannot refuse the guest yet: {refusal}"),
+                    }
+                }
+                thread::sleep(REFUSE_AGAIN);
+            }
+        });
+    }
+
+    /// A connection is gone: what it had begun and nobody can finish is undone.
+    pub fn connection_closed(&self, connection: ConnectionId) {
+        let mut inner = self.lock();
+        match inner.ownership.state() {
+            State::Migrating(id)
+                if inner.migration.as_ref().is_some_and(|known| known.client == connection) =>
+            {
+                warn!("the sender of the guest went away before its commit: the guest runs on");
+                if let Err(refusal) = self.release(&mut inner, id) {
+                    warn!("cannot run the guest on: {refusal}");
+                }
+            }
+            State::Receiving(id) if inner.receiver == Some(connection) => {
+                if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
+                    // Whoever asks finds "may have run", which is safe.
+                    self.end(End::Failed(refusal.message));
+                }
+            }
+            State::Incoming if inner.parent => self.end(End::NothingCame),
+            _ => {}
+        }
+    }
+}
+
+impl Inner {
+    pub fn machine(&mut self) -> Result<&mut Machine, Refusal> {
+        self.machine.as_mut().ok_or_else(|| Refusal::new("no guest has arrived yet"))
+    }
+
+    pub fn is_migration_client(&self, connection: ConnectionId) -> bool {
+        self.migration.as_ref().is_some_and(|migration| migration.client == connection)
+    }
+}
+
+fn end_of(input: Input, transition: &Transition) -> End {
+    match (input, transition.next) {
+        (Input::Confirm(_), _) => End::Moved,
+        (Input::Quit { .. }, State::Refused(_)) => End::Refused("ended by its operator".into()),
+        (_, State::Refused(id)) => End::Refused(format!("migration {id} is given up, for ever")),
+        _ => End::Quit,
+    }
+}
+
+/// An error of the machine as one line.
+pub fn refusal(error: impl std::error::Error + Send + Sync + 'static) -> Refusal {
+    Refusal::new(cli::one_line(&error.into()))
+}

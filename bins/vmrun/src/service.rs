@@ -1,0 +1,320 @@
+//! The requests of the control socket, one by one.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use mig_engine::ownership::{Input, State};
+use units::MigrationId;
+use vm_control::memory::SharedBitmap;
+use vm_control::server::{Answer, ConnectionId, Service};
+use vm_control::{
+    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
+};
+use vm_machine::{IncomingOverrides, Machine};
+use vm_state::{MachineDescription, Section};
+
+use crate::guest::{Guest, Inner, Migration, refusal};
+use crate::run_state::RunState;
+
+/// Orders that wait for a sender; more are refused.
+const MAX_ORDERS: usize = 64;
+
+/// What `vmctl info` shows is no longer than this (bytes).
+const MAX_PROGRESS: usize = 64 << 10;
+
+impl Service for Guest {
+    fn handle(&self, connection: ConnectionId, request: Request) -> Answer {
+        self.answer(connection, request).unwrap_or_else(|refusal| Reply::Refused(refusal).into())
+    }
+
+    fn closed(&self, connection: ConnectionId) {
+        self.connection_closed(connection);
+    }
+
+    fn subscribe(&self) -> Receiver<Event> {
+        Self::subscribe(self)
+    }
+}
+
+impl Guest {
+    fn answer(&self, connection: ConnectionId, request: Request) -> Result<Answer, Refusal> {
+        let inner = &mut *self.lock();
+        Ok(match request {
+            Request::Hello { .. } => Reply::Hello {
+                version: PROTOCOL_VERSION,
+                name: inner.name.clone(),
+                pid: std::process::id(),
+            }
+            .into(),
+            Request::Describe => Reply::Description(inner.described()?.clone()).into(),
+            Request::Status => Reply::Status(inner.status()).into(),
+            Request::MapMemory => {
+                Answer { reply: Reply::Done, fds: memory_of(inner.machine()?)? }
+            }
+            Request::DirtyLogStart => self.start_log(inner, connection)?,
+            Request::DirtyLogHarvest => inner.harvest(connection)?.into(),
+            Request::DirtyLogPutBack => {
+                let words = inner.log(connection)?.read();
+                inner.machine()?.dirty_log_put_back(&words).map_err(refusal)?;
+                Reply::Done.into()
+            }
+            Request::DirtyLogStop => {
+                inner.migration_of(connection)?.log = None;
+                inner.machine()?.dirty_log_stop().map_err(refusal)?;
+                Reply::Done.into()
+            }
+            Request::Pause => {
+                let started = Instant::now();
+                self.pause(inner)?;
+                match inner.migration_of(connection) {
+                    Ok(migration) => migration.paused = true,
+                    Err(_) => inner.wanted = false,
+                }
+                Reply::Paused { took: started.elapsed() }.into()
+            }
+            Request::Resume => {
+                if let Ok(migration) = inner.migration_of(connection) {
+                    (migration.paused, migration.saved) = (false, false);
+                }
+                self.resume(inner)?;
+                Reply::Done.into()
+            }
+            Request::SaveState => inner.save(connection)?.into(),
+            Request::Throttle(percent) => {
+                if percent > 99 {
+                    return Err(Refusal::new("a guest is slowed down by 0 to 99 percent"));
+                }
+                inner.machine()?.throttle(percent);
+                inner.throttle = percent;
+                Reply::Done.into()
+            }
+            Request::Announce => {
+                inner.machine()?.announce();
+                Reply::Done.into()
+            }
+            Request::Own(input) => {
+                self.own(inner, connection, input)?;
+                Reply::Done.into()
+            }
+            Request::Receive { id, description, overrides } => {
+                self.receive(inner, connection, id, description, overrides)?
+            }
+            Request::Prepare { id, sections } => self.prepare(inner, id, &sections)?.into(),
+            Request::Go(id) => self.go(inner, id)?.into(),
+            Request::Inquire(id) => Reply::Standing(inner.ownership.standing(id)).into(),
+            Request::PostProgress { id, progress } => inner.post(id, progress)?.into(),
+            Request::Order(order) => {
+                inner.leave_order(order)?;
+                Reply::Done.into()
+            }
+            // The server turns a subscribed connection into a stream by itself.
+            Request::Subscribe => return Err(Refusal::new("subscribe on a greeted connection")),
+        })
+    }
+
+    fn start_log(&self, inner: &mut Inner, connection: ConnectionId) -> Result<Answer, Refusal> {
+        inner.migration_of(connection)?;
+        let (log, fd) = SharedBitmap::create(&inner.described()?.memory).map_err(refusal)?;
+        inner.machine()?.dirty_log_start().map_err(refusal)?;
+        inner.migration_of(connection)?.log = Some(log);
+        Ok(Answer { reply: Reply::Done, fds: vec![fd] })
+    }
+
+    fn own(&self, inner: &mut Inner, from: ConnectionId, input: Input) -> Result<(), Refusal> {
+        match input {
+            Input::Begin(_) => {
+                inner.machine()?;
+                self.step(inner, input)?;
+                inner.migration = Some(Migration {
+                    client: from,
+                    log: None,
+                    paused: false,
+                    saved: false,
+                    progress: None,
+                    orders: Vec::new(),
+                });
+                Ok(())
+            }
+            Input::Release(id) => self.release(inner, id),
+            Input::Commit(_) => {
+                let State::Migrating(_) = inner.ownership.state() else {
+                    return self.step(inner, input);
+                };
+                if !inner.migration_of(from)?.saved {
+                    return Err(Refusal::new(
+                        "commit before the state was saved: the destination would run an older \
+                         guest",
+                    ));
+                }
+                self.step(inner, input)
+            }
+            Input::TakeBack(_) => {
+                self.step(inner, input)?;
+                self.end_migration(inner);
+                Ok(())
+            }
+            Input::Confirm(_) | Input::Refuse(_) | Input::Quit { .. } => self.step(inner, input),
+            Input::Receive(_) | Input::Prepared(_) | Input::Go(_) => {
+                Err(Refusal::new("this step has a request of its own"))
+            }
+        }
+    }
+
+    fn receive(
+        &self,
+        inner: &mut Inner,
+        connection: ConnectionId,
+        id: MigrationId,
+        mut description: MachineDescription,
+        overrides: Overrides,
+    ) -> Result<Answer, Refusal> {
+        inner.ownership.step(Input::Receive(id)).map_err(Refusal::new)?;
+        description.name.clone_from(&inner.name);
+        let machine = Machine::incoming(
+            &description,
+            &IncomingOverrides {
+                name: Some(inner.name.clone()),
+                console: Some(overrides.console.unwrap_or_else(|| inner.console.clone())),
+            },
+        )
+        .map_err(refusal)?;
+        let fds = memory_of(&machine)?;
+        self.step(inner, Input::Receive(id))?;
+        self.watch(&machine);
+        inner.machine = Some(machine);
+        inner.description = Some(description);
+        inner.receiver = Some(connection);
+        Ok(Answer { reply: Reply::Done, fds })
+    }
+
+    fn prepare(
+        &self,
+        inner: &mut Inner,
+        id: MigrationId,
+        sections: &[Vec<u8>],
+    ) -> Result<Reply, Refusal> {
+        let started = Instant::now();
+        let expected = inner.ownership.step(Input::Prepared(id)).map_err(Refusal::new)?;
+        let mut sections = sections
+            .iter()
+            .map(|section| Section::decode(section).map_err(refusal))
+            .collect::<Result<Vec<_>, _>>()?;
+        inner.wanted = RunState::take(&mut sections)?.wanted;
+        inner.machine()?.load(sections).map_err(refusal)?;
+        debug_assert_eq!(expected.before, None);
+        self.step(inner, Input::Prepared(id))?;
+        self.expect_go(id);
+        Ok(Reply::Prepared(Loaded { load: started.elapsed() }))
+    }
+
+    fn go(&self, inner: &mut Inner, id: MigrationId) -> Result<Reply, Refusal> {
+        let started = Instant::now();
+        self.step(inner, Input::Go(id))?;
+        inner.receiver = None;
+        let go = started.elapsed();
+        let first_instruction = match inner.machine() {
+            Ok(machine) if machine.is_running() => machine.wait_first_instruction(),
+            _ => Duration::ZERO,
+        };
+        if let Ok(machine) = inner.machine() {
+            machine.announce();
+        }
+        Ok(Reply::Started(Started { go, first_instruction }))
+    }
+}
+
+impl Inner {
+    fn described(&self) -> Result<&MachineDescription, Refusal> {
+        self.description.as_ref().ok_or_else(|| Refusal::new("no guest has arrived yet"))
+    }
+
+    fn migration_of(&mut self, connection: ConnectionId) -> Result<&mut Migration, Refusal> {
+        self.migration
+            .as_mut()
+            .filter(|migration| migration.client == connection)
+            .ok_or_else(|| Refusal::new("begin a migration on this connection first"))
+    }
+
+    fn log(&mut self, connection: ConnectionId) -> Result<&SharedBitmap, Refusal> {
+        self.migration_of(connection)?
+            .log
+            .as_ref()
+            .ok_or_else(|| Refusal::new("the dirty log is not on"))
+    }
+
+    fn harvest(&mut self, connection: ConnectionId) -> Result<Reply, Refusal> {
+        self.log(connection)?;
+        let mut words = vec![0; SharedBitmap::words_for(&self.described()?.memory)];
+        let dirty = self.machine()?.dirty_log_harvest(&mut words).map_err(refusal)?;
+        self.log(connection)?.write(&words);
+        Ok(Reply::Harvested { dirty })
+    }
+
+    fn save(&mut self, connection: ConnectionId) -> Result<Reply, Refusal> {
+        let wanted = self.wanted;
+        let machine = self.machine()?;
+        if machine.is_running() {
+            return Err(Refusal::new("only a paused guest has a state to save: pause it first"));
+        }
+        let mut sections = machine.save().map_err(refusal)?;
+        sections.push(RunState { wanted }.section()?);
+        if let Ok(migration) = self.migration_of(connection) {
+            migration.saved = migration.paused;
+        }
+        let encoded =
+            sections.iter().map(|section| section.encode().map_err(refusal)).collect::<Result<_, _>>()?;
+        Ok(Reply::State(encoded))
+    }
+
+    fn post(&mut self, id: MigrationId, progress: String) -> Result<Reply, Refusal> {
+        let (State::Migrating(mine) | State::HandedOver(mine)) = self.ownership.state() else {
+            return Err(Refusal::new("no migration is under way"));
+        };
+        let Some(migration) = self.migration.as_mut().filter(|_| mine == id) else {
+            return Err(Refusal::new("another migration is under way"));
+        };
+        if progress.len() > MAX_PROGRESS {
+            return Err(Refusal::new("the progress is too long to be shown"));
+        }
+        migration.progress = Some(progress);
+        Ok(Reply::Orders(std::mem::take(&mut migration.orders)))
+    }
+
+    fn leave_order(&mut self, order: Order) -> Result<(), Refusal> {
+        match (self.ownership.state(), &mut self.migration) {
+            (State::Migrating(_), Some(migration)) if migration.orders.len() < MAX_ORDERS => {
+                migration.orders.push(order);
+                Ok(())
+            }
+            (State::Migrating(_), Some(_)) => {
+                Err(Refusal::new("mig-send does not take its orders: does it still run?"))
+            }
+            (State::HandedOver(id), _) => Err(Refusal::new(format!(
+                "the guest was handed over ({id}): it is too late for orders"
+            ))),
+            _ => Err(Refusal::new("no migration is under way")),
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            ownership: self.ownership.state(),
+            running: self.machine.as_ref().is_some_and(Machine::is_running),
+            vcpus: self.description.as_ref().map_or(0, |guest| guest.vcpus),
+            memory: self.description.as_ref().map_or_else(Default::default, |guest| guest.pages().bytes()),
+            throttle: self.throttle,
+            progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
+        }
+    }
+}
+
+fn memory_of(machine: &Machine) -> Result<Vec<OwnedFd>, Refusal> {
+    machine
+        .memory_fds()
+        .into_iter()
+        .map(|(_, fd): (_, BorrowedFd<'_>)| fd.try_clone_to_owned().map_err(refusal))
+        .collect()
+}
