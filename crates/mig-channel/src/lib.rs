@@ -1,2 +1,45 @@
+//! The byte channels that carry a migration, named as the talk names them:
+//! `<protocol>:<params>`.
+//!
+//! | endpoint | sending side | receiving side | ways |
+//! | --- | --- | --- | --- |
+//! | `-` | stdout | stdin, answers to stdout | one, unless a return path is given |
+//! | `exec:CMD` | stdin of `sh -c CMD` | stdout of it | both |
+//! | `tcp:HOST:PORT` | connects | listens, takes one peer | both |
+//! | `unix:PATH` | connects | listens, takes one peer | both |
+//! | `file:PATH` | writes `PATH.part`, renames | reads | one |
+//! | `fd:N` | an inherited descriptor | the same; accepts if it listens | both if a socket |
+//!
+//! [`open_sender`] and [`open_receiver`] give a *forward* half, which carries the stream, and
+//! where there is a way back a *back* half, which carries the answers. Both halves obey a
+//! deadline, a stall limit and an [`Interrupt`].
+//!
+//! A file description that came from the parent is shared with other processes, so its flags are
+//! never changed: pipes are reopened, sockets are asked not to wait call by call.
 #![warn(missing_docs)]
-//! Byte channels named as <protocol>:<params>: stdin/stdout, exec, tcp, unix, file, fd
+
+mod activation;
+mod endpoint;
+mod error;
+mod file_sink;
+mod inherit;
+mod interrupt;
+mod listen;
+mod port;
+mod reader;
+mod receiver;
+mod sender;
+mod socket;
+mod terminal;
+mod tunnel;
+mod writer;
+
+pub use activation::{ActivationError, activated_endpoint};
+pub use endpoint::{Endpoint, ParseEndpointError, ParseReturnPathError, ReturnPath};
+pub use error::{ChannelError, OpenError};
+pub use interrupt::Interrupt;
+pub use reader::ChannelReader;
+pub use receiver::{PendingReceiver, ReceiverChannel, open_receiver, prepare_receiver};
+pub use sender::{SenderChannel, open_sender};
+pub use tunnel::{Tunnel, TunnelError};
+pub use writer::ChannelWriter;

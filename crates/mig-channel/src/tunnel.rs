@@ -1,0 +1,297 @@
+//! The command of an `exec:` channel.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use nix::libc;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use thiserror::Error;
+
+use crate::error::OpenError;
+use crate::interrupt::{Interrupt, Waited};
+use crate::socket::one_way_pair;
+use crate::terminal::{Terminal, give_to_self};
+
+/// How often a running command is looked at. Nothing in the blackout waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// How long a command may take to end after a signal.
+const KILL_GRACE: Duration = Duration::from_millis(500);
+
+/// How long the rest of a pipeline may take after its shell has ended: the shell dies of SIGTERM
+/// at once, ssh first puts the terminal right.
+const PIPELINE_GRACE: Duration = Duration::from_millis(50);
+
+/// The command of an `exec:` channel: `sh -c CMD` in a process group of its own.
+///
+/// Its exit status counts always: [`wait`](Self::wait) for it after the last byte. A tunnel that
+/// is dropped while its command runs is killed, with everything in its process group.
+#[derive(Debug)]
+pub struct Tunnel {
+    command: String,
+    child: Child,
+    terminal: Option<Terminal>,
+    status: Option<ExitStatus>,
+    interrupt: Interrupt,
+}
+
+/// What became of a tunnel command, where it is not success.
+#[derive(Debug, Error)]
+pub enum TunnelError {
+    /// It ended, and not with status 0.
+    #[error("tunnel command '{command}' {}", how_it_ended(*.status))]
+    Ended {
+        /// The command.
+        command: String,
+        /// Its status.
+        status: ExitStatus,
+    },
+    /// It has not ended.
+    #[error("tunnel command '{command}' still runs after {after:?}")]
+    StillRunning {
+        /// The command.
+        command: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The wait was interrupted; the command runs on.
+    #[error("waiting for tunnel command '{command}': interrupted")]
+    Interrupted {
+        /// The command.
+        command: String,
+    },
+    /// The system does not tell.
+    #[error("cannot wait for tunnel command '{command}'")]
+    Wait {
+        /// The command.
+        command: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn how_it_ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(127), _) => "ended with status 127 (a command was not found)".to_owned(),
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("was ended by {signal}"),
+            Err(_) => format!("was ended by signal {number}"),
+        },
+        (None, None) => format!("ended: {status}"),
+    }
+}
+
+/// A started tunnel, and our ends of its stdin and its stdout.
+pub(crate) type BothWays = (Tunnel, OwnedFd, OwnedFd);
+
+impl Tunnel {
+    /// Starts `command` between two channels of ours, the first to its stdin and the second from
+    /// its stdout.
+    ///
+    /// They are two socket pairs: through one pair the end of the answers would come only when
+    /// nobody holds stdin any more either.
+    pub(crate) fn start_both_ways(
+        command: &str,
+        interrupt: &Interrupt,
+    ) -> Result<BothWays, OpenError> {
+        let (theirs, from_stdout) = pair(command)?;
+        let (tunnel, to_stdin) = Self::start(command, Some(theirs), interrupt)?;
+        Ok((tunnel, to_stdin, from_stdout))
+    }
+
+    /// Starts `command` behind a channel to its stdin; its stdout is the stdout of this program.
+    pub(crate) fn start_one_way(
+        command: &str,
+        interrupt: &Interrupt,
+    ) -> Result<(Self, OwnedFd), OpenError> {
+        Self::start(command, None, interrupt)
+    }
+
+    fn start(
+        command: &str,
+        stdout: Option<OwnedFd>,
+        interrupt: &Interrupt,
+    ) -> Result<(Self, OwnedFd), OpenError> {
+        let (to_stdin, stdin) = pair(command)?;
+        let mut shell = Command::new("sh");
+        // A group of its own makes it possible to end a whole pipeline, and keeps a Ctrl-C at
+        // the terminal from cutting the tunnel in the middle of a handover. std resets SIGPIPE
+        // and the signal mask in the child.
+        shell.arg("-c").arg(command).process_group(0).stdin(stdin);
+        if let Some(stdout) = stdout {
+            shell.stdout(stdout);
+        }
+        let terminal = Terminal::in_foreground();
+        let number = terminal.as_ref().map(Terminal::number);
+        // SAFETY: the closure does nothing but system calls on numbers: no allocation, no lock.
+        unsafe {
+            shell.pre_exec(move || {
+                before_exec(number);
+                Ok(())
+            })
+        };
+        let child = shell.spawn().map_err(|error| cannot_start(command, error))?;
+        let tunnel = Self {
+            command: command.to_owned(),
+            child,
+            terminal,
+            status: None,
+            interrupt: interrupt.clone(),
+        };
+        Ok((tunnel, to_stdin))
+    }
+
+    /// The command as the user wrote it.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// Takes the terminal back, which the command has until then so that it can ask for a
+    /// password. Call it when the tunnel has proved that it works, before the blackout at the
+    /// latest: from then on Ctrl-C comes to this program and no longer to the command.
+    pub fn release_terminal(&mut self) {
+        if let Some(terminal) = self.terminal.take() {
+            terminal.take_back(self.group());
+        }
+    }
+
+    /// The status if the command has ended; does not wait.
+    ///
+    /// # Errors
+    /// [`TunnelError::Wait`].
+    pub fn status(&mut self) -> Result<Option<ExitStatus>, TunnelError> {
+        if self.status.is_none() {
+            self.status = self
+                .child
+                .try_wait()
+                .map_err(|source| TunnelError::Wait { command: self.command.clone(), source })?;
+            if self.status.is_some() {
+                self.release_terminal();
+            }
+        }
+        Ok(self.status)
+    }
+
+    /// Waits for the end of the command, which comes when both halves of the channel are closed,
+    /// and says how it ended, success or not.
+    ///
+    /// # Errors
+    /// [`TunnelError::StillRunning`] after `timeout`, [`TunnelError::Interrupted`],
+    /// [`TunnelError::Wait`]. The command runs on then.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, TunnelError> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.status()? {
+                return Ok(status);
+            }
+            let left = timeout.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Err(TunnelError::StillRunning {
+                    command: self.command.clone(),
+                    after: timeout,
+                });
+            }
+            match self.interrupt.wait(None, Some(left.min(LOOK_EVERY))) {
+                Ok(Waited::Interrupted) => {
+                    return Err(TunnelError::Interrupted { command: self.command.clone() });
+                }
+                Ok(_) => {}
+                Err(source) => {
+                    return Err(TunnelError::Wait { command: self.command.clone(), source });
+                }
+            }
+        }
+    }
+
+    /// As [`wait`](Self::wait), where only status 0 is good enough.
+    ///
+    /// # Errors
+    /// [`TunnelError::Ended`] for any other status, and those of [`wait`](Self::wait).
+    pub fn wait_for_success(&mut self, timeout: Duration) -> Result<(), TunnelError> {
+        let status = self.wait(timeout)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(TunnelError::Ended { command: self.command.clone(), status })
+    }
+
+    /// Ends the command and everything in its process group: SIGTERM, after half a second
+    /// SIGKILL. Does nothing when it has ended already; what it left running in the background
+    /// is its own affair.
+    pub fn kill(&mut self) {
+        if !matches!(self.status(), Ok(None)) {
+            return;
+        }
+        let group = self.group();
+        // The shell is not reaped before the last signal is sent: until then nobody else can
+        // have its number. A group that is empty already (ESRCH) is what we want.
+        let _ = killpg(group, Signal::SIGTERM);
+        wait_for_shell(group);
+        if !shell_runs(group) {
+            thread::sleep(PIPELINE_GRACE);
+        }
+        let _ = killpg(group, Signal::SIGKILL);
+        // A command that runs as another user (sudo) may be out of reach; it ends by the closed
+        // channel, and must not hold this program until then.
+        wait_for_shell(group);
+        let _ = self.status();
+        self.release_terminal();
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits for the end of the shell, in vain after [`KILL_GRACE`]; does not reap it.
+fn wait_for_shell(shell: Pid) {
+    let started = Instant::now();
+    while started.elapsed() < KILL_GRACE && shell_runs(shell) {
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn cannot_start(command: &str, error: io::Error) -> OpenError {
+    OpenError::system(format!("start tunnel command '{command}'"), error)
+}
+
+fn pair(command: &str) -> Result<(OwnedFd, OwnedFd), OpenError> {
+    one_way_pair().map_err(|errno| cannot_start(command, errno.into()))
+}
+
+fn shell_runs(shell: Pid) -> bool {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    matches!(waitid(Id::Pid(shell), look), Ok(WaitStatus::StillAlive))
+}
+
+/// In the child, between fork and exec: nothing but stdin, stdout and stderr survives the exec,
+/// since a descriptor left open in a tunnel (the other end of a FIFO, say) would keep an end of
+/// file from ever coming.
+fn before_exec(terminal: Option<RawFd>) {
+    // SAFETY: sets a flag on descriptors and touches no memory. Kernels before 5.11 refuse; then
+    // only what this program opened by itself is close-on-exec.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3 as libc::c_uint,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if let Some(terminal) = terminal {
+        give_to_self(terminal);
+    }
+}
