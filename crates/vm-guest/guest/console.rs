@@ -14,10 +14,7 @@ pub struct Line {
 
 impl Line {
     pub const fn new() -> Self {
-        Self {
-            text: [0; MAX],
-            len: 0,
-        }
+        Self { text: [0; MAX], len: 0 }
     }
 
     /// The line with its end.

@@ -13,10 +13,7 @@ pub struct Content {
 
 impl Content {
     pub const fn new(options: &Options) -> Self {
-        Self {
-            kind: options.fill,
-            seed: options.seed,
-        }
+        Self { kind: options.fill, seed: options.seed }
     }
 
     /// splitmix64 of the position for random content, so that any part can be checked alone.
@@ -25,9 +22,7 @@ impl Content {
         match self.kind {
             Fill::Zero => 0,
             Fill::Pattern => 0x6d69_6770_6970_6531 ^ self.seed,
-            Fill::Random => mix(self
-                .seed
-                .wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
+            Fill::Random => mix(self.seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))),
         }
     }
 }
@@ -55,15 +50,7 @@ pub struct Walk {
 impl Walk {
     /// The walk over pages `first` to `end` (exclusive) of `area`.
     pub const fn new(area: Area, content: Content, first: u64, end: u64) -> Self {
-        Self {
-            area,
-            content,
-            first,
-            end,
-            at: first,
-            checked: 0,
-            walks: 0,
-        }
+        Self { area, content, first, end, at: first, checked: 0, walks: 0 }
     }
 
     pub const fn pages(&self) -> u64 {
@@ -76,11 +63,7 @@ impl Walk {
             let words = self.area.page(page);
             for word in 0..WORDS {
                 // SAFETY: `page` is a page of the area, which this vCPU alone writes.
-                unsafe {
-                    words
-                        .add(word as usize)
-                        .write(self.content.word(page * WORDS + word))
-                };
+                unsafe { words.add(word as usize).write(self.content.word(page * WORDS + word)) };
             }
         }
     }

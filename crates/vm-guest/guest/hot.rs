@@ -33,15 +33,7 @@ impl Hot {
         first: u64,
         end: u64,
     ) -> Self {
-        Self {
-            area,
-            generations,
-            content,
-            first,
-            end,
-            at: first,
-            writes: 0,
-        }
+        Self { area, generations, content, first, end, at: first, writes: 0 }
     }
 
     pub const fn pages(&self) -> u64 {
@@ -85,19 +77,14 @@ impl Hot {
         self.write(page, TAIL, page ^ generation);
         // SAFETY: as in `visit`.
         unsafe {
-            self.generations
-                .add(page as usize)
-                .write_volatile(generation);
+            self.generations.add(page as usize).write_volatile(generation);
         }
     }
 
     fn write(&self, page: u64, word: u64, value: u64) {
         // SAFETY: `page` is a page of the area, which this vCPU alone writes.
         unsafe {
-            self.area
-                .page(page)
-                .add(word as usize)
-                .write_volatile(value);
+            self.area.page(page).add(word as usize).write_volatile(value);
         }
     }
 

@@ -131,10 +131,7 @@ pub fn lay_out(start: &StartInfo, options: &Options) -> Option<Layout> {
     let needed = options.pages + generations;
     let run = free.iter_mut().rfind(|run| run.pages >= needed)?;
     let mut hot = Area::default();
-    hot.runs[0] = Run {
-        start: take(run, options.pages)?,
-        pages: options.pages,
-    };
+    hot.runs[0] = Run { start: take(run, options.pages)?, pages: options.pages };
     let generations = take(run, generations)?;
 
     let fill_pages = (options.fill_mb << 20) / PAGE;
@@ -142,10 +139,7 @@ pub fn lay_out(start: &StartInfo, options: &Options) -> Option<Layout> {
     let mut missing = fill_pages;
     for (to, from) in fill.runs.iter_mut().zip(&mut free) {
         let pages = missing.min(from.pages);
-        *to = Run {
-            start: take(from, pages)?,
-            pages,
-        };
+        *to = Run { start: take(from, pages)?, pages };
         missing -= pages;
     }
     (missing == 0).then_some(Layout {
@@ -177,11 +171,7 @@ fn map_up_to(top: u64, free: &mut Run) -> Option<()> {
             unsafe { table.add(entry as usize).write_volatile(page | LARGE_PAGE) };
         }
         // SAFETY: the table is mapped for CPL 3 and only vCPU 0 comes here.
-        unsafe {
-            pointers
-                .add(gib as usize)
-                .write_volatile(table as u64 | TABLE)
-        };
+        unsafe { pointers.add(gib as usize).write_volatile(table as u64 | TABLE) };
     }
     Some(())
 }

@@ -84,11 +84,8 @@ impl Ticker {
             gap = gap.max(counters.gap.swap(0, Ordering::Relaxed));
         }
         self.longest = self.longest.max(gap);
-        let (count, gap, longest) = (
-            self.count,
-            self.clock.micros(gap),
-            self.clock.micros(self.longest),
-        );
+        let (count, gap, longest) =
+            (self.count, self.clock.micros(gap), self.clock.micros(self.longest));
         line(format_args!(
             "tick {count} cpu 0 writes {writes} checked {checked} walks {walks} gap-us {gap} max-gap-us {longest}"
         ));

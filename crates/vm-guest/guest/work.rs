@@ -47,12 +47,7 @@ impl Share {
         let hot = Hot::new(layout.hot, table, content, first, end);
         let (first, end) = part(layout.fill_pages);
         let walk = Walk::new(layout.fill, content, first, end);
-        Self {
-            cpu,
-            cpus,
-            hot,
-            walk,
-        }
+        Self { cpu, cpus, hot, walk }
     }
 
     /// Writes all of it once.
@@ -72,12 +67,7 @@ struct Pace {
 
 impl Pace {
     const fn new(per_second: u64, clock: Clock, now: u64) -> Self {
-        Self {
-            per_second,
-            clock,
-            since: now,
-            done: 0,
-        }
+        Self { per_second, clock, since: now, done: 0 }
     }
 
     fn due(&mut self, now: u64) -> u64 {
@@ -127,9 +117,7 @@ pub fn run(mut share: Share, options: &Options) -> ! {
         walk_pace.done += walk_due;
 
         counters.writes.store(share.hot.writes, Ordering::Relaxed);
-        counters
-            .checked
-            .store(share.walk.checked, Ordering::Relaxed);
+        counters.checked.store(share.walk.checked, Ordering::Relaxed);
         counters.walks.store(share.walk.walks, Ordering::Relaxed);
         if SHARED.failed() {
             stop(share.cpu);

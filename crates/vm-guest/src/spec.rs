@@ -142,11 +142,7 @@ impl DirtySpec {
             let number = value.parse().ok();
             number
                 .filter(|number| (least..=most).contains(number))
-                .ok_or_else(|| SpecError::BadValue {
-                    key,
-                    value: value.to_owned(),
-                    wanted,
-                })
+                .ok_or_else(|| SpecError::BadValue { key, value: value.to_owned(), wanted })
         };
         match key {
             "pages" => self.pages = Pages(number("pages", "a number of pages", 0, MOST_PAGES)?),
@@ -307,9 +303,9 @@ mod tests {
             let error = format!("builtin:dirty,{word}").parse::<DirtySpec>();
             let (key, value) = word.split_once('=').unwrap();
             match error {
-                Err(SpecError::BadValue {
-                    key: k, value: v, ..
-                }) => assert_eq!((k, v.as_str()), (key, value)),
+                Err(SpecError::BadValue { key: k, value: v, .. }) => {
+                    assert_eq!((k, v.as_str()), (key, value))
+                }
                 other => panic!("{word}: {other:?}"),
             }
         }
@@ -325,10 +321,7 @@ mod tests {
             "builtin:dirty,max".parse::<DirtySpec>(),
             Err(SpecError::NotAnOption("max".into()))
         );
-        assert!(matches!(
-            "vmlinuz".parse::<DirtySpec>(),
-            Err(SpecError::NotBuiltin(_))
-        ));
+        assert!(matches!("vmlinuz".parse::<DirtySpec>(), Err(SpecError::NotBuiltin(_))));
     }
 
     #[test]

@@ -1,3 +1,30 @@
+//! The KVM machine: memory, vCPUs, interrupt chips, clocks, boot.
+//!
+//! [`Machine`] is the whole of it. It begins with [`Machine::boot`] or, for a guest that arrives,
+//! with [`Machine::incoming`]; it can be paused, saved and resumed at any instant, and says which
+//! pages of its memory were written meanwhile. Who may run it is not known here.
 #![warn(missing_docs)]
-//! The KVM machine: memory, vCPUs, interrupt chips, clocks, boot
+
 pub mod arch;
+mod boot;
+mod build;
+mod capacity;
+mod dirty;
+mod error;
+mod events;
+mod layout;
+mod machine;
+mod memory;
+mod moment;
+mod ports;
+mod vcpu;
+
+pub use boot::{BootError, Kernel};
+pub use dirty::DirtyLogError;
+pub use error::MachineError;
+pub use events::MachineEvent;
+pub use machine::{Machine, MachineConfig, Overrides};
+pub use memory::{MemoryError, huge_page_warning};
+pub use moment::Moment;
+pub use ports::IDLE_PORT;
+pub use vcpu::VcpuError;

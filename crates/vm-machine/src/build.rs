@@ -1,0 +1,169 @@
+//! Building a machine, for a guest that begins here or one that arrives.
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use units::Bytes;
+use vm_devices::{
+    Console, ConsoleSpec, Device, DeviceDirtyLog, SERIAL_IRQ, Serial, SerialSnapshot,
+};
+use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::{IoctlError, describe_cpu, host_capabilities, set_cpuid};
+use crate::dirty::DirtyLog;
+use crate::error::MachineError;
+use crate::events::Events;
+use crate::layout::{self, KVM_IDENTITY_MAP, KVM_TSS};
+use crate::machine::{Life, Machine, MachineConfig, Overrides};
+use crate::memory::{Memory, MemoryError};
+use crate::ports::Ports;
+use crate::vcpu::Vcpus;
+use crate::{boot, capacity};
+
+/// What the description calls the serial port.
+const SERIAL: &str = "serial";
+
+pub(crate) fn boot(config: &MachineConfig) -> Result<Machine, MachineError> {
+    let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
+    let cpu = describe_cpu(&kvm, config.cpus)?;
+    let pages = config.mem.pages();
+    if config.mem != pages.bytes() || pages.0 == 0 {
+        return Err(MemoryError::Size { asked: config.mem, page: Bytes(units::PAGE_SIZE) }.into());
+    }
+    let description = MachineDescription {
+        name: config.name.clone(),
+        vcpus: config.cpus,
+        memory: layout::regions(config.mem),
+        hugetlb: config.hugetlb,
+        cpu,
+        devices: Vec::new(),
+    };
+    let parts = Parts::new(&kvm, description, &config.console)?;
+    let tsc_khz = parts.description.cpu.tsc_khz;
+    let (memory, vcpus) = (&parts.memory, &parts.vcpus);
+    boot::boot(&config.kernel, &config.cmdline, memory, vcpus, tsc_khz)?;
+    parts.assemble(Life::Whole)
+}
+
+pub(crate) fn incoming(
+    description: &MachineDescription,
+    overrides: &Overrides,
+) -> Result<Machine, MachineError> {
+    let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
+    compat::check(&description.cpu, &host_capabilities(&kvm)?)?;
+    // How many vCPUs a guest can have is known to `describe_cpu` alone.
+    describe_cpu(&kvm, description.vcpus)?;
+    let serial = serial_of(description)?;
+    let console = match &overrides.console {
+        Some(console) => console.clone(),
+        None => console_of(serial)?,
+    };
+    let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
+    let needed = bytes.fold(0, u64::saturating_add);
+    if !description.hugetlb {
+        // Huge pages are set apart, and the kernel says itself when they do not suffice.
+        capacity::check(Bytes(needed))?;
+    }
+    let mut description = description.clone();
+    if let Some(name) = &overrides.name {
+        description.name.clone_from(name);
+    }
+    Parts::new(&kvm, description, &console)?.assemble(Life::Empty)
+}
+
+/// The serial port of the description, after a look at whether there is anything else.
+fn serial_of(description: &MachineDescription) -> Result<&DeviceDescription, MachineError> {
+    let mut serial = None;
+    for device in &description.devices {
+        let known = device.kind == SERIAL && device.section_version <= SerialSnapshot::VERSION;
+        if !known || serial.is_some() {
+            return Err(MachineError::UnknownDevice {
+                kind: device.kind.clone(),
+                id: device.id.clone(),
+                version: device.section_version,
+            });
+        }
+        serial = Some(device);
+    }
+    serial.ok_or(MachineError::MissingDevice(SERIAL))
+}
+
+fn console_of(serial: &DeviceDescription) -> Result<ConsoleSpec, MachineError> {
+    match serial.params.get("console") {
+        Some(console) => console.parse().map_err(MachineError::ConsoleSpec),
+        None => Ok(ConsoleSpec::Null),
+    }
+}
+
+/// A machine without its threads.
+struct Parts {
+    description: MachineDescription,
+    vcpus: Vec<VcpuFd>,
+    serial: Arc<Serial>,
+    dirty: DirtyLog,
+    vm: VmFd,
+    memory: Memory,
+}
+
+fn named<T>(call: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
+    result.map_err(|source| MachineError::Build(IoctlError { call, source }))
+}
+
+impl Parts {
+    /// Memory, chips, vCPUs with their CPUID, devices: in the order in which KVM wants them (the
+    /// chips before the vCPUs, whose local APICs they make).
+    fn new(
+        kvm: &Kvm,
+        mut description: MachineDescription,
+        console: &ConsoleSpec,
+    ) -> Result<Self, MachineError> {
+        let memory = Memory::new(&description.memory, description.hugetlb)?;
+        let vm = named("KVM_CREATE_VM", kvm.create_vm())?;
+        named("KVM_SET_TSS_ADDR", vm.set_tss_address(KVM_TSS as usize))?;
+        let identity_map = vm.set_identity_map_address(KVM_IDENTITY_MAP);
+        named("KVM_SET_IDENTITY_MAP_ADDR", identity_map)?;
+        named("KVM_CREATE_IRQCHIP", vm.create_irq_chip())?;
+        let pit = kvm_pit_config {
+            // Linux calibrates by the speaker's port, which KVM then serves without an exit.
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..kvm_pit_config::default()
+        };
+        named("KVM_CREATE_PIT2", vm.create_pit2(pit))?;
+        let log = Arc::new(DeviceDirtyLog::new(memory.regions()));
+        let dirty = DirtyLog::new(&vm, &memory, log)?;
+        let mut vcpus = Vec::new();
+        for id in 0..description.vcpus {
+            let vcpu = named("KVM_CREATE_VCPU", vm.create_vcpu(id.into()))?;
+            set_cpuid(&vcpu, &description.cpu, id).map_err(MachineError::Build)?;
+            vcpus.push(vcpu);
+        }
+        let console = Arc::new(Console::open(console)?);
+        let interrupt = named(
+            "eventfd",
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(|error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0))),
+        )?;
+        named("KVM_IRQFD", vm.register_irqfd(&interrupt, SERIAL_IRQ))?;
+        let serial = Serial::new(interrupt, console);
+        description.devices = vec![serial.describe()];
+        Ok(Self { description, vcpus, serial, dirty, vm, memory })
+    }
+
+    fn assemble(self, life: Life) -> Result<Machine, MachineError> {
+        let events = Arc::new(Events::default());
+        let ports = Ports { serial: Arc::clone(&self.serial) };
+        Ok(Machine {
+            vcpus: Vcpus::start(self.vcpus, &ports, &events)?,
+            serial: self.serial,
+            dirty: self.dirty,
+            vm: self.vm,
+            memory: self.memory,
+            description: self.description,
+            events,
+            life,
+            resumed_at: None,
+        })
+    }
+}

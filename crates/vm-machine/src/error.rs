@@ -1,0 +1,89 @@
+//! Why a machine cannot do what it was asked for.
+
+use thiserror::Error;
+use vm_devices::{ConsoleError, DeviceError};
+use vm_state::compat::Incompatible;
+use vm_state::{LoadError, SaveError};
+
+use crate::arch::{CapabilityError, IoctlError, MachineStateError};
+use crate::boot::BootError;
+use crate::dirty::DirtyLogError;
+use crate::memory::MemoryError;
+use crate::vcpu::VcpuError;
+
+/// Why a machine cannot do what it was asked for.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// There is no KVM.
+    #[error("cannot open /dev/kvm; is KVM switched on, and may this user use it?")]
+    NoKvm(#[source] kvm_ioctls::Error),
+    /// KVM refuses a call while the machine is built.
+    #[error("cannot build the machine")]
+    Build(#[source] IoctlError),
+    /// KVM cannot run such a guest.
+    #[error(transparent)]
+    Capability(#[from] CapabilityError),
+    /// This host lacks what the arriving guest was given.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
+    /// The arriving guest has a device that this program does not know.
+    #[error(
+        "the guest has a device {kind} '{id}' (section version {version}), which this program does not have; use a newer one"
+    )]
+    UnknownDevice {
+        /// What it is.
+        kind: String,
+        /// Which one.
+        id: String,
+        /// The version of its section.
+        version: u16,
+    },
+    /// The arriving guest lacks a device that every machine has.
+    #[error("the machine description has no device {0}")]
+    MissingDevice(&'static str),
+    /// The arriving guest's console is nothing that we can open.
+    #[error("the console of the machine description cannot be used; name one with --console")]
+    ConsoleSpec(#[source] vm_devices::ConsoleSpecError),
+    /// Guest memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The dirty log cannot be had.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
+    /// The kernel cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The vCPUs cannot be started.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The console cannot be opened.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// A device cannot be stopped.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The state of the CPUs or chips cannot be read or set.
+    #[error(transparent)]
+    State(#[from] MachineStateError),
+    /// A section cannot be written.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// The sections do not fit the machine.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It must be paused for that.
+    #[error("guest {0} is running; pause it first")]
+    NotPaused(String),
+    /// It waits for its state.
+    #[error("guest {0} has no state yet: it waits for a migration")]
+    NotLoaded(String),
+    /// It has its state already.
+    #[error("guest {0} has its state already; nothing can be loaded into it")]
+    Loaded(String),
+    /// Loading has failed half-way.
+    #[error("guest {0} was not loaded completely and can never run here")]
+    Broken(String),
+    /// It has ended by itself.
+    #[error("guest {0} has switched itself off or failed; it cannot run on")]
+    Ended(String),
+}

@@ -1,0 +1,303 @@
+//! The machine: one guest with everything it consists of.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use units::{Bytes, Pages, RegionId};
+use vm_devices::{ConsoleSpec, Device, Serial};
+use vm_memory::GuestMemoryMmap;
+use vm_state::{MachineDescription, Section, SectionSet};
+
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use crate::arch::{MachineState, restore_machine, save_machine, tell_paused};
+use crate::boot::Kernel;
+use crate::build;
+use crate::dirty::DirtyLog;
+use crate::error::MachineError;
+use crate::events::{Events, MachineEvent};
+use crate::memory::Memory;
+use crate::moment::Moment;
+use crate::vcpu::Vcpus;
+
+/// A machine that begins here.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// The name of the guest.
+    pub name: String,
+    /// What it boots.
+    pub kernel: Kernel,
+    /// The kernel command line; the built-in guest gets it behind its own.
+    pub cmdline: String,
+    /// Its memory: whole pages.
+    pub mem: Bytes,
+    /// How many vCPUs it has.
+    pub cpus: u32,
+    /// Where its serial console goes.
+    pub console: ConsoleSpec,
+    /// Whether its memory comes from hugetlbfs.
+    pub hugetlb: bool,
+}
+
+/// What a destination says otherwise than the description of a guest that arrives.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The name that it has here.
+    pub name: Option<String>,
+    /// Where its console goes here.
+    pub console: Option<ConsoleSpec>,
+}
+
+/// How far a machine is from being able to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It waits for its state.
+    Empty,
+    /// It has its state.
+    Whole,
+    /// Its state was not loaded completely.
+    Broken,
+}
+
+/// One guest: memory, vCPUs, chips, devices. It can be held in an `Arc<Mutex<Machine>>`; no method
+/// waits for the guest longer than it takes its vCPUs to leave guest mode.
+///
+/// The order of the fields is the order in which they are dropped: the vCPUs stop first, the memory
+/// goes last.
+pub struct Machine {
+    pub(crate) vcpus: Vcpus,
+    pub(crate) serial: Arc<Serial>,
+    pub(crate) dirty: DirtyLog,
+    pub(crate) vm: VmFd,
+    pub(crate) memory: Memory,
+    pub(crate) description: MachineDescription,
+    pub(crate) events: Arc<Events>,
+    pub(crate) life: Life,
+    pub(crate) resumed_at: Option<Moment>,
+}
+
+impl Machine {
+    /// Builds a machine and boots it; it is paused at the first instruction.
+    ///
+    /// # Errors
+    /// [`MachineError`] names what is missing.
+    pub fn boot(config: &MachineConfig) -> Result<Self, MachineError> {
+        build::boot(config)
+    }
+
+    /// Builds the machine of a guest that arrives. It is paused, its memory is zeros, and it cannot
+    /// run before [`Self::load`]. The check of the host comes first of all.
+    ///
+    /// # Errors
+    /// [`MachineError`] names what this host or program lacks.
+    pub fn incoming(
+        description: &MachineDescription,
+        overrides: &Overrides,
+    ) -> Result<Self, MachineError> {
+        build::incoming(description, overrides)
+    }
+
+    /// The name of the guest.
+    pub fn name(&self) -> &str {
+        &self.description.name
+    }
+
+    /// What a destination must know to build the same machine.
+    pub fn describe(&self) -> MachineDescription {
+        self.description.clone()
+    }
+
+    /// The memfd of each region in address order: the region from offset 0, sealed against growing
+    /// and shrinking.
+    pub fn memory_fds(&self) -> Vec<(RegionId, BorrowedFd<'_>)> {
+        self.memory.files().collect()
+    }
+
+    /// The guest's memory as it is mapped in this process.
+    pub const fn memory(&self) -> &GuestMemoryMmap {
+        self.memory.mapped()
+    }
+
+    /// Lets the guest run. Does nothing if it runs.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it has no state yet, or has ended.
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        match self.life {
+            Life::Whole => {}
+            Life::Empty => return Err(MachineError::NotLoaded(self.description.name.clone())),
+            Life::Broken => return Err(MachineError::Broken(self.description.name.clone())),
+        }
+        if self.events.ended().is_some() {
+            return Err(MachineError::Ended(self.description.name.clone()));
+        }
+        if self.vcpus.is_running() {
+            return Ok(());
+        }
+        self.dirty.before_resume(&self.vm)?;
+        if self.resumed_at.is_some() {
+            // It was paused here: its kernel must not take the gap for a lock-up of its own.
+            for vcpu in self.vcpus.stopped() {
+                tell_paused(&vcpu).map_err(MachineError::Build)?;
+            }
+        }
+        self.serial.resume();
+        self.resumed_at = Some(Moment::now());
+        self.vcpus.resume();
+        Ok(())
+    }
+
+    /// Stops the guest: when this returns no vCPU is in guest mode or in the middle of an
+    /// instruction, and no device touches memory. Returns the moment at which the last vCPU left
+    /// guest mode. Does nothing to a paused guest but return the same moment.
+    ///
+    /// # Errors
+    /// [`MachineError::Device`] if a device cannot be stopped; the guest runs on then.
+    pub fn pause(&mut self) -> Result<Moment, MachineError> {
+        let was_running = self.vcpus.is_running();
+        let last_instruction = self.vcpus.pause();
+        if let Err(error) = self.serial.quiesce() {
+            if was_running {
+                self.vcpus.resume();
+            }
+            return Err(error.into());
+        }
+        Ok(last_instruction)
+    }
+
+    /// Whether the vCPUs may run.
+    pub fn is_running(&self) -> bool {
+        self.vcpus.is_running()
+    }
+
+    /// When the guest was last resumed, if ever.
+    pub const fn resumed_at(&self) -> Option<Moment> {
+        self.resumed_at
+    }
+
+    /// When the first vCPU entered guest mode after the last resume; nothing if none has yet.
+    pub fn first_instruction_after(&self) -> Option<Moment> {
+        self.vcpus.first_entry()
+    }
+
+    /// Takes so many percent of their time from the vCPUs, 99 at most; 0 is none.
+    pub fn throttle(&self, percent: u8) {
+        self.vcpus.throttle(percent);
+    }
+
+    /// A receiver of how the guest ends by itself; one that has ended already is told at once.
+    pub fn events(&self) -> Receiver<MachineEvent> {
+        self.events.listen()
+    }
+
+    /// How many words a dirty bitmap of this guest has: the regions in address order, each from a
+    /// fresh word on, the first page in the lowest bit.
+    pub fn dirty_log_words(&self) -> usize {
+        self.dirty.words()
+    }
+
+    /// Begins an empty dirty log.
+    ///
+    /// # Errors
+    /// [`MachineError::DirtyLog`] if it is on already or KVM refuses.
+    pub fn dirty_log_start(&mut self) -> Result<(), MachineError> {
+        Ok(self.dirty.start(&self.vm)?)
+    }
+
+    /// Writes into `bitmap` which pages the guest and its devices have written since the last
+    /// harvest, and returns how many. Each dirty bit is handed out once.
+    ///
+    /// # Errors
+    /// [`MachineError::DirtyLog`] if the log is off, `bitmap` has not [`Self::dirty_log_words`]
+    /// words, or KVM refuses.
+    pub fn dirty_log_harvest(&mut self, bitmap: &mut [u64]) -> Result<Pages, MachineError> {
+        let paused = !self.vcpus.is_running();
+        Ok(self.dirty.harvest(&self.vm, bitmap, paused)?)
+    }
+
+    /// Puts harvested bits back, so that the next harvest hands them out again.
+    ///
+    /// # Errors
+    /// [`MachineError::DirtyLog`] if the log is off or the length is wrong.
+    pub fn dirty_log_put_back(&self, bitmap: &[u64]) -> Result<(), MachineError> {
+        Ok(self.dirty.put_back(bitmap)?)
+    }
+
+    /// Ends the dirty log. Does nothing if it is off. Not for the blackout: with much memory it
+    /// takes a while.
+    ///
+    /// # Errors
+    /// [`MachineError::DirtyLog`] if KVM refuses.
+    pub fn dirty_log_stop(&mut self) -> Result<(), MachineError> {
+        Ok(self.dirty.stop(&self.vm)?)
+    }
+
+    /// The state of the paused guest without its memory.
+    ///
+    /// The order: clock, vCPUs and interrupt chips as [`save_machine`] has them, then the devices
+    /// in the order of the description, which are quiet since [`Self::pause`]. The caller harvests
+    /// the last dirty log after this: KVM may write guest memory while it is asked for state.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the guest runs, has ended or has no state, or a part cannot be saved.
+    pub fn save(&self) -> Result<Vec<Section>, MachineError> {
+        self.must_be_paused()?;
+        match self.life {
+            Life::Whole => {}
+            Life::Empty => return Err(MachineError::NotLoaded(self.description.name.clone())),
+            Life::Broken => return Err(MachineError::Broken(self.description.name.clone())),
+        }
+        if self.events.ended().is_some() {
+            return Err(MachineError::Ended(self.description.name.clone()));
+        }
+        let stopped = self.vcpus.stopped();
+        let vcpus: Vec<&VcpuFd> = stopped.iter().map(|vcpu| &**vcpu).collect();
+        let state = save_machine(&self.vm, &vcpus, &self.description.cpu)?;
+        let mut sections = state.to_sections()?;
+        sections.push(self.serial.save()?);
+        Ok(sections)
+    }
+
+    /// Gives a machine that waits for it its state. Its memory must be complete: KVM reads it.
+    ///
+    /// The order: everything is decoded and checked; then the devices, whose interrupts may be
+    /// raised by it and are overwritten by what the chips held; then clock, vCPUs and chips as
+    /// [`restore_machine`] has them, among them KVM_SET_CLOCK, which must come before any vCPU
+    /// runs.
+    ///
+    /// # Errors
+    /// [`MachineError`] with the section's name; the machine can never run then.
+    pub fn load(&mut self, sections: Vec<Section>) -> Result<(), MachineError> {
+        match self.life {
+            Life::Empty => {}
+            Life::Whole => return Err(MachineError::Loaded(self.description.name.clone())),
+            Life::Broken => return Err(MachineError::Broken(self.description.name.clone())),
+        }
+        self.life = Life::Broken;
+        let mut sections = SectionSet::new(sections)?;
+        let state = MachineState::from_sections(&mut sections, self.description.vcpus)?;
+        self.serial.load(&mut sections)?;
+        sections.finish()?;
+        let stopped = self.vcpus.stopped();
+        let vcpus: Vec<&VcpuFd> = stopped.iter().map(|vcpu| &**vcpu).collect();
+        restore_machine(&self.vm, &vcpus, &state)?;
+        self.life = Life::Whole;
+        Ok(())
+    }
+
+    /// Tells the world outside that the guest is here now; for a destination after its resume.
+    pub fn announce(&self) {
+        self.serial.announce();
+    }
+
+    /// Stops all threads and gives everything back, as dropping does.
+    pub fn quit(self) {}
+
+    fn must_be_paused(&self) -> Result<(), MachineError> {
+        if self.vcpus.is_running() {
+            return Err(MachineError::NotPaused(self.description.name.clone()));
+        }
+        Ok(())
+    }
+}

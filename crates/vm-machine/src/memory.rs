@@ -1,0 +1,282 @@
+//! Guest memory: one sealed memfd per region, so that a client can map it with no copy.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MmapAdvise, madvise};
+use std::ptr::NonNull;
+use thiserror::Error;
+use units::{Bytes, PAGE_SIZE, RegionId};
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+use vm_state::MemoryRegion;
+
+use crate::layout::MOST_MEMORY;
+
+/// The size of a huge page; hugetlbfs memory comes in whole ones.
+const HUGE_PAGE: u64 = 2 << 20;
+const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Why guest memory cannot be had.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// No machine has so much or so little, or it is not whole pages.
+    #[error("a guest cannot have {bytes} bytes of memory: give it whole pages of {page} bytes, {MOST_MEMORY} at most", bytes = .asked.0, page = .page.0)]
+    Size {
+        /// What was asked for.
+        asked: Bytes,
+        /// The size of a page of the kind that was asked for.
+        page: Bytes,
+    },
+    /// A description whose regions overlap, are out of order, or are numbered otherwise than from
+    /// 0.
+    #[error("{0} of the machine description is out of order or overlaps the one before")]
+    Regions(RegionId),
+    /// The kernel gives no memory file.
+    #[error("cannot create a memory file of {bytes} for {region}{}", hint(*.hugetlb))]
+    File {
+        /// The region.
+        region: RegionId,
+        /// Its size.
+        bytes: Bytes,
+        /// Whether it was to be of huge pages.
+        hugetlb: bool,
+        /// What the kernel says.
+        #[source]
+        source: nix::Error,
+    },
+    /// The kernel does not map it.
+    #[error("cannot map {bytes} of memory for {region}{}", hint(*.hugetlb))]
+    Map {
+        /// The region.
+        region: RegionId,
+        /// Its size.
+        bytes: Bytes,
+        /// Whether it was to be of huge pages.
+        hugetlb: bool,
+        /// What the kernel says.
+        #[source]
+        source: FromRangesError,
+    },
+    /// The host has less memory left than the guest may fill.
+    #[error(
+        "the guest needs {needed} of memory, this host has {available} left{}; free some or choose another host",
+        if *.in_cgroup { " in this cgroup" } else { "" }
+    )]
+    TooLittle {
+        /// What the guest has.
+        needed: Bytes,
+        /// What the host has.
+        available: Bytes,
+        /// Whether the limit is that of the cgroup and not of the host.
+        in_cgroup: bool,
+    },
+}
+
+fn hint(hugetlb: bool) -> &'static str {
+    if hugetlb { "; are there enough huge pages (vm.nr_hugepages)?" } else { "" }
+}
+
+/// The memory of one guest.
+#[derive(Debug)]
+pub struct Memory {
+    regions: Vec<MemoryRegion>,
+    files: Vec<Arc<File>>,
+    mapped: GuestMemoryMmap,
+}
+
+impl Memory {
+    /// Fresh memory for these regions, of zeros.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the regions are none or the kernel refuses.
+    pub fn new(regions: &[MemoryRegion], hugetlb: bool) -> Result<Self, MemoryError> {
+        check(regions, hugetlb)?;
+        let mut files = Vec::new();
+        let mut mapped = Vec::new();
+        for region in regions {
+            let file = Arc::new(File::from(memory_file(region, hugetlb)?));
+            let map = GuestRegionMmap::from_range(
+                GuestAddress(region.base.address()),
+                region.pages.bytes().0 as usize,
+                Some(FileOffset::from_arc(Arc::clone(&file), 0)),
+            )
+            .map_err(|source| MemoryError::Map {
+                region: region.id,
+                bytes: region.pages.bytes(),
+                hugetlb,
+                source,
+            })?;
+            advise(&map, hugetlb);
+            files.push(file);
+            mapped.push(map);
+        }
+        let mapped = GuestMemoryMmap::from_regions(mapped)
+            // Checked above, so that the region has a name.
+            .map_err(|_| MemoryError::Regions(RegionId(0)))?;
+        Ok(Self { regions: regions.to_vec(), files, mapped })
+    }
+
+    /// The regions in address order.
+    pub fn regions(&self) -> &[MemoryRegion] {
+        &self.regions
+    }
+
+    /// The memfd of each region: sealed against growing and shrinking, and holding the region from
+    /// offset 0.
+    pub fn files(&self) -> impl Iterator<Item = (RegionId, BorrowedFd<'_>)> {
+        let ids = self.regions.iter().map(|region| region.id);
+        ids.zip(self.files.iter().map(|file| file.as_fd()))
+    }
+
+    /// The mapped memory.
+    pub const fn mapped(&self) -> &GuestMemoryMmap {
+        &self.mapped
+    }
+
+    /// Each region with the address at which it is mapped in this process.
+    pub(crate) fn host_addresses(&self) -> impl Iterator<Item = (&MemoryRegion, u64)> {
+        let addresses = self.mapped.iter().map(|map| map.get_mmap().as_ptr() as u64);
+        self.regions.iter().zip(addresses)
+    }
+}
+
+fn check(regions: &[MemoryRegion], hugetlb: bool) -> Result<(), MemoryError> {
+    let page = if hugetlb { HUGE_PAGE } else { PAGE_SIZE };
+    let mut end = 0_u64;
+    let mut sum = 0_u64;
+    for (number, region) in regions.iter().enumerate() {
+        let bytes = region.pages.bytes();
+        if bytes.0 == 0 || bytes.0 % page != 0 || bytes > MOST_MEMORY {
+            return Err(MemoryError::Size { asked: bytes, page: Bytes(page) });
+        }
+        let base = region.base.address();
+        let next = base.checked_add(bytes.0);
+        match next {
+            Some(next)
+                if usize::from(region.id.0) == number
+                    && base >= end
+                    && next <= 2 * MOST_MEMORY.0 =>
+            {
+                end = next;
+            }
+            _ => return Err(MemoryError::Regions(region.id)),
+        }
+        sum += bytes.0;
+    }
+    if sum == 0 || sum > MOST_MEMORY.0 {
+        return Err(MemoryError::Size { asked: Bytes(sum), page: Bytes(page) });
+    }
+    Ok(())
+}
+
+fn memory_file(region: &MemoryRegion, hugetlb: bool) -> Result<OwnedFd, MemoryError> {
+    let bytes = region.pages.bytes();
+    let failed = |source| MemoryError::File { region: region.id, bytes, hugetlb, source };
+    let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    if hugetlb {
+        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    }
+    let name = format!("guest-memory-{}", region.id.0);
+    let file = memfd_create(name.as_str(), flags).map_err(failed)?;
+    nix::unistd::ftruncate(&file, bytes.0 as i64).map_err(failed)?;
+    // Clients map the file; one that could shrink it could kill us with SIGBUS.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
+    Ok(file)
+}
+
+/// Asks for huge pages, and keeps the memory out of children: a fork would otherwise copy the
+/// page tables of the whole guest. Both are wishes; a kernel that refuses changes only the speed.
+fn advise(map: &GuestRegionMmap, hugetlb: bool) {
+    let Some(start) = NonNull::new(map.get_mmap().as_ptr().cast()) else {
+        return;
+    };
+    let len = map.len() as usize;
+    if !hugetlb {
+        // SAFETY: the range is exactly one mapping that `map` owns, and the advice leaves its
+        // content alone.
+        let _ = unsafe { madvise(start, len, MmapAdvise::MADV_HUGEPAGE) };
+    }
+    // SAFETY: as above; no child of this process uses guest memory.
+    let _ = unsafe { madvise(start, len, MmapAdvise::MADV_DONTFORK) };
+}
+
+/// What to tell the user where this host gives no huge pages to shared memory; nothing where it
+/// does.
+pub fn huge_page_warning() -> Option<String> {
+    warning_for(&std::fs::read_to_string(SHMEM_ENABLED).ok()?)
+}
+
+fn warning_for(setting: &str) -> Option<String> {
+    let chosen = setting.split('[').nth(1)?.split(']').next()?;
+    matches!(chosen, "never" | "deny").then(|| {
+        format!(
+            "{SHMEM_ENABLED} is '{chosen}': guest memory gets no huge pages, so the guest runs slower \
+             and filling fresh memory at a destination takes several times as long; \
+             write 'advise' there, or use --hugepages"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use units::{Gfn, Pages};
+    use vm_memory::Bytes as _;
+
+    use super::*;
+    use crate::layout;
+
+    fn region(id: u16, base: u64, pages: u64) -> MemoryRegion {
+        MemoryRegion { id: RegionId(id), base: Gfn(base), pages: Pages(pages) }
+    }
+
+    #[test]
+    fn what_is_written_to_a_file_is_in_the_guests_memory() {
+        let memory = Memory::new(&layout::regions(Bytes(5 << 30)), false).unwrap();
+        let files: Vec<_> = memory.files().collect();
+        assert_eq!(files.len(), 2);
+        let file = File::from(files[1].1.try_clone_to_owned().unwrap());
+        file.write_all_at(b"above the hole", 4096).unwrap();
+        let mut found = [0; 14];
+        let place = GuestAddress(layout::HOLE_END + 4096);
+        memory.mapped().read_slice(&mut found, place).unwrap();
+        assert_eq!(&found, b"above the hole");
+    }
+
+    #[test]
+    fn nobody_can_take_memory_away_from_under_the_guest() {
+        let memory = Memory::new(&[region(0, 0, 16)], false).unwrap();
+        let (_, fd) = memory.files().next().unwrap();
+        let file = File::from(fd.try_clone_to_owned().unwrap());
+        assert!(file.set_len(4096).is_err());
+        assert!(file.set_len(1 << 20).is_err());
+    }
+
+    #[test]
+    fn regions_that_no_machine_has_are_refused() {
+        let refused = |regions: &[MemoryRegion]| Memory::new(regions, false).is_err();
+        assert!(refused(&[]));
+        assert!(refused(&[region(0, 0, 0)]));
+        assert!(refused(&[region(1, 0, 16)]));
+        assert!(refused(&[region(0, 0, 16), region(1, 8, 16)]));
+        assert!(refused(&[region(0, u64::MAX, 16)]));
+        assert!(refused(&[region(0, 0, u64::MAX)]));
+        assert!(refused(&[region(0, 0, 1 << 30), region(1, 1 << 30, 1 << 30)]));
+    }
+
+    #[test]
+    fn the_warning_names_the_setting_and_the_remedy() {
+        let text = warning_for("always within_size advise [never] deny force\n").unwrap();
+        assert!(text.contains("'never'") && text.contains("advise"), "{text}");
+        assert!(warning_for("always within_size [advise] never deny force\n").is_none());
+    }
+}

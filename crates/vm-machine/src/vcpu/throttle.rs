@@ -1,0 +1,106 @@
+//! Taking time from a guest that dirties memory faster than it can be sent.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::gate::Gate;
+
+/// In each period the vCPUs run first and are then held. Short, so that the guest is slow rather
+/// than jerky: nothing in it waits longer than this for the throttle.
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// A guest is never held altogether.
+const MOST_PERCENT: u8 = 99;
+
+struct Order {
+    percent: u8,
+    ending: bool,
+}
+
+struct Shared {
+    order: Mutex<Order>,
+    changed: Condvar,
+}
+
+/// The thread that holds the vCPUs.
+pub(super) struct Throttle {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Throttle {
+    pub(super) fn start(gate: &Arc<Gate>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            order: Mutex::new(Order { percent: 0, ending: false }),
+            changed: Condvar::new(),
+        });
+        let (gate, of_thread) = (Arc::clone(gate), Arc::clone(&shared));
+        let thread = std::thread::Builder::new()
+            .name("throttle".to_owned())
+            .spawn(move || of_thread.serve(&gate))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Takes so many percent of their time from the vCPUs, 99 at most; 0 is none.
+    pub(super) fn set(&self, percent: u8) {
+        self.shared.order().percent = percent.min(MOST_PERCENT);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Throttle {
+    /// Ends the thread: nobody is called any more when this returns.
+    pub(super) fn end(&mut self) {
+        self.shared.order().ending = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the throttle's thread panicked");
+        }
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Shared {
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self, gate: &Gate) {
+        let mut order = self.order();
+        while !order.ending {
+            if order.percent == 0 {
+                order = self.changed.wait(order).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let held = PERIOD * u32::from(order.percent) / 100;
+            order = self.wait(order, PERIOD - held);
+            gate.hold(true);
+            order = self.wait(order, held);
+            gate.hold(false);
+        }
+    }
+
+    /// Waits for `time`, or until the throttle is set anew.
+    fn wait<'a>(&'a self, order: MutexGuard<'a, Order>, time: Duration) -> MutexGuard<'a, Order> {
+        let (percent, end) = (order.percent, Instant::now() + time);
+        let mut order = order;
+        while !order.ending && order.percent == percent {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            (order, _) =
+                self.changed.wait_timeout(order, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        order
+    }
+}

@@ -1,0 +1,277 @@
+//! Moving a guest from one machine to another within this process, and the dirty log.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Guest, has_kvm};
+use units::{Bytes, Pages};
+use vm_machine::{Machine, MachineError, Overrides};
+use vm_state::MachineDescription;
+
+/// Pages that the guest writes beside its hot ones: image, stacks, counters, tables.
+const OWN_PAGES: usize = 24;
+
+fn pages_of(bitmap: &[u64]) -> BTreeSet<u64> {
+    let bits = |(word, bits): (usize, &u64)| {
+        let bits = *bits;
+        (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word as u64 * 64 + bit)
+    };
+    bitmap.iter().enumerate().flat_map(bits).collect()
+}
+
+fn move_guest(cpus: u32, spec: &str, mem: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = Guest::boot(dir.path(), spec, mem, cpus);
+    source.machine.resume().unwrap();
+    source.wait_until_ready();
+    source.wait_for_ticks(5);
+
+    let mut destination = source.destination(dir.path());
+    assert!(matches!(destination.machine.resume(), Err(MachineError::NotLoaded(_))));
+    let last_instruction = source.machine.pause().unwrap();
+    let sections = source.machine.save().unwrap();
+    source.copy_memory_to(&destination);
+    destination.machine.load(sections).unwrap();
+    destination.machine.resume().unwrap();
+    destination.wait_for_ticks(20);
+
+    // The console of the source may lag behind what its guest has printed.
+    drop(source.machine);
+    let before = std::fs::read_to_string(&source.console).unwrap();
+    let before: Vec<_> = before.lines().filter(|line| line.starts_with("tick ")).collect();
+    let after = destination.ticks();
+    let number = |line: &str| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+    let last = number(before.last().unwrap());
+    assert_eq!(after[0].number, last + 1, "no tick is lost or printed twice");
+    for pair in after.windows(2) {
+        assert_eq!(pair[1].number, pair[0].number + 1);
+        assert!(pair[1].writes >= pair[0].writes && pair[1].checked >= pair[0].checked);
+    }
+    let first = destination.machine.first_instruction_after().unwrap();
+    println!(
+        "{cpus} vCPUs: downtime {:?}, seen from inside {} us",
+        first.since(last_instruction),
+        destination.last_tick().max_gap_us
+    );
+}
+
+#[test]
+fn a_moved_guest_goes_on_where_it_was() {
+    if !has_kvm("a_moved_guest_goes_on_where_it_was") {
+        return;
+    }
+    move_guest(1, "builtin:dirty,pages=1024,rate=20000,fill-mb=32,tick-ms=20", "128M");
+    move_guest(2, "builtin:dirty,pages=4096,rate=max,fill-mb=64,tick-ms=20", "128M");
+}
+
+#[test]
+fn a_guest_is_moved_again_and_again() {
+    if !has_kvm("a_guest_is_moved_again_and_again") {
+        return;
+    }
+    let mut dirs = vec![tempfile::tempdir().unwrap()];
+    let spec = "builtin:dirty,pages=512,rate=max,fill-mb=8,tick-ms=5";
+    let mut guest = Guest::boot(dirs[0].path(), spec, "32M", 2);
+    guest.machine.resume().unwrap();
+    guest.wait_until_ready();
+    for _ in 0..10 {
+        guest.wait_for_ticks(3);
+        let dir = tempfile::tempdir().unwrap();
+        let mut next = guest.destination(dir.path());
+        dirs.push(dir);
+        guest.machine.pause().unwrap();
+        let sections = guest.machine.save().unwrap();
+        guest.copy_memory_to(&next);
+        next.machine.load(sections).unwrap();
+        next.machine.resume().unwrap();
+        guest = next;
+    }
+    guest.wait_for_ticks(10);
+}
+
+#[test]
+fn a_source_that_was_saved_can_run_on() {
+    if !has_kvm("a_source_that_was_saved_can_run_on") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let spec = "builtin:dirty,pages=256,rate=max,fill-mb=4,tick-ms=10";
+    let mut guest = Guest::boot(dir.path(), spec, "32M", 2);
+    guest.machine.resume().unwrap();
+    guest.wait_until_ready();
+    assert!(matches!(guest.machine.save(), Err(MachineError::NotPaused(_))));
+    for _ in 0..20 {
+        guest.machine.pause().unwrap();
+        let names: Vec<_> =
+            guest.machine.save().unwrap().into_iter().map(|section| section.name).collect();
+        assert_eq!(names.first().unwrap(), "kvm-clock");
+        assert_eq!(names.last().unwrap(), "serial");
+        guest.machine.resume().unwrap();
+        guest.wait_for_ticks(1);
+    }
+}
+
+#[test]
+fn a_harvest_has_exactly_the_pages_that_the_guest_writes() {
+    if !has_kvm("a_harvest_has_exactly_the_pages_that_the_guest_writes") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let spec = "builtin:dirty,pages=700,rate=max,fill-mb=64,tick-ms=10";
+    let mut guest = Guest::boot(dir.path(), spec, "256M", 2);
+    guest.machine.resume().unwrap();
+    guest.wait_until_ready();
+    let first = guest.ready("hot-gfn");
+    let hot: BTreeSet<u64> = (first..first + 700).collect();
+    let machine = &mut guest.machine;
+    let mut bitmap = vec![u64::MAX; machine.dirty_log_words()];
+    assert!(machine.dirty_log_harvest(&mut bitmap).is_err(), "the log is off");
+    machine.dirty_log_start().unwrap();
+    assert!(machine.dirty_log_start().is_err(), "the log is on");
+    for _ in 0..3 {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let count = machine.dirty_log_harvest(&mut bitmap).unwrap();
+        let pages = pages_of(&bitmap);
+        assert_eq!(count, Pages(pages.len() as u64));
+        assert!(hot.is_subset(&pages), "{} pages are missing", hot.difference(&pages).count());
+        let others = pages.difference(&hot).count();
+        assert!(others <= OWN_PAGES, "{others} other pages");
+    }
+    machine.dirty_log_stop().unwrap();
+    machine.dirty_log_stop().unwrap();
+    guest.wait_for_ticks(3);
+}
+
+#[test]
+fn each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back() {
+    if !has_kvm("each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let spec = "builtin:dirty,pages=300,rate=max,fill-mb=4,tick-ms=10";
+    let mut guest = Guest::boot(dir.path(), spec, "64M", 1);
+    guest.machine.resume().unwrap();
+    guest.wait_until_ready();
+    guest.machine.dirty_log_start().unwrap();
+    guest.wait_for_ticks(3);
+    let machine = &mut guest.machine;
+    machine.pause().unwrap();
+    let words = machine.dirty_log_words();
+    let (mut all, mut again) = (vec![0; words], vec![0; words]);
+    assert!(machine.dirty_log_harvest(&mut all).unwrap() >= Pages(300));
+    assert_eq!(machine.dirty_log_harvest(&mut again).unwrap(), Pages(0));
+    machine.dirty_log_put_back(&all).unwrap();
+    machine.dirty_log_harvest(&mut again).unwrap();
+    assert_eq!(all, again);
+    assert!(machine.dirty_log_put_back(&all[1..]).is_err());
+    // Nothing that is written after a harvest in a pause is missed by the next.
+    machine.resume().unwrap();
+    guest.wait_for_ticks(3);
+    let machine = &mut guest.machine;
+    machine.pause().unwrap();
+    assert!(machine.dirty_log_harvest(&mut again).unwrap() >= Pages(300));
+}
+
+#[test]
+fn memory_copied_by_the_dirty_log_alone_is_complete() {
+    if !has_kvm("memory_copied_by_the_dirty_log_alone_is_complete") {
+        return;
+    }
+    use vm_memory::{Bytes as _, GuestAddress};
+    let dir = tempfile::tempdir().unwrap();
+    let spec = "builtin:dirty,pages=2000,rate=max,fill-mb=16,tick-ms=10";
+    let mut source = Guest::boot(dir.path(), spec, "64M", 2);
+    source.machine.resume().unwrap();
+    source.wait_until_ready();
+    let mut destination = source.destination(dir.path());
+    source.machine.dirty_log_start().unwrap();
+    source.copy_memory_to(&destination);
+    let mut bitmap = vec![0; source.machine.dirty_log_words()];
+    let copy = |source: &Guest, destination: &Guest, bitmap: &[u64]| {
+        let mut page = [0; 4096];
+        for gfn in pages_of(bitmap) {
+            let place = GuestAddress(gfn * 4096);
+            source.machine.memory().read_slice(&mut page, place).unwrap();
+            destination.machine.memory().write_slice(&page, place).unwrap();
+        }
+    };
+    for _ in 0..5 {
+        source.machine.dirty_log_harvest(&mut bitmap).unwrap();
+        copy(&source, &destination, &bitmap);
+    }
+    source.machine.pause().unwrap();
+    let sections = source.machine.save().unwrap();
+    source.machine.dirty_log_harvest(&mut bitmap).unwrap();
+    copy(&source, &destination, &bitmap);
+    destination.machine.load(sections).unwrap();
+    destination.machine.resume().unwrap();
+    destination.wait_for("complete walk", |guest| {
+        let ticks = guest.ticks();
+        ticks.last().is_some_and(|last| last.walks > ticks[0].walks)
+    });
+}
+
+/// Why `incoming` refuses what `change` makes of a good description.
+fn refusal(good: &MachineDescription, change: impl FnOnce(&mut MachineDescription)) -> String {
+    let mut bad = good.clone();
+    change(&mut bad);
+    match Machine::incoming(&bad, &Overrides::default()) {
+        Ok(_) => panic!("taken"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_guest_that_this_host_cannot_take_is_refused_by_name() {
+    if !has_kvm("a_guest_that_this_host_cannot_take_is_refused_by_name") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut good = Guest::boot(dir.path(), "builtin:idle", "16M", 1).machine.describe();
+    good.devices[0].params.insert("console".to_owned(), "null".to_owned());
+    assert!(Machine::incoming(&good, &Overrides::default()).is_ok());
+
+    let text = refusal(&good, |bad| bad.devices[0].kind = "floppy".to_owned());
+    assert!(text.contains("floppy"), "{text}");
+    let text = refusal(&good, |bad| bad.devices[0].section_version = 99);
+    assert!(text.contains("99"), "{text}");
+    let text = refusal(&good, |bad| bad.devices.clear());
+    assert!(text.contains("serial"), "{text}");
+    let text = refusal(&good, |bad| bad.vcpus = 5000);
+    assert!(text.contains("5000"), "{text}");
+    let text = refusal(&good, |bad| bad.memory[0].pages = Bytes(1 << 41).pages());
+    assert!(text.contains("2.0 TiB"), "{text}");
+    let text = refusal(&good, |bad| bad.memory.clear());
+    assert!(text.contains("memory"), "{text}");
+    let text = refusal(&good, |bad| bad.cpu.tsc_khz = 1);
+    assert!(text.contains("TSC"), "{text}");
+}
+
+#[test]
+fn sections_that_do_not_fit_are_refused_and_the_machine_never_runs() {
+    if !has_kvm("sections_that_do_not_fit_are_refused_and_the_machine_never_runs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let guest = Guest::boot(dir.path(), "builtin:idle", "16M", 1);
+    let sections = guest.machine.save().unwrap();
+    for missing in 0..sections.len() {
+        let mut destination = guest.destination(dir.path());
+        let mut part = sections.clone();
+        let name = part.remove(missing).name;
+        let error = destination.machine.load(part).unwrap_err().to_string();
+        assert!(error.contains(&name), "{error}");
+        assert!(matches!(destination.machine.resume(), Err(MachineError::Broken(_))));
+    }
+    let mut destination = guest.destination(dir.path());
+    let mut more = sections;
+    more.push(vm_state::Section {
+        name: "floppy".to_owned(),
+        instance: 0,
+        version: 1,
+        payload: Vec::new(),
+    });
+    let error = destination.machine.load(more).unwrap_err().to_string();
+    assert!(error.contains("floppy"), "{error}");
+}
