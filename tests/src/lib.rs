@@ -1,1 +1,42 @@
-//! What the end-to-end tests share.
+//! What the end-to-end tests share: hosts (a runtime and a state directory each), guests whose
+//! consoles are read, and programs that are run like a user runs them.
+//!
+//! The programs are those of the same build: the directory above that of the test program.
+
+#![forbid(unsafe_code)]
+
+mod console;
+mod guest;
+mod host;
+mod program;
+
+pub use console::{Console, Tick, assert_one_story, wait};
+pub use guest::{Guest, spec};
+pub use host::Host;
+pub use program::{Done, finish, report, run, wait_within};
+
+use std::time::Duration;
+
+/// How long anything may take that takes a second on a quiet machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether this machine can run guests. Says so loudly if not.
+pub fn kvm_or_skip(test: &str) -> bool {
+    match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) => {
+            println!("SKIPPED {test}: /dev/kvm cannot be opened ({error})");
+            false
+        }
+    }
+}
+
+/// Ends a test early where no guest can run.
+#[macro_export]
+macro_rules! needs_kvm {
+    () => {
+        if !$crate::kvm_or_skip(module_path!()) {
+            return;
+        }
+    };
+}

@@ -11,7 +11,10 @@ mod vmrun;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use mig_channel::{ChannelReader, ChannelWriter, Interrupt, ReceiverChannel, open_receiver};
+use mig_channel::{
+    BackHalf, ChannelWriter, Endpoint, Interrupt, ReceiverChannel, activated_endpoint,
+    open_receiver,
+};
 use mig_stream::{Kind, Message, ReturnWriter, StreamReader};
 use units::MigrationId;
 
@@ -27,42 +30,46 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
-    let mut channel = open_receiver(&args.source, None, &interrupt)?;
-    let mut forward = std::mem::replace(&mut channel.forward, ChannelReader::closed());
+    let ReceiverChannel { mut forward, mut back, tunnel: _tunnel } =
+        open_receiver(&source(&args)?, None, &interrupt)?;
     forward.set_stall_limit(Some(args.timeout));
     let reader = match StreamReader::open(forward) {
         Ok(reader) => reader,
         Err(error) => {
             if let Some(id) = error.answer_to {
-                refuse(&mut channel, id, &error.to_string());
+                refuse(&mut back, id, &error.to_string());
             }
             return Err(error.into());
         }
     };
     let preamble = *reader.preamble();
-    let back = match preamble.flags.return_path {
-        true => Some(back(&mut channel, preamble.id)?),
+    let answers = match preamble.flags.return_path {
+        true => Some(answers(&mut back, preamble.id)?),
         false => None,
     };
     match preamble.kind {
-        Kind::Resolve => inquiry::run(preamble.id, back),
-        Kind::Migrate => Reception::new(&args, reader, back)?.run(),
+        Kind::Resolve => inquiry::run(preamble.id, answers),
+        Kind::Migrate => Reception::new(&args, reader, answers)?.run(),
     }
 }
 
-fn back(
-    channel: &mut ReceiverChannel,
-    id: MigrationId,
-) -> anyhow::Result<ReturnWriter<ChannelWriter>> {
-    let back = channel
-        .take_back()
-        .context("the source waits for answers, and there is no way back to it")?;
+/// Where the stream comes from: started by a systemd socket, it is what systemd passed.
+fn source(args: &Args) -> anyhow::Result<Endpoint> {
+    match args.source {
+        Endpoint::Standard => Ok(activated_endpoint()?.unwrap_or(Endpoint::Standard)),
+        ref named => Ok(named.clone()),
+    }
+}
+
+fn answers(back: &mut BackHalf, id: MigrationId) -> anyhow::Result<ReturnWriter<ChannelWriter>> {
+    let back =
+        back.take().context("the source waits for answers, and there is no way back to it")?;
     ReturnWriter::new(back, id).context("cannot answer the source")
 }
 
 /// Tells a source why nothing comes of it, if it listens.
-fn refuse(channel: &mut ReceiverChannel, id: MigrationId, reason: &str) {
-    if let Ok(mut back) = back(channel, id) {
-        let _ = back.send(&Message::Refused { reason: reason.to_owned() });
+fn refuse(back: &mut BackHalf, id: MigrationId, reason: &str) {
+    if let Ok(mut answers) = answers(back, id) {
+        let _ = answers.send(&Message::Refused { reason: reason.to_owned() });
     }
 }

@@ -83,15 +83,12 @@ fn start(args: &Args, name: &str) -> anyhow::Result<Vmrun> {
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(log.0.try_clone()?))
         .stderr(Stdio::from(log.0));
-    let process =
-        command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let process = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     // It holds our socket pair's other end no more, or we would never see vmrun end.
     drop(command);
     let mut started = Started { process, log: log.1, log_start };
     match Client::over(ours, &socket, NAME, START) {
-        Ok(client) => {
-            Ok(Vmrun { client, name: name.to_owned(), started: Some(started) })
-        }
+        Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: Some(started) }),
         Err(error) => {
             let _ = started.process.wait();
             match last_line(&started.log, started.log_start) {

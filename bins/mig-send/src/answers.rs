@@ -43,9 +43,7 @@ impl Answers {
         self.state = State::Open(reader);
         match message {
             Some(Message::Refused { reason }) => Err(Stop::Refused(reason)),
-            Some(Message::Failed { reason }) => {
-                Err(anyhow!("the destination: {reason}").into())
-            }
+            Some(Message::Failed { reason }) => Err(anyhow!("the destination: {reason}").into()),
             Some(message) => Ok(message),
             None => Err(anyhow!("the destination closed the return path without a word").into()),
         }

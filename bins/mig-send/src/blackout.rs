@@ -72,8 +72,7 @@ impl Migration<'_> {
             self.stream.section(section)?;
         }
         if self.args.verify {
-            let digest =
-                pages::digest(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
+            let digest = pages::digest(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
             self.stream.digest(&digest)?;
         }
         let downtime = &mut self.report.downtime;
@@ -92,7 +91,6 @@ impl Migration<'_> {
         });
         Ok(())
     }
-
 
     /// Writes `End`.
     pub fn end(&mut self) -> Result<(), Stop> {
@@ -163,8 +161,7 @@ impl Migration<'_> {
         let channel = open_sender(commit, None, false, &self.shared.interrupt)
             .map_err(anyhow::Error::from)?;
         let header = Header { guest: self.machine.name.clone(), ..Header::default() };
-        let mut question =
-            StreamWriter::new(channel.forward, Preamble::resolve(self.id), header)?;
+        let mut question = StreamWriter::new(channel.forward, Preamble::resolve(self.id), header)?;
         question.get_mut().close()?;
         self.tunnel = channel.tunnel;
         self.answers = channel.back.map(|back| Answers::new(back, self.id));
@@ -185,9 +182,10 @@ impl Migration<'_> {
         let now = Instant::now();
         let downtime = &mut self.report.downtime;
         downtime.first_instruction = phase(&timings, "first instruction");
-        downtime.go = self.blackout.acknowledged.map(|ack| {
-            (now - ack).saturating_sub(downtime.first_instruction.unwrap_or_default())
-        });
+        downtime.go = self
+            .blackout
+            .acknowledged
+            .map(|ack| (now - ack).saturating_sub(downtime.first_instruction.unwrap_or_default()));
         downtime.total = self.blackout.paused.map(|paused| now - paused);
         Ok(())
     }

@@ -169,12 +169,7 @@ mod tests {
             pieces(&bytes).map(|piece| (piece.first, piece.count, piece.pattern)).collect();
         assert_eq!(
             found,
-            [
-                (0, 2, Some(0)),
-                (2, 2, None),
-                (4, 1, Some(0x0909_0909_0909_0909)),
-                (5, 1, Some(0))
-            ]
+            [(0, 2, Some(0)), (2, 2, None), (4, 1, Some(0x0909_0909_0909_0909)), (5, 1, Some(0))]
         );
     }
 }

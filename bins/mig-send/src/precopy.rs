@@ -24,13 +24,17 @@ impl Migration<'_> {
     /// Sends rounds of pages until one of the rules ends pre-copy.
     pub fn precopy(&mut self) -> Result<(), Stop> {
         self.shared.progress(|progress| progress.phase = Phase::PreCopy);
+        if let Some(tunnel) = &mut self.tunnel {
+            // It has asked for its passwords by now; Ctrl-C at the terminal is for us again.
+            tunnel.release_terminal();
+        }
         self.client.own(Input::Begin(self.id))?;
         let log = self.client.dirty_log_start(&self.machine)?;
         // The first harvest may show everything as dirty. Whatever is written from here on is in
         // the next one, and so nothing can be missed between looking for memory and logging.
         self.client.dirty_log_harvest()?;
-        let (mut todo, existing) = pages::existing(&self.machine, &self.memory)
-            .map_err(anyhow::Error::from)?;
+        let (mut todo, existing) =
+            pages::existing(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
         self.stream.extents(&existing)?;
         let mut waited = Pages(0);
         for number in 0.. {
@@ -135,8 +139,7 @@ impl Migration<'_> {
             // Fills take less than was reckoned with.
             progress.total = Bytes(written.0 + progress.dirty.bytes().0);
             progress.rate = rate;
-            progress.eta =
-                (rate.0 > 0).then(|| rate.time_for(progress.total - progress.sent));
+            progress.eta = (rate.0 > 0).then(|| rate.time_for(progress.total - progress.sent));
         });
         Ok(sent)
     }

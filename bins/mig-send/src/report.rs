@@ -64,10 +64,8 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
     });
     report.histogram = migration.pages.histogram.times();
     let promised = migration.policy.limits();
-    report.promise = Promise::new(
-        (!promised.classic).then_some(promised.max_downtime),
-        report.downtime.total,
-    );
+    report.promise =
+        Promise::new((!promised.classic).then_some(promised.max_downtime), report.downtime.total);
     report.totals = Totals {
         bytes: stream.bytes,
         pages: stream.pages,
@@ -81,8 +79,9 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
 pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
-    std::fs::write(path, text)
-        .with_context(|| format!("the migration is over, but its report {} was not written", path.display()))
+    std::fs::write(path, text).with_context(|| {
+        format!("the migration is over, but its report {} was not written", path.display())
+    })
 }
 
 /// The one line for stderr, if something has to be said.

@@ -105,8 +105,8 @@ impl std::error::Error for Unknowable {}
 
 /// Asks once. The question is GO as well: only a source that has committed asks.
 fn ask(destination: &Endpoint, id: MigrationId, shared: &Arc<Shared>) -> Result<(), Stop> {
-    let channel = open_sender(destination, None, false, &shared.interrupt)
-        .map_err(anyhow::Error::from)?;
+    let channel =
+        open_sender(destination, None, false, &shared.interrupt).map_err(anyhow::Error::from)?;
     let mut tunnel = channel.tunnel;
     let asked = (|| {
         let mut forward = channel.forward;

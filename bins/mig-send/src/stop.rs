@@ -53,7 +53,11 @@ impl From<anyhow::Error> for Stop {
 
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
-        if ChannelError::is_interrupted(&error) { Self::Cancelled } else { Self::Failed(error.into()) }
+        if ChannelError::is_interrupted(&error) {
+            Self::Cancelled
+        } else {
+            Self::Failed(error.into())
+        }
     }
 }
 

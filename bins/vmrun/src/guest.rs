@@ -265,10 +265,6 @@ impl Inner {
     pub fn machine(&mut self) -> Result<&mut Machine, Refusal> {
         self.machine.as_mut().ok_or_else(|| Refusal::new("no guest has arrived yet"))
     }
-
-    pub fn is_migration_client(&self, connection: ConnectionId) -> bool {
-        self.migration.as_ref().is_some_and(|migration| migration.client == connection)
-    }
 }
 
 fn end_of(input: Input, transition: &Transition) -> End {

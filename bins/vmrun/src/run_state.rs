@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn a_paused_guest_arrives_paused_and_other_sections_stay_in_order() {
-        let other = |instance| Section { name: "vcpu".into(), instance, version: 1, payload: vec![] };
+        let other =
+            |instance| Section { name: "vcpu".into(), instance, version: 1, payload: vec![] };
         let mut sections = vec![other(0), other(1), RunState { wanted: false }.section().unwrap()];
         assert!(!RunState::take(&mut sections).unwrap().wanted);
         assert_eq!(sections.iter().map(|s| s.instance).collect::<Vec<_>>(), [0, 1]);

@@ -2,6 +2,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Input, State};
@@ -11,7 +12,7 @@ use vm_control::server::{Answer, ConnectionId, Service};
 use vm_control::{
     Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
-use vm_machine::{IncomingOverrides, Machine};
+use vm_machine::Machine;
 use vm_state::{MachineDescription, Section};
 
 use crate::guest::{Guest, Inner, Migration, refusal};
@@ -19,6 +20,9 @@ use crate::run_state::RunState;
 
 /// Orders that wait for a sender; more are refused.
 const MAX_ORDERS: usize = 64;
+
+/// How long the first entry of a vCPU is waited for; it takes some 50 us.
+const FIRST_INSTRUCTION: Duration = Duration::from_millis(100);
 
 /// What `vmctl info` shows is no longer than this (bytes).
 const MAX_PROGRESS: usize = 64 << 10;
@@ -49,9 +53,7 @@ impl Guest {
             .into(),
             Request::Describe => Reply::Description(inner.described()?.clone()).into(),
             Request::Status => Reply::Status(inner.status()).into(),
-            Request::MapMemory => {
-                Answer { reply: Reply::Done, fds: memory_of(inner.machine()?)? }
-            }
+            Request::MapMemory => Answer { reply: Reply::Done, fds: memory_of(inner.machine()?)? },
             Request::DirtyLogStart => self.start_log(inner, connection)?,
             Request::DirtyLogHarvest => inner.harvest(connection)?.into(),
             Request::DirtyLogPutBack => {
@@ -171,14 +173,12 @@ impl Guest {
     ) -> Result<Answer, Refusal> {
         inner.ownership.step(Input::Receive(id)).map_err(Refusal::new)?;
         description.name.clone_from(&inner.name);
-        let machine = Machine::incoming(
-            &description,
-            &IncomingOverrides {
-                name: Some(inner.name.clone()),
-                console: Some(overrides.console.unwrap_or_else(|| inner.console.clone())),
-            },
-        )
-        .map_err(refusal)?;
+        let console = overrides.console.as_ref().unwrap_or(&inner.console);
+        let here = vm_machine::Overrides {
+            name: Some(inner.name.clone()),
+            console: Some(console.parse().map_err(refusal)?),
+        };
+        let machine = Machine::incoming(&description, &here).map_err(refusal)?;
         let fds = memory_of(&machine)?;
         self.step(inner, Input::Receive(id))?;
         self.watch(&machine);
@@ -214,7 +214,7 @@ impl Guest {
         inner.receiver = None;
         let go = started.elapsed();
         let first_instruction = match inner.machine() {
-            Ok(machine) if machine.is_running() => machine.wait_first_instruction(),
+            Ok(machine) if machine.is_running() => first_instruction(machine),
             _ => Duration::ZERO,
         };
         if let Ok(machine) = inner.machine() {
@@ -262,8 +262,10 @@ impl Inner {
         if let Ok(migration) = self.migration_of(connection) {
             migration.saved = migration.paused;
         }
-        let encoded =
-            sections.iter().map(|section| section.encode().map_err(refusal)).collect::<Result<_, _>>()?;
+        let encoded = sections
+            .iter()
+            .map(|section| section.encode().map_err(refusal))
+            .collect::<Result<_, _>>()?;
         Ok(Reply::State(encoded))
     }
 
@@ -304,7 +306,10 @@ impl Inner {
             ownership: self.ownership.state(),
             running: self.machine.as_ref().is_some_and(Machine::is_running),
             vcpus: self.description.as_ref().map_or(0, |guest| guest.vcpus),
-            memory: self.description.as_ref().map_or_else(Default::default, |guest| guest.pages().bytes()),
+            memory: self
+                .description
+                .as_ref()
+                .map_or_else(Default::default, |guest| guest.pages().bytes()),
             throttle: self.throttle,
             progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
         }
@@ -317,4 +322,19 @@ fn memory_of(machine: &Machine) -> Result<Vec<OwnedFd>, Refusal> {
         .into_iter()
         .map(|(_, fd): (_, BorrowedFd<'_>)| fd.try_clone_to_owned().map_err(refusal))
         .collect()
+}
+
+/// How long it took from the resume until a vCPU entered the guest.
+fn first_instruction(machine: &Machine) -> Duration {
+    let Some(resumed) = machine.resumed_at() else { return Duration::ZERO };
+    let started = Instant::now();
+    loop {
+        if let Some(entered) = machine.first_instruction_after() {
+            return entered.since(resumed);
+        }
+        if started.elapsed() > FIRST_INSTRUCTION {
+            return started.elapsed();
+        }
+        thread::yield_now();
+    }
 }

@@ -19,6 +19,7 @@
 #![warn(missing_docs)]
 
 mod activation;
+mod backlog;
 mod endpoint;
 mod error;
 mod file_sink;
@@ -39,7 +40,7 @@ pub use endpoint::{Endpoint, ParseEndpointError, ParseReturnPathError, ReturnPat
 pub use error::{ChannelError, OpenError};
 pub use interrupt::Interrupt;
 pub use reader::ChannelReader;
-pub use receiver::{PendingReceiver, ReceiverChannel, open_receiver, prepare_receiver};
+pub use receiver::{BackHalf, PendingReceiver, ReceiverChannel, open_receiver, prepare_receiver};
 pub use sender::{SenderChannel, open_sender};
 pub use tunnel::{Tunnel, TunnelError};
 pub use writer::ChannelWriter;

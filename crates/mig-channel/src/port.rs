@@ -17,6 +17,7 @@ use nix::sys::uio::writev;
 use nix::unistd::read;
 use units::Bytes;
 
+use crate::backlog;
 use crate::error::ChannelError;
 use crate::interrupt::{Interrupt, Waited};
 
@@ -155,6 +156,15 @@ impl Port {
         match self.kind {
             Kind::Socket => self.run(|| recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)),
             _ => self.run(|| read(&self.fd, buffer)),
+        }
+    }
+
+    /// What was written and has not left this host.
+    pub fn backlog(&self) -> Bytes {
+        match self.kind {
+            Kind::Socket => backlog::of_socket(self.as_fd()),
+            Kind::OwnPipe | Kind::SharedPipe => backlog::of_pipe(self.as_fd()),
+            Kind::Blocking => Bytes(0),
         }
     }
 

@@ -29,9 +29,18 @@ const STDOUT_IS_TERMINAL: &str = "the stream asks for answers, and the sender do
 pub struct ReceiverChannel {
     /// Brings the stream.
     pub forward: ChannelReader,
+    /// Takes the answers, where the stream asks for them.
+    pub back: BackHalf,
     /// The command of an `exec:` channel.
     pub tunnel: Option<Tunnel>,
+}
+
+/// The half of a receiving channel for the answers, not opened yet.
+#[derive(Debug)]
+pub struct BackHalf {
     back: Back,
+    /// What messages call the channel.
+    channel: String,
     interrupt: Interrupt,
 }
 
@@ -45,19 +54,31 @@ enum Back {
 }
 
 impl ReceiverChannel {
+    fn new(
+        forward: ChannelReader,
+        back: Back,
+        tunnel: Option<Tunnel>,
+        interrupt: &Interrupt,
+    ) -> Self {
+        let channel = forward.describe().to_owned();
+        let back = BackHalf { back, channel, interrupt: interrupt.clone() };
+        Self { forward, back, tunnel }
+    }
+
     /// What messages call the channel, such as `stdin` or `tcp:0.0.0.0:4444`.
     pub fn describe(&self) -> &str {
         self.forward.describe()
     }
+}
 
-    /// The half for the answers. Take it only when the stream's header asks for answers; from
-    /// stdin they go to stdout.
+impl BackHalf {
+    /// Opens it. Only when the stream's header asks for answers; from stdin they go to stdout.
     ///
     /// # Errors
     /// [`OpenError::NoWayBack`] where the channel carries none, or they were taken before;
     /// [`OpenError::Terminal`] and the like where stdout cannot be the way back.
-    pub fn take_back(&mut self) -> Result<ChannelWriter, OpenError> {
-        let no_way_back = || OpenError::NoWayBack { channel: self.forward.describe().to_owned() };
+    pub fn take(&mut self) -> Result<ChannelWriter, OpenError> {
+        let no_way_back = || OpenError::NoWayBack { channel: self.channel.clone() };
         match std::mem::replace(&mut self.back, Back::None) {
             Back::Ready(back) => Ok(back),
             Back::None => Err(no_way_back()),
@@ -173,19 +194,15 @@ fn open(
     tunnel: Option<Tunnel>,
     interrupt: &Interrupt,
 ) -> State {
-    State::Open(Box::new(ReceiverChannel { forward, tunnel, back, interrupt: interrupt.clone() }))
+    State::Open(Box::new(ReceiverChannel::new(forward, back, tunnel, interrupt)))
 }
 
 fn socket(fd: OwnedFd, name: &str, interrupt: &Interrupt) -> Result<ReceiverChannel, OpenError> {
     let back = fd
         .try_clone()
         .map_err(|error| OpenError::system(format!("use {name} both ways"), error))?;
-    Ok(ReceiverChannel {
-        forward: reader(fd, name, interrupt)?,
-        tunnel: None,
-        back: Back::Ready(writer(back, name, interrupt)?),
-        interrupt: interrupt.clone(),
-    })
+    let back = Back::Ready(writer(back, name, interrupt)?);
+    Ok(ReceiverChannel::new(reader(fd, name, interrupt)?, back, None, interrupt))
 }
 
 fn exec(command: &str, interrupt: &Interrupt) -> Result<State, OpenError> {

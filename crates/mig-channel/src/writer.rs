@@ -91,6 +91,12 @@ impl ChannelWriter {
         self.port.as_ref()?.pipe_size()
     }
 
+    /// How many bytes were written and have not left this host: they go out before whatever is
+    /// written next. What a tunnel command holds back is not among them.
+    pub fn backlog(&self) -> Bytes {
+        self.port.as_ref().map_or(Bytes(0), Port::backlog)
+    }
+
     /// Waits until a write would take at least one byte, or fail at once.
     ///
     /// # Errors

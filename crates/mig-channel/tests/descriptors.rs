@@ -208,7 +208,7 @@ fn a_saved_guest_appears_whole_and_reads_back() {
     let mut loaded = Vec::new();
     channel.forward.read_to_end(&mut loaded).unwrap();
     assert!(loaded == saved);
-    let no_answers = channel.take_back().unwrap_err();
+    let no_answers = channel.back.take().unwrap_err();
     assert!(matches!(no_answers, OpenError::NoWayBack { .. }));
 }
 

@@ -226,7 +226,7 @@ fn a_receiver_reads_what_a_command_says_and_answers_to_its_stdin() {
     let mut header = [0; 6];
     channel.forward.read_exact(&mut header).unwrap();
     assert_eq!(&header, b"header");
-    let mut back = channel.take_back().unwrap();
+    let mut back = channel.back.take().unwrap();
     back.write_all(b"ready").unwrap();
     back.close().unwrap();
     let mut echo = String::new();

@@ -35,7 +35,7 @@ fn talk(receiver: PendingReceiver, destination: &Endpoint) {
         channel.forward.set_stall_limit(Some(SOON));
         let mut stream = Vec::new();
         channel.forward.read_to_end(&mut stream).unwrap();
-        channel.take_back().unwrap().write_all(b"running").unwrap();
+        channel.back.take().unwrap().write_all(b"running").unwrap();
         stream
     });
     let mut channel = open_sender(destination, None, false, &interrupt).unwrap();
@@ -211,7 +211,7 @@ fn a_connection_passed_by_a_parent_goes_both_ways_and_keeps_its_flags() {
     let mut text = String::new();
     receiver.forward.read_to_string(&mut text).unwrap();
     assert_eq!(text, "stream");
-    let mut back = receiver.take_back().unwrap();
+    let mut back = receiver.back.take().unwrap();
     back.write_all(b"ack").unwrap();
     back.close().unwrap();
     text.clear();

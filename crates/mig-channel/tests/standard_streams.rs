@@ -71,7 +71,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             let mut channel = open_receiver(&Endpoint::Standard, None, &interrupt)?;
             let mut stream = Vec::new();
             channel.forward.read_to_end(&mut stream)?;
-            channel.take_back()?.write_all(&stream)?;
+            channel.back.take()?.write_all(&stream)?;
         }
         "receive-one-way" => {
             let mut channel = open_receiver(&Endpoint::Standard, None, &interrupt)?;

@@ -197,18 +197,12 @@ pub struct Ownership {
 impl Ownership {
     /// A vmrun that booted its guest.
     pub const fn booted() -> Self {
-        Self {
-            state: State::Owned,
-            arrived_by: None,
-        }
+        Self { state: State::Owned, arrived_by: None }
     }
 
     /// A vmrun that waits for a guest.
     pub const fn incoming() -> Self {
-        Self {
-            state: State::Incoming,
-            arrived_by: None,
-        }
+        Self { state: State::Incoming, arrived_by: None }
     }
 
     /// The state now.
@@ -240,29 +234,21 @@ impl Ownership {
     /// [`Denied`] where the state does not allow it.
     pub fn step(&self, input: Input) -> Result<Transition, Denied> {
         use Input::*;
-        let to = |next| Transition {
-            before: None,
-            next,
-            after: None,
-            later: None,
-        };
+        let to = |next| Transition { before: None, next, after: None, later: None };
         Ok(match (self.state, input) {
             (State::Owned, Begin(id)) => to(State::Migrating(id)),
-            (State::Migrating(id), Release(asked)) if id == asked => Transition {
-                after: Some(Effect::Run),
-                ..to(State::Owned)
-            },
+            (State::Migrating(id), Release(asked)) if id == asked => {
+                Transition { after: Some(Effect::Run), ..to(State::Owned) }
+            }
             (State::Migrating(id), Commit(asked)) if id == asked => to(State::HandedOver(id)),
             // A client that lost the answer to its commit may ask again.
             (State::HandedOver(id), Commit(asked)) if id == asked => to(self.state),
-            (State::HandedOver(id), Confirm(asked)) if id == asked => Transition {
-                after: Some(Effect::Exit),
-                ..to(State::Finished)
-            },
-            (State::HandedOver(id), TakeBack(asked)) if id == asked => Transition {
-                after: Some(Effect::Run),
-                ..to(State::Owned)
-            },
+            (State::HandedOver(id), Confirm(asked)) if id == asked => {
+                Transition { after: Some(Effect::Exit), ..to(State::Finished) }
+            }
+            (State::HandedOver(id), TakeBack(asked)) if id == asked => {
+                Transition { after: Some(Effect::Run), ..to(State::Owned) }
+            }
 
             (State::Incoming, Receive(id)) => Transition {
                 before: Some(Effect::Record(id, Decision::MayRun)),
@@ -292,10 +278,7 @@ impl Ownership {
                 after: Some(Effect::Exit),
                 ..to(State::Refused(id))
             },
-            (_, Quit { .. }) => Transition {
-                after: Some(Effect::Exit),
-                ..to(State::Finished)
-            },
+            (_, Quit { .. }) => Transition { after: Some(Effect::Exit), ..to(State::Finished) },
 
             (state, input) => return Err(Self::denial(state, input)),
         })
@@ -376,11 +359,7 @@ mod tests {
 
     #[test]
     fn a_destination_runs_after_go_alone() {
-        for path in [
-            &[][..],
-            &[Input::Receive(ID)],
-            &[Input::Receive(ID), Input::Prepared(ID)],
-        ] {
+        for path in [&[][..], &[Input::Receive(ID)], &[Input::Receive(ID), Input::Prepared(ID)]] {
             let destination = drive(Ownership::incoming(), path);
             assert!(!destination.may_run());
             for input in every_input(ID).into_iter().chain(every_input(OTHER)) {
@@ -394,16 +373,10 @@ mod tests {
 
     #[test]
     fn a_refusal_is_recorded_before_it_takes_effect_and_is_for_ever() {
-        let prepared = drive(
-            Ownership::incoming(),
-            &[Input::Receive(ID), Input::Prepared(ID)],
-        );
+        let prepared = drive(Ownership::incoming(), &[Input::Receive(ID), Input::Prepared(ID)]);
         for input in [Input::Refuse(ID), Input::Quit { force: false }] {
             let transition = prepared.step(input).unwrap();
-            assert_eq!(
-                transition.before,
-                Some(Effect::Record(ID, Decision::Refused))
-            );
+            assert_eq!(transition.before, Some(Effect::Record(ID, Decision::Refused)));
             let mut refused = prepared;
             refused.enter(&transition);
             assert_eq!(refused.standing(ID), Standing::Refused);
@@ -414,18 +387,13 @@ mod tests {
     #[test]
     fn may_run_is_on_disk_before_the_first_page_is_taken() {
         let transition = Ownership::incoming().step(Input::Receive(ID)).unwrap();
-        assert_eq!(
-            transition.before,
-            Some(Effect::Record(ID, Decision::MayRun))
-        );
+        assert_eq!(transition.before, Some(Effect::Record(ID, Decision::MayRun)));
     }
 
     #[test]
     fn a_second_go_is_answered_as_the_first_and_changes_nothing() {
-        let here = drive(
-            Ownership::incoming(),
-            &[Input::Receive(ID), Input::Prepared(ID), Input::Go(ID)],
-        );
+        let here =
+            drive(Ownership::incoming(), &[Input::Receive(ID), Input::Prepared(ID), Input::Go(ID)]);
         let again = here.step(Input::Go(ID)).unwrap();
         assert_eq!((again.next, again.after), (State::Owned, None));
         let gone_on = drive(here, &[Input::Begin(OTHER), Input::Commit(OTHER)]);
@@ -437,29 +405,16 @@ mod tests {
     #[test]
     fn a_late_message_of_another_migration_does_nothing() {
         let source = drive(Ownership::booted(), &[Input::Begin(ID)]);
-        for input in [
-            Input::Release(OTHER),
-            Input::Commit(OTHER),
-            Input::TakeBack(OTHER),
-        ] {
-            assert!(
-                matches!(source.step(input), Err(Denied::OtherMigration { .. })),
-                "{input:?}"
-            );
+        for input in [Input::Release(OTHER), Input::Commit(OTHER), Input::TakeBack(OTHER)] {
+            assert!(matches!(source.step(input), Err(Denied::OtherMigration { .. })), "{input:?}");
         }
-        assert_eq!(
-            source.step(Input::Begin(OTHER)),
-            Err(Denied::AlreadyMigrating(ID))
-        );
+        assert_eq!(source.step(Input::Begin(OTHER)), Err(Denied::AlreadyMigrating(ID)));
     }
 
     #[test]
     fn the_last_copy_is_thrown_away_by_force_alone() {
         let source = drive(Ownership::booted(), &[Input::Begin(ID), Input::Commit(ID)]);
-        assert_eq!(
-            source.step(Input::Quit { force: false }),
-            Err(Denied::MayBeLastCopy(ID))
-        );
+        assert_eq!(source.step(Input::Quit { force: false }), Err(Denied::MayBeLastCopy(ID)));
         assert!(source.step(Input::Quit { force: true }).is_ok());
     }
 }

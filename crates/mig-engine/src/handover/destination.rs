@@ -64,10 +64,7 @@ pub struct Destination {
 impl Destination {
     /// A destination that has read the header.
     pub const fn new(form: Form) -> Self {
-        Self {
-            form,
-            step: DestinationStep::Receive,
-        }
+        Self { form, step: DestinationStep::Receive }
     }
 
     /// What is to be done now.
@@ -155,24 +152,14 @@ mod tests {
         );
         assert_eq!(
             path(Form::OneWay),
-            [
-                Receive,
-                Read,
-                AwaitEof,
-                Prepare,
-                Go,
-                Finished(DestinationEnding::Runs)
-            ]
+            [Receive, Read, AwaitEof, Prepare, Go, Finished(DestinationEnding::Runs)]
         );
     }
 
     #[test]
     fn a_failure_before_the_ack_refuses_for_ever() {
         for form in FORMS {
-            for step in path(form)
-                .into_iter()
-                .take_while(|step| !matches!(step, SendAck | Go))
-            {
+            for step in path(form).into_iter().take_while(|step| !matches!(step, SendAck | Go)) {
                 for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
                     let mut destination = Destination { form, step };
                     destination.advance(outcome);
@@ -195,10 +182,7 @@ mod tests {
 
     #[test]
     fn a_lost_running_message_does_not_stop_the_guest() {
-        let mut destination = Destination {
-            form: Form::BothWays,
-            step: SendRunning,
-        };
+        let mut destination = Destination { form: Form::BothWays, step: SendRunning };
         destination.advance(Outcome::Failed);
         assert_eq!(destination.step(), Finished(DestinationEnding::Runs));
     }

@@ -58,9 +58,6 @@ mod tests {
         let may_run = Some(Decision::MayRun);
         assert_eq!(reply(may_run, Some(Standing::Prepared)), Reply::Prepared);
         assert_eq!(reply(may_run, Some(Standing::Running)), Reply::Running);
-        assert_eq!(
-            reply(may_run, Some(Standing::Receiving)),
-            Reply::RefuseInVmrun
-        );
+        assert_eq!(reply(may_run, Some(Standing::Receiving)), Reply::RefuseInVmrun);
     }
 }

@@ -74,20 +74,12 @@ pub struct Source {
 impl Source {
     /// A migration that is about to start.
     pub const fn new(form: Form) -> Self {
-        Self {
-            form,
-            step: SourceStep::Open,
-            cancelled: false,
-        }
+        Self { form, step: SourceStep::Open, cancelled: false }
     }
 
     /// A source that is handed-over already and whose outcome is to be found.
     pub const fn resolving(form: Form) -> Self {
-        Self {
-            form,
-            step: SourceStep::Resolve,
-            cancelled: false,
-        }
+        Self { form, step: SourceStep::Resolve, cancelled: false }
     }
 
     /// What is to be done now.
@@ -226,15 +218,7 @@ mod tests {
         );
         assert_eq!(
             path(Form::OneWay),
-            [
-                Open,
-                PreCopy,
-                Blackout,
-                Commit,
-                End,
-                Close,
-                Finished(SourceEnding::Moved)
-            ]
+            [Open, PreCopy, Blackout, Commit, End, Close, Finished(SourceEnding::Moved)]
         );
     }
 
@@ -243,11 +227,7 @@ mod tests {
         for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
             for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
                 for step in path(form).into_iter().take_while(|step| *step != Commit) {
-                    let mut source = Source {
-                        form,
-                        step,
-                        cancelled: false,
-                    };
+                    let mut source = Source { form, step, cancelled: false };
                     source.advance(outcome);
                     assert_eq!(source.step(), Release, "{form:?} {step:?} {outcome:?}");
                     source.advance(Outcome::Failed);
@@ -264,16 +244,9 @@ mod tests {
     #[test]
     fn after_the_commit_only_a_refusal_that_was_resolved_gives_the_guest_back() {
         for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
-            let after = path(form)
-                .into_iter()
-                .skip_while(|step| *step != Commit)
-                .skip(1);
+            let after = path(form).into_iter().skip_while(|step| *step != Commit).skip(1);
             for step in after.chain([Resolve, TakeBack]) {
-                let source = Source {
-                    form,
-                    step,
-                    cancelled: false,
-                };
+                let source = Source { form, step, cancelled: false };
                 for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
                     let mut source = source;
                     source.advance(outcome);
@@ -287,11 +260,7 @@ mod tests {
 
     #[test]
     fn a_lost_answer_to_the_commit_leaves_the_outcome_open() {
-        let mut source = Source {
-            form: Form::BothWays,
-            step: Commit,
-            cancelled: false,
-        };
+        let mut source = Source { form: Form::BothWays, step: Commit, cancelled: false };
         source.advance(Outcome::Failed);
         assert_eq!(source.step(), Finished(SourceEnding::Unknown));
         assert_eq!(SourceEnding::Unknown.exit_status(), 4);

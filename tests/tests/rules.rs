@@ -1,0 +1,242 @@
+//! What ends pre-copy, and what steers it.
+
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mig_engine::report::{Outcome, Report};
+use migpipe_tests::{
+    Console, Guest, Host, assert_one_story, finish, needs_kvm, report, spec, wait,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Moves a guest with these options and returns what came of it.
+fn migrate(host: &Host, guest: &Guest, options: &[&str], status: i32) -> (Report, Console) {
+    let file = host.path("report.json");
+    let console = guest.console_of("b");
+    let destination =
+        format!("exec:mig-recv --quiet --name b --console file:{}", console.path().display());
+    host.command("mig-send");
+    let mut args = vec![guest.name.as_str(), &destination, "--report", file.to_str().unwrap()];
+    args.extend(options);
+    host.run("mig-send", &args).expect(status);
+    (report(&file), console)
+}
+
+fn rule(report: &Report) -> &str {
+    &report.ended_by.as_ref().expect("a rule ended pre-copy").rule
+}
+
+#[test]
+fn few_pages_left_end_it() {
+    needs_kvm!();
+    let host = Host::new();
+    // The counters and the stack of the guest are dirty all the time: some ten pages.
+    let a = Guest::boot(&host, "a", &spec(8, "100", 64), &["--mem", "128M"]);
+    let (report, b) = migrate(&host, &a, &["--classic"], 0);
+    assert_eq!(rule(&report), "converged");
+    assert!(report.rounds.last().unwrap().left().0 <= 50);
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
+#[test]
+fn what_fits_the_promise_ends_it() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = Guest::boot(&host, "a", &spec(1024, "20000", 64), &["--mem", "128M"]);
+    let (report, b) = migrate(&host, &a, &["--min-pages", "0"], 0);
+    assert_eq!(rule(&report), "fits-downtime".replace('-', "_"));
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
+#[test]
+fn two_rounds_without_progress_end_it() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = Guest::boot(&host, "a", &spec(4096, "max", 16), &["--mem", "128M"]);
+    let (report, b) = migrate(&host, &a, &["--classic", "--max-bandwidth", "24M"], 0);
+    assert!(["no_progress", "hard_limit"].contains(&rule(&report)), "{}", rule(&report));
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
+#[test]
+fn thirty_rounds_end_it() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = Guest::boot(&host, "a", &spec(256, "50000", 16), &["--mem", "64M"]);
+    // More pages are sent than become dirty in a round, and never few enough are left.
+    let (report, b) = migrate(&host, &a, &["--classic", "--stall-rounds", "1000"], 0);
+    assert_eq!(rule(&report), "hard_limit");
+    assert_eq!(report.rounds.len(), 30);
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
+/// A guest that dirties 4,096 pages as fast as it can, over a path of 24 MiB/s: some 640 ms of
+/// downtime unless it is throttled.
+fn hopeless(host: &Host) -> Guest {
+    Guest::boot(host, "a", &spec(4096, "max", 16), &["--mem", "64M"])
+}
+
+#[test]
+fn a_stall_may_throttle_the_guest_until_the_promise_holds() {
+    needs_kvm!();
+    let host = Host::new();
+    // Its hot set is written through some 9 times a second: throttled, it becomes slow enough.
+    let a = Guest::boot(&host, "a", &spec(2048, "20000", 16), &["--mem", "64M"]);
+    let options = ["--max-bandwidth", "60M", "--max-downtime", "60", "--no-wws"];
+    let (report, b) = migrate(&host, &a, &options, 0);
+    assert!(!report.throttle.is_empty(), "it was not throttled: {:#?}", report.rounds);
+    assert_eq!(report.outcome, Outcome::Completed);
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+    assert!(
+        host.run("vmctl", &["status", "b", "--json"]).stdout.contains("\"throttle_percent\":0")
+    );
+}
+
+#[test]
+fn a_stall_may_stop_the_guest_and_send_the_rest() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = hopeless(&host);
+    let options = ["--on-stall", "stop", "--max-bandwidth", "24M", "--max-downtime", "20"];
+    let (report, b) = migrate(&host, &a, &options, 0);
+    assert_eq!(rule(&report), "no_progress");
+    assert_eq!(
+        report.promise.kept,
+        Some(false)
+            .filter(|_| report.downtime.total.unwrap() > Duration::from_millis(20))
+            .or(report.promise.kept)
+    );
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
+#[test]
+fn a_stall_may_abort() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = hopeless(&host);
+    let options = ["--on-stall", "abort", "--max-bandwidth", "24M", "--max-downtime", "20"];
+    let (report, _) = migrate(&host, &a, &options, 1);
+    assert_eq!(report.outcome, Outcome::GaveUp);
+    assert!(report.needed_downtime.unwrap() > Duration::from_millis(20));
+    a.assert_runs();
+    assert_eq!(host.state("b"), None);
+    assert_one_story(&[&a.console]);
+}
+
+#[test]
+fn the_promise_is_kept_or_the_guest_stays() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = hopeless(&host);
+    let options =
+        ["--max-rounds", "4", "--max-bandwidth", "24M", "--max-downtime", "20", "--no-wws"];
+    let (report, _) = migrate(&host, &a, &options, 1);
+    assert_eq!(report.outcome, Outcome::GaveUp);
+    a.assert_runs();
+    let throttled = host.run("vmctl", &["status", "a", "--json"]).stdout;
+    assert!(throttled.contains("\"throttle_percent\":0"), "still throttled: {throttled}");
+}
+
+#[test]
+fn set_speed_lowers_the_rate_within_a_second() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 400), &["--mem", "512M"]);
+    let mut sender = host
+        .command("mig-send")
+        .args(["-q", "--progress", "json", "--max-bandwidth", "100M", "a"])
+        .arg("exec:mig-recv --quiet --name b")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let sent = || -> u64 {
+        let text = host.run("vmctl", &["info", "a", "--json"]).stdout;
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        value["sent_bytes"].as_u64().unwrap_or(0)
+    };
+    let rate = |time: Duration| {
+        let (before, at) = (sent(), Instant::now());
+        thread::sleep(time);
+        (sent() - before) as f64 / at.elapsed().as_secs_f64() / f64::from(1 << 20)
+    };
+    wait("the first bytes", || sent() > 0);
+    let fast = rate(Duration::from_millis(700));
+    host.run("vmctl", &["set-speed", "a", "10M"]).expect(0);
+    thread::sleep(Duration::from_millis(500));
+    let slow = rate(Duration::from_millis(700));
+    println!("set-speed 10M: {fast:.0} MiB/s before, {slow:.1} MiB/s half a second later");
+    assert!(fast > 50.0, "{fast} MiB/s under a limit of 100");
+    assert!(slow < 15.0, "{slow} MiB/s under a limit of 10");
+    host.run("vmctl", &["cancel", "a"]).expect(0);
+    let cancelled = Instant::now();
+    let status = migpipe_tests::wait_within(&mut sender, migpipe_tests::PATIENCE);
+    assert_eq!(status.code(), Some(3), "after {:?}", started.elapsed());
+    assert!(cancelled.elapsed() < Duration::from_secs(1), "cancel took {:?}", cancelled.elapsed());
+    a.assert_runs();
+}
+
+#[test]
+fn a_cancelled_guest_never_stood_still() {
+    needs_kvm!();
+    for how in ["order", "SIGINT", "SIGTERM"] {
+        let host = Host::new();
+        let mut a = Guest::boot(&host, "a", &spec(64, "500", 200), &["--mem", "256M"]);
+        let sender = host
+            .command("mig-send")
+            .args(["-q", "--max-bandwidth", "50M", "a", "exec:mig-recv --quiet --name b"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let before = a.console.last_tick().unwrap();
+        wait("the migration", || host.state("a").as_deref() == Some("migrating"));
+        thread::sleep(Duration::from_millis(300));
+        match how {
+            "order" => {
+                host.run("vmctl", &["cancel", "a"]).expect(0);
+            }
+            signal => {
+                let signal: Signal = signal.parse().unwrap();
+                kill(Pid::from_raw(sender.id() as i32), signal).unwrap();
+            }
+        }
+        let done = finish(sender, Instant::now()).expect(3);
+        assert!(done.stderr.contains("cancelled"), "{how}: {}", done.stderr);
+        a.assert_runs();
+        wait("the destination to go", || host.state("b").is_none());
+        let gaps = a.console.ticks();
+        let longest = gaps.iter().filter(|tick| tick.number > before.number).map(|t| t.gap_us);
+        println!("cancelled by {how}: longest gap inside the guest {} us", longest.max().unwrap());
+        assert_one_story(&[&a.console]);
+        assert_eq!(host.state("a").as_deref(), Some("running"));
+    }
+}
+
+#[test]
+fn a_status_line_is_printed_on_sigusr1() {
+    needs_kvm!();
+    let host = Host::new();
+    let _a = Guest::boot(&host, "a", &spec(64, "500", 64), &["--mem", "128M"]);
+    let sender = host
+        .command("mig-send")
+        .args(["-q", "--max-bandwidth", "50M", "a", "exec:mig-recv --quiet --name b"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait("the migration", || host.state("a").as_deref() == Some("migrating"));
+    thread::sleep(Duration::from_millis(300));
+    kill(Pid::from_raw(sender.id() as i32), Signal::SIGUSR1).unwrap();
+    let done = finish(sender, Instant::now()).expect(0);
+    assert!(done.stderr.contains("mig-send: pre-copy round"), "{}", done.stderr);
+}
