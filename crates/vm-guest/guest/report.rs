@@ -15,7 +15,7 @@ pub fn line(text: Arguments<'_>) {
     let mut line = Line::new();
     // A line that is too long is cut off; there is no other failure.
     let _ = line.write_fmt(text);
-    ports::write_serial(line.finish());
+    ports::print(line.finish());
 }
 
 /// The first line: memory is filled.

@@ -25,8 +25,10 @@
 //! the machine off.
 //!
 //! # The ports that it uses
-//! Serial 0x3f8, ACPI sleep control 0x600, and the idle port 0x605 (a 32-bit write of
-//! microseconds sleeps that long), as the machine documents them.
+//! ACPI sleep control 0x600, the idle port 0x605 (a 32-bit write of microseconds sleeps that long)
+//! and the line port 0x60c (prints a whole line at once), as the machine documents them. Where the
+//! line port does not answer, lines go to the serial port 0x3f8 byte by byte; so the guest runs
+//! under other hypervisors too, without idling and power-off.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

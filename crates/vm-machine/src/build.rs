@@ -153,7 +153,8 @@ impl Parts {
 
     fn assemble(self, life: Life) -> Result<Machine, MachineError> {
         let events = Arc::new(Events::default());
-        let ports = Ports { serial: Arc::clone(&self.serial) };
+        let ports =
+            Ports { serial: Arc::clone(&self.serial), memory: self.memory.mapped().clone() };
         Ok(Machine {
             vcpus: Vcpus::start(self.vcpus, &ports, &events)?,
             serial: self.serial,

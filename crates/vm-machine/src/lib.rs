@@ -26,5 +26,5 @@ pub use events::MachineEvent;
 pub use machine::{Machine, MachineConfig, Overrides};
 pub use memory::{MemoryError, huge_page_warning};
 pub use moment::Moment;
-pub use ports::IDLE_PORT;
+pub use ports::{IDLE_PORT, LINE_PORT, LINE_PORT_ANSWER, LONGEST_LINE};
 pub use vcpu::VcpuError;

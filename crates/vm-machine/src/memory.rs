@@ -10,10 +10,10 @@ use nix::sys::mman::{MmapAdvise, madvise};
 use std::ptr::NonNull;
 use thiserror::Error;
 use units::{Bytes, PAGE_SIZE, RegionId};
-use vm_memory::mmap::FromRangesError;
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    GuestRegionMmap, MmapRegion,
 };
 use vm_state::MemoryRegion;
 
@@ -62,7 +62,7 @@ pub enum MemoryError {
         hugetlb: bool,
         /// What the kernel says.
         #[source]
-        source: FromRangesError,
+        source: MmapRegionError,
     },
     /// The host has less memory left than the guest may fill.
     #[error(
@@ -102,17 +102,11 @@ impl Memory {
         let mut mapped = Vec::new();
         for region in regions {
             let file = Arc::new(File::from(memory_file(region, hugetlb)?));
-            let map = GuestRegionMmap::from_range(
-                GuestAddress(region.base.address()),
-                region.pages.bytes().0 as usize,
-                Some(FileOffset::from_arc(Arc::clone(&file), 0)),
-            )
-            .map_err(|source| MemoryError::Map {
-                region: region.id,
-                bytes: region.pages.bytes(),
-                hugetlb,
-                source,
-            })?;
+            let bytes = region.pages.bytes();
+            let failed = |source| MemoryError::Map { region: region.id, bytes, hugetlb, source };
+            let map = map(Arc::clone(&file), bytes, hugetlb).map_err(failed)?;
+            let map = GuestRegionMmap::new(map, GuestAddress(region.base.address()))
+                .ok_or(MemoryError::Regions(region.id))?;
             advise(&map, hugetlb);
             files.push(file);
             mapped.push(map);
@@ -190,6 +184,18 @@ fn memory_file(region: &MemoryRegion, hugetlb: bool) -> Result<OwnedFd, MemoryEr
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
     Ok(file)
+}
+
+/// Maps the whole file. Huge pages are reserved here: without, a host that has too few of them
+/// would kill us with SIGBUS at the first touch.
+fn map(file: Arc<File>, bytes: Bytes, hugetlb: bool) -> Result<MmapRegion, MmapRegionError> {
+    let reserve = if hugetlb { 0 } else { libc::MAP_NORESERVE };
+    MmapRegion::build(
+        Some(FileOffset::from_arc(file, 0)),
+        bytes.0 as usize,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED | reserve,
+    )
 }
 
 /// Asks for huge pages, and keeps the memory out of children: a fork would otherwise copy the

@@ -65,23 +65,11 @@ impl Thread {
     /// Enters guest mode once and serves what it comes back for.
     fn step(&self) {
         self.gate.entering();
-        let t0 = std::time::Instant::now();
         let after = self.enter(&mut lock(&self.vcpu));
-        let d = t0.elapsed().as_micros();
-        if d > 500 {
-            eprintln!("run {d}");
-        }
         self.left_guest.set(Some(Moment::now()));
         match after {
             After::Nothing | After::Interrupted => {}
-            After::Idle(time) => {
-                let t0 = std::time::Instant::now();
-                self.gate.sleep(time);
-                let d = t0.elapsed().as_micros();
-                if d > 1500 {
-                    eprintln!("sleep {time:?} {d}");
-                }
-            }
+            After::Idle(time) => self.gate.sleep(time),
             After::End(event) => {
                 self.events.send(&event);
                 self.gate.set(Wish::Pause);
