@@ -301,3 +301,9 @@ impl Machine {
         Ok(())
     }
 }
+
+/// A control server hands the machine from thread to thread.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Machine>();
+};
