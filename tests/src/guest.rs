@@ -38,6 +38,7 @@ impl Guest {
             .command("vmrun")
             .args(["--name", name, "--kernel", kernel])
             .arg(format!("--console=file:{}", console.display()))
+            .arg("--log=error")
             .args(args)
             .stdout(Stdio::inherit())
             .stderr(Stdio::inherit())

@@ -217,7 +217,7 @@ fn two_hosts_share_nothing() {
     let console = two.path("web.console");
     let recv = two.remote(&format!("mig-recv --console file:{}", console.display()));
     one.run("mig-send", &["web", &format!("exec:{recv}")]).expect(0);
-    assert_eq!(one.state("web"), None);
+    wait("the source to end", || one.state("web").is_none());
     assert_eq!(two.state("web").as_deref(), Some("running"));
     let b = migpipe_tests::Console::at(&console);
     b.wait_ticks(3);

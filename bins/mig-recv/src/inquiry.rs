@@ -76,7 +76,7 @@ pub fn resolve(id: MigrationId, records: &Records) -> anyhow::Result<Outcome> {
                 };
                 match records.create(id, &refusal) {
                     Ok(()) => return Ok(Outcome::Refused),
-                    Err(RecordError::Exists(_)) => {}
+                    Err(RecordError::Exists { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -35,6 +35,8 @@ pub struct Reception<'a> {
     form: Form,
     version: FormatVersion,
     description: MachineDescription,
+    /// What the guest is called on this host.
+    name: String,
     vmrun: Option<Vmrun>,
     memory: Option<Incoming>,
     sections: Vec<Vec<u8>>,
@@ -109,6 +111,7 @@ impl<'a> Reception<'a> {
             id,
             form,
             version,
+            name: args.name.clone().unwrap_or_else(|| description.name.clone()),
             description,
             vmrun: None,
             memory: None,
@@ -183,7 +186,8 @@ impl<'a> Reception<'a> {
     /// on disk that it may have run here, before the first page is taken.
     fn receive(&mut self) -> Result<(), Stop> {
         let overrides = Overrides { name: None, console: self.console()?, device_params: vec![] };
-        let vmrun = self.vmrun.insert(Vmrun::find(self.args, &self.description.name)?);
+        let vmrun = self.vmrun.insert(Vmrun::find(self.args, &self.name)?);
+        self.name.clone_from(&vmrun.name);
         let memory = match vmrun.client.receive(self.id, self.description.clone(), overrides) {
             Ok(memory) => memory,
             Err(error) => return Err(refused(vmrun.explain(error))),
@@ -292,7 +296,9 @@ impl<'a> Reception<'a> {
             // Its connection closes with us, and then it refuses by itself.
             warn!("{}", cli::one_line(&error.into()));
         }
-        self.vmrun = None;
+        if let Some(vmrun) = self.vmrun.take() {
+            vmrun.wait_end();
+        }
         let reason = why.map(cli::one_line).unwrap_or_default();
         if let Some(back) = &mut self.back {
             let message = match received {
@@ -305,7 +311,7 @@ impl<'a> Reception<'a> {
     }
 
     fn leave(self, ending: DestinationEnding, why: Option<anyhow::Error>) -> anyhow::Result<u8> {
-        let name = &self.vmrun.as_ref().map_or(&self.description.name, |vmrun| &vmrun.name);
+        let name = &self.name;
         match ending {
             DestinationEnding::Runs => {
                 if !self.args.quiet {

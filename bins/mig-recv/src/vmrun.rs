@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use vm_control::{Client, ClientError, place};
@@ -16,6 +17,9 @@ use crate::args::Args;
 
 /// A vmrun that was just started answers within this time: it has nothing to do before.
 const START: Duration = Duration::from_secs(20);
+
+/// A vmrun that refused its guest ends within this time, unless the disk is slow.
+const END: Duration = Duration::from_secs(5);
 
 /// The vmrun that takes the guest.
 #[derive(Debug)]
@@ -36,15 +40,30 @@ struct Started {
 }
 
 impl Vmrun {
-    /// Connects to `--vm`, or starts one for a guest that was called `guest`.
-    pub fn find(args: &Args, guest: &str) -> anyhow::Result<Self> {
+    /// Connects to `--vm`, or starts one for a guest that is to be called `name`.
+    pub fn find(args: &Args, name: &str) -> anyhow::Result<Self> {
         match &args.vm {
             Some(vm) => {
                 let client = Client::connect(&place::socket_of(vm)?, NAME)?;
                 let name = client.name().to_owned();
                 Ok(Self { client, name, started: None })
             }
-            None => start(args, args.name.as_deref().unwrap_or(guest)),
+            None => start(args, name),
+        }
+    }
+
+    /// Waits until a vmrun that we started has ended, so that nothing is left over when we end.
+    pub fn wait_end(self) {
+        let Self { client, started, .. } = self;
+        // Without its parent it has no purpose.
+        drop(client);
+        let Some(mut started) = started else { return };
+        let began = Instant::now();
+        while began.elapsed() < END {
+            match started.process.try_wait() {
+                Ok(None) => thread::sleep(Duration::from_millis(2)),
+                Ok(Some(_)) | Err(_) => return,
+            }
         }
     }
 

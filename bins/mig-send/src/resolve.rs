@@ -65,6 +65,9 @@ pub fn until_known(
     limit: Duration,
     shared: &Arc<Shared>,
 ) -> Result<(), Stop> {
+    if limit.is_zero() {
+        return Err(anyhow!("it was not asked: --resolve-for is 0").into());
+    }
     if matches!(destination, Endpoint::Standard | Endpoint::Fd(_) | Endpoint::File(_)) {
         return Err(anyhow!(
             "{destination} can be opened only once: ask with mig-send --resolve GUEST \
@@ -118,7 +121,8 @@ fn ask(destination: &Endpoint, id: MigrationId, shared: &Arc<Shared>) -> Result<
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
         Answers::new(back, id).resolved(ATTEMPT)
     })();
-    if let (Err(Stop::Failed(_)), Some(tunnel)) = (&asked, &mut tunnel)
+    if let (Err(Stop::Failed(error)), Some(tunnel)) = (&asked, &mut tunnel)
+        && !error.is::<Unknowable>()
         && let Err(ended @ mig_channel::TunnelError::Ended { .. }) =
             tunnel.wait_for_success(Duration::from_millis(500))
     {

@@ -33,10 +33,15 @@ pub struct Record {
 pub enum RecordError {
     /// Somebody decided about this migration before.
     #[error(
-        "this host has decided about the migration {0} before: the same stream is not run twice \
-         (mig-recv --clone makes a copy of it)"
+        "this host has {} the migration {id} before, and the same stream is not run twice; \
+         mig-recv --clone makes a copy of a saved guest", verb(*.before)
     )]
-    Exists(MigrationId),
+    Exists {
+        /// The migration.
+        id: MigrationId,
+        /// What was decided.
+        before: Decision,
+    },
     /// The directory or the file failed.
     #[error("cannot {what} {path}: the record of a migration must be on disk first")]
     Io {
@@ -60,6 +65,14 @@ pub enum RecordError {
     /// The directory cannot be made.
     #[error(transparent)]
     Place(#[from] place::PlaceError),
+}
+
+const fn verb(before: Decision) -> &'static str {
+    match before {
+        Decision::MayRun => "received",
+        Decision::Ran => "run",
+        Decision::Refused => "refused",
+    }
 }
 
 /// The records of one host.
@@ -113,7 +126,9 @@ impl Records {
         match linked {
             Ok(()) => self.sync_dir(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(RecordError::Exists(id))
+                // A record is never removed, so it is there to be read.
+                let before = self.read(id)?.map_or(Decision::MayRun, |record| record.decision);
+                Err(RecordError::Exists { id, before })
             }
             Err(source) => Err(RecordError::Io { what: "create", path, source }),
         }
@@ -176,7 +191,7 @@ mod tests {
         assert_eq!(records.read(ID).unwrap(), None);
         records.create(ID, &record(Decision::Refused)).unwrap();
         let late = records.create(ID, &record(Decision::MayRun));
-        assert!(matches!(late, Err(RecordError::Exists(ID))));
+        assert!(matches!(late, Err(RecordError::Exists { before: Decision::Refused, .. })));
         assert_eq!(records.read(ID).unwrap(), Some(record(Decision::Refused)));
     }
 

@@ -23,7 +23,7 @@ const LAST_THROTTLE: u8 = 99;
 ///
 /// The talk's rule alone never sees a guest that sweeps over a fixed working set: it dirties
 /// exactly what was sent, not more. Nine tenths to the power of 30 rounds is a factor of 24, which
-/// is too little to count on, so a slower pace than that is reason enough to throttle.
+/// is too little to count on, so a slower pace than that is a stall, whatever a stall leads to.
 const HEADWAY: (u64, u64) = (9, 10);
 
 /// Of what fits the promised downtime, this fraction may be taken by pages that wait for the
@@ -217,9 +217,7 @@ impl Policy {
             return self.cannot_keep_it(needed, Rule::OutOfReach { fixed, max_downtime });
         }
 
-        let throttles = self.limits.on_stall == OnStall::Throttle;
-        let stalled = if throttles { !made_headway(round) } else { fell_behind(round) };
-        self.stall.note(stalled, round);
+        self.stall.note(!made_headway(round), round);
         let next = match self.stalled(needed) {
             // A throttle cannot shorten the fixed part, so the guest is not made to pay for it.
             Next::Throttle { .. } if fixed > max_downtime => Next::Round,

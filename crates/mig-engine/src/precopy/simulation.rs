@@ -116,7 +116,8 @@ fn a_small_working_set_is_left_for_the_blackout_and_keeps_the_promise() {
 
 #[test]
 fn pages_that_wait_are_not_sent_again_and_again() {
-    let limits = Limits { on_stall: OnStall::Abort, max_rounds: 12, ..Limits::default() };
+    let limits =
+        Limits { on_stall: OnStall::Abort, max_rounds: 12, stall_rounds: 100, ..Limits::default() };
     let patient = migrate(6_000, 1_000_000, limits, Wws::new([Pages(GUEST)]));
     let eager = migrate(6_000, 1_000_000, limits, Wws::off());
     assert_eq!(patient.rounds, 12, "6,000 pages do not fit 100 ms");

@@ -1,0 +1,208 @@
+//! What is refused, and how it is said: status 1, one line, the thing and the remedy in it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use migpipe_tests::{Done, Guest, Host, needs_kvm, run, spec};
+
+/// A saved guest to be damaged.
+fn saved(host: &Host) -> PathBuf {
+    let mut a = Guest::boot(host, "web", &spec(64, "500", 16), &["--mem", "64M"]);
+    let file = host.path("web.mig");
+    host.run("mig-send", &["-q", "web", &format!("file:{}", file.display())]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    file
+}
+
+fn receive(host: &Host, file: &PathBuf) -> Done {
+    host.run("mig-recv", &["--console", "null", &format!("file:{}", file.display())])
+}
+
+#[test]
+fn damaged_streams_are_refused_by_name_and_nothing_is_left() {
+    needs_kvm!();
+    let host = Host::new();
+    let file = saved(&host);
+    let good = fs::read(&file).unwrap();
+    let bad = host.path("bad.mig");
+    let middle = good.len() / 2;
+    type Damage = fn(&mut Vec<u8>, usize);
+    let cases: [(&str, Damage, &[&str]); 6] = [
+        ("wrong magic", |bytes, _| bytes[..4].copy_from_slice(b"\x1f\x8b\x08\0"), &["gzip"]),
+        ("an ssh banner", |bytes, _| bytes[..9].copy_from_slice(b"Welcome!\n"), &["Welcome"]),
+        ("a flipped bit in a page", |bytes, middle| bytes[middle] ^= 4, &["damaged"]),
+        ("a stream that was cut", |bytes, middle| bytes.truncate(middle), &["ends"]),
+        ("a stream without its last byte", |bytes, _| bytes.truncate(bytes.len() - 1), &["ends"]),
+        ("something behind it", |bytes, _| bytes.push(0), &[]),
+    ];
+    for (what, damage, words) in cases {
+        let mut bytes = good.clone();
+        damage(&mut bytes, middle);
+        fs::write(&bad, bytes).unwrap();
+        // A host of its own for each: what a host refused once it refuses for ever.
+        let other = Host::new();
+        println!("{what}: {}", receive(&other, &bad).refused_with(words).stderr.trim());
+        host.run("mig-inspect", &[bad.to_str().unwrap()]).expect(1);
+        assert_eq!(other.processes(), [], "{what}: something is left over");
+        assert_eq!(other.sockets(), [] as [PathBuf; 0], "{what}: a socket is left over");
+    }
+}
+
+#[test]
+fn what_was_refused_once_is_refused_for_ever() {
+    needs_kvm!();
+    let host = Host::new();
+    let file = saved(&host);
+    let bad = host.path("bad.mig");
+    let good = fs::read(&file).unwrap();
+    fs::write(&bad, &good[..good.len() / 2]).unwrap();
+    receive(&host, &bad).refused_with(&["ends"]);
+    // Its source may have asked by now, and run on.
+    receive(&host, &file).refused_with(&["refused", "--clone"]);
+    let copy = format!("file:{}", file.display());
+    host.run("mig-recv", &["--clone", "--console", "null", &copy]).expect(0);
+    assert_eq!(host.state("web").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_newer_format_is_refused_with_its_number() {
+    needs_kvm!();
+    let host = Host::new();
+    let file = saved(&host);
+    let mut bytes = fs::read(&file).unwrap();
+    // The oldest version that can read the stream, and the version written; then the sum.
+    let end = preamble_sum(&bytes);
+    bytes[8..12].copy_from_slice(&[9, 0, 9, 0]);
+    let sum = crc32c(&bytes[..end]);
+    bytes[end..end + 4].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    receive(&host, &file).refused_with(&["format", "9"]);
+}
+
+/// Where the checksum of the preamble is: behind what it sums.
+fn preamble_sum(bytes: &[u8]) -> usize {
+    (16..128)
+        .find(|end| crc32c(&bytes[..*end]).to_le_bytes() == bytes[*end..*end + 4])
+        .expect("the preamble has a checksum")
+}
+
+/// CRC-32C (RFC 3720, appendix B.4), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |register, byte| {
+        (0..8).fold(register ^ u32::from(*byte), |register, _| {
+            (register >> 1) ^ (0x82f6_3b78 & 0_u32.wrapping_sub(register & 1))
+        })
+    })
+}
+
+#[test]
+fn a_guest_larger_than_the_host_is_refused_by_name() {
+    needs_kvm!();
+    let host = Host::new();
+    let total_kib: u64 = fs::read_to_string("/proc/meminfo")
+        .unwrap()
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok())
+        .unwrap();
+    let too_much = format!("{}M", total_kib / 1024 * 2);
+    let mut a = Guest::boot(&host, "a", "builtin:idle,tick-ms=20", &["--mem", &too_much]);
+    host.run("mig-send", &["-q", "a", "exec:mig-recv --quiet --name b 2>/dev/null"])
+        .refused_with(&["memory", "runs on here"]);
+    a.assert_runs();
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_before_anything_is_sent() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    host.run("mig-send", &["-q", "a", "exec:mig-recv --quiet 2>/dev/null"])
+        .refused_with(&["a guest named a is on this host already", "--name"]);
+    a.assert_runs();
+}
+
+#[test]
+fn a_tunnel_that_holds_data_back_is_named() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    let before = a.console.last_tick().unwrap();
+    host.run(
+        "mig-send",
+        &["-q", "--ready-timeout", "1", "a", "exec:gzip | gunzip | mig-recv --quiet --name b"],
+    )
+    .refused_with(&["holds data back", "--one-way", "--commit"]);
+    a.assert_runs();
+    let gap = a.console.ticks().iter().filter(|t| t.number > before.number).map(|t| t.gap_us).max();
+    println!("longest gap meanwhile: {} us", gap.unwrap());
+}
+
+#[test]
+fn a_tunnel_that_fails_is_named_with_its_status() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    host.run("mig-send", &["-q", "a", "exec:exit 255"]).refused_with(&["exit 255", "status 255"]);
+    a.assert_runs();
+}
+
+#[test]
+fn terminals_are_refused() {
+    needs_kvm!();
+    let host = Host::new();
+    let _a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    // script(1) gives its command a terminal for all three.
+    for (command, words) in
+        [("mig-recv", ["mig-recv:", "terminal"]), ("mig-send a", ["mig-send:", "terminal"])]
+    {
+        let mut shell = host.shell(&format!("script -qec '{command}' /dev/null"));
+        let done = run(&mut shell);
+        assert_eq!(done.status, Some(1), "{done:#?}");
+        for word in words {
+            assert!(done.stdout.contains(word), "{done:#?}");
+        }
+    }
+    assert_eq!(host.state("a").as_deref(), Some("running"));
+}
+
+#[test]
+fn wrong_usage_has_a_status_of_its_own() {
+    let host = Host::new();
+    for (program, args) in [
+        ("mig-send", &["a", "nonsense:x"][..]),
+        ("mig-send", &[]),
+        ("mig-recv", &["ftp:x"]),
+        ("vmrun", &["--name", "x"]),
+        ("vmctl", &["frobnicate"]),
+        ("mig-inspect", &["--nonsense"]),
+    ] {
+        let done = host.run(program, args).expect(2);
+        assert!(!done.stderr.is_empty(), "{program} {args:?} says nothing");
+    }
+}
+
+#[test]
+fn every_program_documents_itself() {
+    let host = Host::new();
+    for program in ["vmrun", "mig-send", "mig-recv", "vmctl", "mig-inspect"] {
+        let help = host.run(program, &["--help"]).expect(0).stdout;
+        assert!(help.contains("Examples:"), "{program} --help has no examples");
+        assert!(help.contains("Exit status:"), "{program} --help has no exit statuses");
+        host.run(program, &["--version"]).expect(0);
+        assert!(host.run(program, &["--man"]).expect(0).stdout.contains(".TH"));
+        for shell in ["bash", "zsh", "fish"] {
+            let text = host.run(program, &["--completions", shell]).expect(0).stdout;
+            assert!(text.contains(program), "{program} --completions {shell}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_guest_is_named() {
+    let host = Host::new();
+    for (program, args) in
+        [("mig-send", &["nobody", "file:x"][..]), ("vmctl", &["status", "nobody"])]
+    {
+        host.run(program, args).refused_with(&["nobody"]);
+    }
+}
