@@ -1,0 +1,107 @@
+# What the lab needs from the distribution, and how it comes: sourced by scripts/lab.
+#
+# QEMU is installed, since it has many libraries. The kernel, busybox and sshd are only unpacked
+# into the cache: the machine gets no second kernel, no service and no user by this.
+
+KERNEL=$CACHE/vmlinuz
+BUSYBOX=$CACHE/busybox
+SSHD_TREE=$CACHE/sshd
+
+# In the order in which they are loaded: each after what it needs.
+MODULES="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci netfs fscache
+9pnet 9pnet_virtio 9p overlay irqbypass ccp kvm kvm-amd failover net_failover virtio_net
+llc stp bridge tun rng-core virtio-rng virtio_console"
+
+installed() {
+    command -v qemu-system-x86_64 >/dev/null && command -v ssh >/dev/null &&
+        command -v ip >/dev/null && [ -x /usr/bin/python3 ] &&
+        [ -s "$KERNEL" ] && [ -x "$BUSYBOX" ] && [ -x "$SSHD_TREE/usr/sbin/sshd" ] &&
+        [ -e "$CACHE/complete" ]
+}
+
+# apt-get, quietly; what it says is shown only when it fails.
+apt() {
+    DEBIAN_FRONTEND=noninteractive nice apt-get -qq "$@" >"$CACHE/apt.log" 2>&1
+}
+
+apt_install() {
+    say "installing $* (apt-get install)"
+    [ "$(id -u)" = 0 ] || skip "$* missing, and only root can install: apt-get install $*"
+    apt install -y --no-install-recommends "$@" ||
+        { apt update && apt install -y --no-install-recommends "$@"; } ||
+        skip "apt-get install $* failed: $(tail -1 "$CACHE/apt.log")"
+}
+
+# Downloads one package and prints its file.
+apt_file() {
+    (cd "$CACHE/debs" && apt download "$1") ||
+        { apt update && (cd "$CACHE/debs" && apt download "$1"); } ||
+        skip "apt-get download $1 failed: $(tail -1 "$CACHE/apt.log")"
+    ls -t "$CACHE/debs/$1"_*.deb | head -1
+}
+
+# linux-image-amd64 is a name that depends on the current kernel's package.
+kernel_package() {
+    local name
+    name=$(apt-cache depends linux-image-amd64 2>/dev/null |
+        awk '/Depends: linux-image-/ { print $2; exit }')
+    if [ -z "$name" ]; then
+        apt update || true
+        name=$(apt-cache depends linux-image-amd64 2>/dev/null |
+            awk '/Depends: linux-image-/ { print $2; exit }')
+    fi
+    [ -n "$name" ] || skip "apt knows no linux-image-amd64"
+    echo "$name"
+}
+
+unpack_kernel() {
+    local deb module file
+    deb=$(apt_file "$(kernel_package)") || exit $?
+    rm -rf "$CACHE/unpacked" && mkdir "$CACHE/unpacked" && dpkg-deb -x "$deb" "$CACHE/unpacked"
+    mkdir -p "$CACHE/modules"
+    for module in $MODULES; do
+        file=$(find "$CACHE/unpacked" -name "$module.ko" -o -name "${module//_/-}.ko" | head -1)
+        if [ -z "$file" ]; then
+            grep -qE "/${module//[-_]/[-_]}\.ko" "$CACHE"/unpacked/lib/modules/*/modules.builtin ||
+                skip "$(basename "$deb") has no module $module"
+            continue
+        fi
+        cp "$file" "$CACHE/modules/$module.ko"
+    done
+    cp "$CACHE"/unpacked/boot/vmlinuz-* "$KERNEL"
+    rm -rf "$CACHE/unpacked"
+}
+
+# Idempotent: says what it does only when there is something to do.
+install_packages() {
+    mkdir -p "$CACHE/debs"
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+        installed || skip "the lab's parts come by apt, and this machine has no apt-get"
+    local missing=()
+    command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+    command -v ssh >/dev/null || missing+=(openssh-client)
+    command -v ip >/dev/null || missing+=(iproute2)
+    [ -x /usr/bin/python3 ] || missing+=(python3-minimal)
+    [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+    installed && return
+    rm -f "$CACHE/complete"
+    if [ ! -s "$KERNEL" ] || [ ! -d "$CACHE/modules" ]; then
+        say "fetching a kernel with its modules (linux-image-amd64, unpacked into $CACHE)"
+        unpack_kernel
+    fi
+    if [ ! -x "$BUSYBOX" ]; then
+        say "fetching busybox-static (unpacked into $CACHE)"
+        local deb
+        deb=$(apt_file busybox-static) || exit $?
+        dpkg-deb --fsys-tarfile "$deb" | tar -xO ./bin/busybox >"$BUSYBOX" && chmod +x "$BUSYBOX"
+    fi
+    if [ ! -x "$SSHD_TREE/usr/sbin/sshd" ]; then
+        say "fetching openssh-server and libwrap0 (unpacked into $CACHE)"
+        local deb
+        for deb in openssh-server libwrap0; do
+            deb=$(apt_file $deb) || exit $?
+            dpkg-deb -x "$deb" "$SSHD_TREE"
+        done
+    fi
+    touch "$CACHE/complete"
+}
