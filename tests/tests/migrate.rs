@@ -210,6 +210,34 @@ fn a_guest_arrives_in_a_vmrun_that_waits_for_it() {
 }
 
 #[test]
+fn any_elf_with_a_pvh_note_boots_and_moves() {
+    needs_kvm!();
+    let host = Host::new();
+    let file = host.path("kernel.elf");
+    std::fs::write(&file, vm_guest::IMAGE).unwrap();
+    // As a file the same program is a kernel like any other: it gets one vCPU and reads its
+    // command line.
+    let append = "pages=64 rate=500 fill=random fill-mb=16 tick-ms=20 cpus=1";
+    let kernel = file.display().to_string();
+    let a = Guest::boot(&host, "a", &kernel, &["--mem", "64M", "--append", append]);
+    let b = a.console_of("b");
+    let destination = format!("exec:mig-recv --name b --console file:{}", b.path().display());
+    host.run("mig-send", &["a", &destination]).expect(0);
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
+#[test]
+fn a_guest_that_powers_off_ends_its_vmrun() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::start(&host, "a", "builtin:idle,tick-ms=10,run-ticks=5", &["--mem", "32M"]);
+    assert_eq!(a.ended(), Some(0));
+    assert!(a.console.text().contains("done ticks 5"), "{}", a.console.text());
+    assert_eq!(host.sockets(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
 fn two_hosts_share_nothing() {
     needs_kvm!();
     let (one, two) = (Host::new(), Host::new());

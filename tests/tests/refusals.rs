@@ -1,9 +1,11 @@
 //! What is refused, and how it is said: status 1, one line, the thing and the remedy in it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use mig_stream::{Header, StreamReader, StreamWriter};
 use migpipe_tests::{Done, Guest, Host, needs_kvm, run, spec};
+use vm_state::MachineDescription;
 
 /// A saved guest to be damaged.
 fn saved(host: &Host) -> PathBuf {
@@ -14,7 +16,7 @@ fn saved(host: &Host) -> PathBuf {
     file
 }
 
-fn receive(host: &Host, file: &PathBuf) -> Done {
+fn receive(host: &Host, file: &Path) -> Done {
     host.run("mig-recv", &["--console", "null", &format!("file:{}", file.display())])
 }
 
@@ -93,6 +95,25 @@ fn crc32c(bytes: &[u8]) -> u32 {
             (register >> 1) ^ (0x82f6_3b78 & 0_u32.wrapping_sub(register & 1))
         })
     })
+}
+
+#[test]
+fn a_missing_cpu_feature_is_refused_by_name_before_the_first_page() {
+    needs_kvm!();
+    let host = Host::new();
+    let file = saved(&host);
+    let stream = StreamReader::open(fs::File::open(&file).unwrap()).unwrap();
+    let mut machine = MachineDescription::decode(&stream.header().machine).unwrap();
+    let leaf = machine.cpu.cpuid.iter_mut().find(|leaf| leaf.function == 1).unwrap();
+    // VMX: AMD has none, and vmrun gives it to no guest.
+    leaf.ecx |= 1 << 5;
+    let header = Header { machine: machine.encode().unwrap(), ..stream.header().clone() };
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::new(&mut bytes, *stream.preamble(), header).unwrap();
+    writer.flush().unwrap();
+    fs::write(&file, bytes).unwrap();
+    receive(&host, &file).refused_with(&["the guest uses vmx", "this host"]);
+    assert_eq!(host.processes(), []);
 }
 
 #[test]

@@ -169,6 +169,21 @@ fn the_promise_is_kept_or_the_guest_stays() {
 }
 
 #[test]
+fn a_blackout_that_overruns_may_be_given_up() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(1024, "max", 16), &["--mem", "64M"]);
+    // No blackout takes less than this, and on-stall stop begins one all the same.
+    let options = ["--enforce-downtime", "--on-stall", "stop", "--max-downtime", "0.2"];
+    let (report, b) = migrate(&host, &a, &options, 1);
+    assert_eq!(report.outcome, Outcome::Failed);
+    a.assert_runs();
+    wait("the destination to go", || host.state("b").is_none());
+    assert_eq!(b.text(), "", "the guest ran at the destination");
+    assert_one_story(&[&a.console]);
+}
+
+#[test]
 fn set_speed_lowers_the_rate_within_a_second() {
     needs_kvm!();
     let host = Host::new();
