@@ -11,9 +11,11 @@ mod device;
 mod dirty;
 mod power;
 mod serial;
+mod virtio;
 
 pub use console::{Console, ConsoleError, ConsoleSpec, ConsoleSpecError};
 pub use device::{Device, DeviceError};
 pub use dirty::DeviceDirtyLog;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
+pub use virtio::MmioWindow;

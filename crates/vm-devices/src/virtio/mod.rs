@@ -1,0 +1,5 @@
+//! Devices on virtio-mmio.
+
+mod window;
+
+pub use window::MmioWindow;
