@@ -1,0 +1,53 @@
+//! Deliberate mistakes. The real machines stay as they are; the model's own wiring around them is
+//! made wrong in one place, and a property must notice.
+
+/// One mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutation {
+    /// The destination's vmrun lets the guest run as soon as it is prepared.
+    RunsWhenPrepared,
+    /// A question about an unknown migration is answered "refused", and nothing is recorded.
+    UnknownIsRefusedUnrecorded,
+    /// The operator's resume does not look at the ownership.
+    ResumeIgnoresOwnership,
+    /// The operator's resume lets the guest run on in the blackout.
+    ResumeIgnoresBlackout,
+    /// A refusal takes effect first and is recorded some time later.
+    RefusalRecordedAfter,
+    /// mig-send writes GO and commits then.
+    CommitAfterGo,
+    /// The go-timeout refuses and records nothing.
+    TimeoutUnrecorded,
+    /// "May run" is recorded some time after the first page.
+    MayRunRecordedLate,
+    /// "May run" is never recorded.
+    MayRunUnrecorded,
+    /// A GO that comes after the refusal runs the guest.
+    GoAfterRefusal,
+    /// "May have run" is answered as "refused".
+    MayHaveRunIsRefused,
+    /// A vmrun that was released answers a late commit as if it were handed-over.
+    ReleasedAnswersCommit,
+    /// A source whose client goes away after the commit runs on.
+    ClientGoneAfterCommit,
+    /// The commit does not ask whether the state was saved, and `Begin` binds no connection.
+    CommitUnbound,
+    /// One way, the commit comes after `End`.
+    EndBeforeCommit,
+    /// The destination runs a one-way stream whose `End` never came.
+    RunsAtEof,
+    /// A record that its writer has not synced yet is repeated as an answer.
+    RepeatsUnsynced,
+    /// "I could not read your question" counts as a refusal of the guest.
+    UnreadableIsRefused,
+    /// A vmrun that is slow to say how the guest stands counts as one that refused it.
+    SlowIsRefused,
+    /// The vmrun is not told that mig-recv gives up, and mig-recv calls that a refusal.
+    UntoldIsRefused,
+    /// The operator's word is GO at the destination, whatever the source is.
+    OperatorsGo,
+    /// The source's vmrun does not take the guest back.
+    IgnoresTakeBack,
+    /// A guest whose sender goes away before the commit is not released.
+    ForgetsClient,
+}

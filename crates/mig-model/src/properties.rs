@@ -1,0 +1,85 @@
+//! What must hold in every moment, and what is a good end.
+
+use mig_engine::ownership::State as Owner;
+use stateright::Property;
+
+use crate::state::{Connection, Rule, SOURCE, State, VMS, number_of};
+use crate::world::{World, nobody_knows};
+
+/// The guest runs in at most one vmrun.
+pub const NEVER_TWO: &str = "never two running";
+/// vCPUs run where the ownership says that they may, and nowhere else.
+pub const OWNER_RUNS: &str = "only an owner runs";
+/// The state that was saved for a migration is continued from once: by the source, which runs on,
+/// or by one destination. A second copy is wrong even after the first has ended.
+pub const CONTINUED_ONCE: &str = "a saved state is continued once";
+/// The source is handed-over before GO is written, in whatever shape GO comes.
+pub const COMMIT_BEFORE_GO: &str = "the commit comes before GO";
+/// No destination runs before GO was written.
+pub const GO_BEFORE_RUNNING: &str = "GO comes before the destination runs";
+/// Cancelled before the commit, or status 1 or 3: the guest was never given away.
+pub const STAYS: &str = "a cancelled or failed migration gives nothing away";
+/// mig-send's status 0.
+pub const MOVED: &str = "status 0 of mig-send is true";
+/// mig-recv's status 0.
+pub const RUNS: &str = "status 0 of mig-recv is true";
+/// mig-recv's status 1: the guest has not run and will not run here.
+pub const NEVER: &str = "status 1 of mig-recv is true";
+/// A refusal is on the disk before it leaves the host.
+pub const RECORDED: &str = "a refusal is recorded before it is said";
+
+/// All of them, for the checker.
+pub fn all() -> Vec<Property<World>> {
+    vec![
+        Property::always(NEVER_TWO, |_, state: &State| {
+            state.vms.iter().filter(|vm| vm.running).count() <= 1
+        }),
+        Property::always(OWNER_RUNS, |_, state: &State| {
+            state.vms.iter().all(|vm| !vm.running || vm.ownership.may_run())
+        }),
+        Property::always(CONTINUED_ONCE, |_, state: &State| {
+            state.ghost.continued.iter().all(|times| *times <= 1)
+        }),
+        Property::always(COMMIT_BEFORE_GO, |_, state| keeps(state, Rule::CommitBeforeGo)),
+        Property::always(GO_BEFORE_RUNNING, |_, state| keeps(state, Rule::GoBeforeRunning)),
+        Property::always(STAYS, |_, state| keeps(state, Rule::StaysMeansStays)),
+        Property::always(MOVED, |_, state| keeps(state, Rule::MovedMeansMoved)),
+        Property::always(RUNS, |_, state| keeps(state, Rule::RunsMeansRuns)),
+        Property::always(NEVER, |_, state| keeps(state, Rule::RefusedMeansNever)),
+        Property::always(RECORDED, |_, state| keeps(state, Rule::RecordedBeforeSaid)),
+    ]
+}
+
+fn keeps(state: &State, rule: Rule) -> bool {
+    state.ghost.broken != Some(rule)
+}
+
+/// Nobody is at work, and nothing is on its way.
+pub fn is_quiet(state: &State) -> bool {
+    state.askers.iter().all(Option::is_none)
+        && state.receptions.iter().all(Option::is_none)
+        && state.questions.iter().all(Option::is_none)
+        && state.connections.iter().all(|connection| *connection == Connection::IDLE)
+        && state.vms.iter().all(|vm| vm.busy.is_none() && vm.later.is_none())
+}
+
+/// A good end. At rest the guest runs in one vmrun, and no other holds a copy; or a vmrun that
+/// owned it was killed or ended by its operator; or the source is handed-over and the one process
+/// that knew whether the guest ran is dead: then only the operator's force goes on.
+pub fn is_settled(state: &State) -> bool {
+    if !is_quiet(state) {
+        return false;
+    }
+    let mut owners = 0;
+    for vm in (0..VMS).filter(|vm| state.is_alive(*vm)) {
+        match state.vms[vm].ownership.state() {
+            Owner::Owned if state.vms[vm].running => owners += 1,
+            Owner::HandedOver(id) => {
+                return vm == SOURCE && state.ghost.unsure && nobody_knows(state, number_of(id));
+            }
+            Owner::Incoming => {}
+            _ => return false,
+        }
+    }
+    owners == 1 || owners == 0 && state.ghost.gone
+}

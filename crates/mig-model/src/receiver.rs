@@ -1,0 +1,249 @@
+//! mig-recv around its machine: `bins/mig-recv/src/reception.rs`.
+
+use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
+use mig_engine::ownership::{Decision, Input, Standing};
+
+use crate::mutation::Mutation;
+use crate::state::{
+    ASKERS, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, State, id_of, vm_of,
+};
+use crate::vmrun::Served;
+use crate::world::World;
+
+impl World {
+    /// The migration that comes with this stream: the second one is a copy of the first, or
+    /// another migration.
+    const fn number_of_stream(&self, reception: usize) -> u8 {
+        if self.bounds.twice { 0 } else { reception as u8 }
+    }
+
+    /// A mig-recv has read the header.
+    pub fn start_reception(&self, state: &mut State, reception: usize) -> bool {
+        if state.forward[reception].queue[0] != Some(Forward::Header) {
+            return false;
+        }
+        state.forward[reception].read();
+        let number = self.number_of_stream(reception);
+        state.connections[ASKERS + reception] = Connection { line: Line::Open, pending: [None; 2] };
+        state.receptions[reception] = Some(Reception {
+            machine: Destination::new(self.form(number)),
+            number,
+            received: false,
+        });
+        true
+    }
+
+    /// mig-recv goes on, if what it waits for is there.
+    pub fn receive(&self, state: &mut State, reception: usize) -> bool {
+        let Some(tool) = state.receptions[reception] else { return false };
+        let connection = &state.connections[ASKERS + reception];
+        if connection.line == Line::Open && connection.pending[0].is_some() {
+            return false;
+        }
+        let outcome = match tool.machine.step() {
+            DestinationStep::Receive
+            | DestinationStep::Prepare
+            | DestinationStep::Go
+            | DestinationStep::Refuse => return self.request(state, reception),
+            DestinationStep::SendReady => self.say(state, reception, Back::Ready),
+            DestinationStep::SendAck => self.say(state, reception, Back::Ack),
+            DestinationStep::SendRunning => self.say(state, reception, Back::Running),
+            DestinationStep::Read => match self.read(state, reception) {
+                Some(Ok(Forward::End)) => Outcome::Done,
+                Some(Ok(Forward::Abort)) => Outcome::Refused,
+                Some(Err(())) if self.is(Mutation::RunsAtEof) => Outcome::Done,
+                Some(_) => Outcome::Failed,
+                None => return false,
+            },
+            DestinationStep::AwaitEof => match self.read(state, reception) {
+                Some(Err(())) => Outcome::Done,
+                Some(Ok(_)) => Outcome::Failed,
+                None => return false,
+            },
+            DestinationStep::AwaitGo => match self.read(state, reception) {
+                Some(Ok(Forward::Go)) => Outcome::Done,
+                Some(Ok(Forward::Abort)) => Outcome::Refused,
+                Some(_) => Outcome::Failed,
+                None => return false,
+            },
+            DestinationStep::AwaitCommit => match self.look(state, reception) {
+                Some(outcome) => outcome,
+                None => return false,
+            },
+            DestinationStep::Finished(_) => return false,
+        };
+        self.advance_reception(state, reception, outcome);
+        true
+    }
+
+    /// The next message, or that none will come.
+    fn read(&self, state: &mut State, reception: usize) -> Option<Result<Forward, ()>> {
+        match state.forward[reception].read() {
+            Some(message) => Some(Ok(message)),
+            None if state.forward[reception].open => None,
+            None => Some(Err(())),
+        }
+    }
+
+    fn say(&self, state: &mut State, reception: usize, message: Back) -> Outcome {
+        state.back[reception].write(message);
+        Outcome::Done
+    }
+
+    /// How the guest stands whose GO comes another way. A vmrun that is gone is asked by its
+    /// record.
+    fn look(&self, state: &State, reception: usize) -> Option<Outcome> {
+        let vm = vm_of(ASKERS + reception);
+        let number = usize::from(self.number_of_stream(reception));
+        if state.is_alive(vm) {
+            if state.vms[vm].busy.is_some() {
+                return None;
+            }
+            return match state.vms[vm].ownership.standing(id_of(number as u8)) {
+                Standing::Running => Some(Outcome::Done),
+                Standing::Prepared => None,
+                _ => Some(Outcome::Refused),
+            };
+        }
+        Some(match state.records[number].visible {
+            _ if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
+            Some(Decision::Refused) => Outcome::Refused,
+            Some(Decision::Ran) => Outcome::Done,
+            _ => Outcome::Failed,
+        })
+    }
+
+    fn wanted(&self, state: &State, reception: usize) -> Option<Request> {
+        let tool = state.receptions[reception]?;
+        let id = id_of(tool.number);
+        Some(Request::Own(match tool.machine.step() {
+            DestinationStep::Receive => Input::Receive(id),
+            DestinationStep::Prepare => Input::Prepared(id),
+            DestinationStep::Go => Input::Go(id),
+            DestinationStep::Refuse if tool.received => Input::Refuse(id),
+            _ => return None,
+        }))
+    }
+
+    fn request(&self, state: &mut State, reception: usize) -> bool {
+        let (tool, vm) = (ASKERS + reception, vm_of(ASKERS + reception));
+        let Some(request) = self.wanted(state, reception) else {
+            // Nothing was taken up, so there is nothing to refuse.
+            self.answered_reception(state, reception, Served::Done);
+            return true;
+        };
+        if !state.is_alive(vm) {
+            self.answered_reception(state, reception, Served::Lost);
+            return true;
+        }
+        if state.connections[tool].line == Line::Deaf {
+            if !self.is(Mutation::UntoldIsRefused) {
+                state.connections[tool].ask(request);
+            }
+            self.answered_reception(state, reception, Served::Lost);
+            return true;
+        }
+        if state.vms[vm].busy.is_some() {
+            return false;
+        }
+        match self.serve(state, vm, tool as u8, request) {
+            Served::Busy => state.connections[tool].ask(request),
+            served => self.answered_reception(state, reception, served),
+        }
+        true
+    }
+
+    /// A request is under way, and mig-recv stops waiting for its answer.
+    pub fn reception_times_out(&self, state: &mut State, reception: usize) -> bool {
+        let tool = ASKERS + reception;
+        if state.connections[tool].line != Line::Open || !state.is_alive(vm_of(tool)) {
+            return false;
+        }
+        let Some(request) = self.wanted(state, reception) else { return false };
+        if state.connections[tool].pending[0].is_none() {
+            state.connections[tool].ask(request);
+        }
+        state.connections[tool].line = Line::Deaf;
+        self.answered_reception(state, reception, Served::Lost);
+        true
+    }
+
+    /// vmrun's answer.
+    pub fn answered_reception(&self, state: &mut State, reception: usize, served: Served) {
+        let Some(tool) = &mut state.receptions[reception] else { return };
+        let step = tool.machine.step();
+        if step == DestinationStep::Receive && served == Served::Done {
+            tool.received = true;
+        }
+        let outcome = match (step, served) {
+            (_, Served::Busy) => return,
+            (_, Served::Done) => Outcome::Done,
+            (DestinationStep::Receive, _) => Outcome::Refused,
+            (DestinationStep::Go, Served::Refused) => Outcome::Refused,
+            (DestinationStep::Refuse, _) if self.is(Mutation::UntoldIsRefused) => Outcome::Done,
+            _ => Outcome::Failed,
+        };
+        if step == DestinationStep::Refuse {
+            state.back[reception].write(Back::Failed);
+        }
+        self.advance_reception(state, reception, outcome);
+    }
+
+    /// The present step fails, or takes too long.
+    pub fn reception_stops(&self, state: &mut State, reception: usize) -> bool {
+        let Some(tool) = state.receptions[reception] else { return false };
+        let connection = &state.connections[ASKERS + reception];
+        if connection.line == Line::Open && connection.pending[0].is_some() {
+            return false;
+        }
+        use DestinationStep::*;
+        let outcome = match tool.machine.step() {
+            AwaitCommit if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
+            // Prepare: the digest is wrong, or a section does not load.
+            Receive | Read | AwaitEof | Prepare | AwaitGo | AwaitCommit => Outcome::Failed,
+            SendReady | SendAck | SendRunning => {
+                state.back[reception].open = false;
+                Outcome::Failed
+            }
+            Go | Refuse | Finished(_) => return false,
+        };
+        self.advance_reception(state, reception, outcome);
+        true
+    }
+
+    fn advance_reception(&self, state: &mut State, reception: usize, outcome: Outcome) {
+        let Some(tool) = &mut state.receptions[reception] else { return };
+        tool.machine.advance(outcome);
+        if let DestinationStep::Finished(ending) = tool.machine.step() {
+            let vm = vm_of(ASKERS + reception);
+            match ending {
+                DestinationEnding::Runs if !state.ghost.ran[vm] => {
+                    state.broke(Rule::RunsMeansRuns);
+                }
+                DestinationEnding::Refused => {
+                    state.ghost.never[vm] = true;
+                    if state.ghost.ran[vm] {
+                        state.broke(Rule::RefusedMeansNever);
+                    }
+                }
+                DestinationEnding::Runs | DestinationEnding::Prepared => {}
+            }
+            self.end_reception(state, reception);
+        }
+    }
+
+    /// The process ends: its connections and its ends of the tunnels close.
+    pub fn end_reception(&self, state: &mut State, reception: usize) {
+        let tool = ASKERS + reception;
+        state.receptions[reception] = None;
+        let gone = if state.is_alive(vm_of(tool)) { Line::Gone } else { Line::Idle };
+        state.connections[tool].line = gone;
+        state.back[reception].open = false;
+        state.forward[reception] = Pipe::CLOSED;
+    }
+
+    /// Which way the messages of this migration go.
+    pub fn form(&self, number: u8) -> Form {
+        self.bounds.forms[usize::from(number)].unwrap_or(Form::BothWays)
+    }
+}

@@ -1,0 +1,348 @@
+//! mig-send around its machine: `bins/mig-send/src/{migration,blackout,resolve}.rs`.
+
+use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
+use mig_engine::ownership::{Input, State as Owner};
+
+use crate::mutation::Mutation;
+use crate::state::{
+    Answer, Asker, Back, Connection, Forward, Line, NOBODY, Phase, Pipe, Question, RESOLVER,
+    Request, Rule, SOURCE, State, id_of, number_of,
+};
+use crate::vmrun::Served;
+use crate::world::World;
+
+impl World {
+    /// The operator starts mig-send.
+    pub fn start_sender(&self, state: &mut State, sender: usize) -> bool {
+        let Some(form) = self.bounds.forms[sender] else { return false };
+        if state.sent[sender] || !state.is_alive(SOURCE) {
+            return false;
+        }
+        state.sent[sender] = true;
+        state.forward[sender] = Pipe::OPEN;
+        state.back[sender] = if form == Form::OneWay { Pipe::CLOSED } else { Pipe::OPEN };
+        if self.bounds.twice {
+            state.forward[1] = Pipe::OPEN;
+        }
+        self.start(state, sender, Source::new(form), sender);
+        true
+    }
+
+    /// The operator starts `mig-send --resolve`: it looks which migration is open first.
+    pub fn start_resolver(&self, state: &mut State, resolver: usize) -> bool {
+        let Owner::HandedOver(id) = state.vms[SOURCE].ownership.state() else { return false };
+        let asker = RESOLVER + resolver;
+        if resolver >= self.bounds.resolvers
+            || !state.is_alive(SOURCE)
+            || state.askers[asker].is_some()
+            || state.connections[asker] != Connection::IDLE
+        {
+            return false;
+        }
+        let number = number_of(id);
+        let form = self.bounds.forms[number].unwrap_or(Form::BothWays);
+        self.start(state, asker, Source::resolving(form), number);
+        true
+    }
+
+    fn start(&self, state: &mut State, asker: usize, machine: Source, number: usize) {
+        state.connections[asker] = Connection { line: Line::Open, pending: [None; 2] };
+        state.askers[asker] = Some(Asker { machine, number: number as u8, asked: false });
+    }
+
+    /// mig-send goes on, if what it waits for is there.
+    pub fn send(&self, state: &mut State, asker: usize) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
+        if state.connections[asker].line == Line::Open
+            && state.connections[asker].pending[0].is_some()
+        {
+            return false;
+        }
+        let (id, form) = (id_of(tool.number), self.form(tool.number));
+        match tool.machine.step() {
+            SourceStep::Open => self.write(state, asker, Forward::Header),
+            SourceStep::AwaitReady => return self.hear(state, asker, Back::Ready),
+            SourceStep::PreCopy => return self.ask(state, asker, Request::Own(Input::Begin(id))),
+            SourceStep::Blackout => return self.ask(state, asker, Request::Save),
+            SourceStep::End => self.write(state, asker, Forward::End),
+            SourceStep::Close => {
+                self.close(state, asker);
+                self.advance_sender(state, asker, Outcome::Done);
+            }
+            SourceStep::AwaitAck => return self.hear(state, asker, Back::Ack),
+            SourceStep::Commit if self.writes_first(form) => {
+                let message = if form == Form::OneWay { Forward::End } else { Forward::Go };
+                self.write(state, asker, message);
+            }
+            SourceStep::Commit => return self.ask(state, asker, Request::Own(Input::Commit(id))),
+            SourceStep::Go if form == Form::BothWays => self.write(state, asker, Forward::Go),
+            SourceStep::Go => {
+                if !self.question(state, asker) {
+                    return false;
+                }
+                self.advance_sender(state, asker, Outcome::Done);
+            }
+            SourceStep::AwaitRunning if form == Form::BothWays => {
+                return self.hear(state, asker, Back::Running);
+            }
+            SourceStep::AwaitRunning => return self.answer(state, asker),
+            SourceStep::Resolve if !tool.asked => {
+                self.drop_question(state, asker);
+                if !self.question(state, asker) {
+                    return false;
+                }
+                state.askers[asker] = Some(Asker { asked: true, ..tool });
+            }
+            SourceStep::Resolve => return self.answer(state, asker),
+            SourceStep::Confirm => return self.ask(state, asker, Request::Own(Input::Confirm(id))),
+            SourceStep::TakeBack => {
+                return self.ask(state, asker, Request::Own(Input::TakeBack(id)));
+            }
+            SourceStep::Release => return self.ask(state, asker, Request::Own(Input::Release(id))),
+            SourceStep::Finished(_) => return false,
+        }
+        true
+    }
+
+    fn writes_first(&self, form: Form) -> bool {
+        match form {
+            Form::BothWays => self.is(Mutation::CommitAfterGo),
+            Form::OneWay => self.is(Mutation::EndBeforeCommit),
+            Form::SeparateCommit => false,
+        }
+    }
+
+    /// What is written before its commit by mistake is committed in its own step.
+    fn commits_last(&self, message: Forward) -> bool {
+        message == Forward::Go && self.is(Mutation::CommitAfterGo)
+            || message == Forward::End && self.is(Mutation::EndBeforeCommit)
+    }
+
+    fn write(&self, state: &mut State, asker: usize, message: Forward) {
+        let Some(tool) = state.askers[asker] else { return };
+        let form = self.form(tool.number);
+        let committing = tool.machine.step() == SourceStep::Commit;
+        if self.commits_last(message) && !committing {
+            let request = Request::Own(Input::Commit(id_of(tool.number)));
+            self.ask(state, asker, request);
+            return;
+        }
+        if message == Forward::Go || message == Forward::End && form == Form::OneWay {
+            self.lets_go(state, tool.number);
+        }
+        state.forward[asker].write(message);
+        if self.bounds.twice {
+            state.forward[1].write(message);
+        }
+        self.advance_sender(state, asker, Outcome::Done);
+    }
+
+    fn lets_go(&self, state: &mut State, number: u8) {
+        let number = usize::from(number);
+        state.ghost.released[number] = true;
+        if !state.ghost.committed[number] {
+            state.broke(Rule::CommitBeforeGo);
+        }
+    }
+
+    fn close(&self, state: &mut State, asker: usize) {
+        if asker < RESOLVER {
+            state.forward[asker].open = false;
+            if self.bounds.twice {
+                state.forward[1].open = false;
+            }
+        }
+    }
+
+    fn hear(&self, state: &mut State, asker: usize, expected: Back) -> bool {
+        let outcome = match state.back[asker].read() {
+            Some(message) if message == expected => Outcome::Done,
+            // With a separate commit nobody has waited for READY.
+            Some(Back::Ready) => return true,
+            Some(_) => Outcome::Failed,
+            None if state.back[asker].open => return false,
+            None => Outcome::Failed,
+        };
+        self.advance_sender(state, asker, outcome);
+        true
+    }
+
+    /// Puts a request to vmrun. A client that was not answered once is not answered any more.
+    fn ask(&self, state: &mut State, asker: usize, request: Request) -> bool {
+        if state.connections[asker].line == Line::Deaf {
+            self.answered_sender(state, asker, Served::Lost);
+            if state.is_alive(SOURCE) && state.connections[asker].line != Line::Idle {
+                state.connections[asker].ask(request);
+            }
+            return true;
+        }
+        let served = match state.is_alive(SOURCE) {
+            true => self.serve(state, SOURCE, asker as u8, request),
+            false => Served::Lost,
+        };
+        self.answered_sender(state, asker, served);
+        true
+    }
+
+    /// The request that mig-send makes in this step is under way, and mig-send stops waiting.
+    pub fn sender_times_out(&self, state: &mut State, asker: usize) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
+        let id = id_of(tool.number);
+        let request = match tool.machine.step() {
+            SourceStep::PreCopy => Request::Own(Input::Begin(id)),
+            SourceStep::Blackout => Request::Save,
+            SourceStep::Commit if !self.writes_first(self.form(tool.number)) => {
+                Request::Own(Input::Commit(id))
+            }
+            SourceStep::Confirm => Request::Own(Input::Confirm(id)),
+            SourceStep::TakeBack => Request::Own(Input::TakeBack(id)),
+            SourceStep::Release => Request::Own(Input::Release(id)),
+            _ => return false,
+        };
+        if state.connections[asker].line != Line::Open || !state.is_alive(SOURCE) {
+            return false;
+        }
+        state.connections[asker].ask(request);
+        state.connections[asker].line = Line::Deaf;
+        self.answered_sender(state, asker, Served::Lost);
+        true
+    }
+
+    /// vmrun's answer.
+    pub fn answered_sender(&self, state: &mut State, asker: usize, served: Served) {
+        let Some(tool) = state.askers[asker] else { return };
+        let outcome = match (tool.machine.step(), served) {
+            (_, Served::Busy) => return,
+            (_, Served::Done) => Outcome::Done,
+            // vmrun said no: nothing was recorded.
+            (SourceStep::Commit, Served::Refused) => Outcome::Refused,
+            // It had not begun: the guest was never touched.
+            (SourceStep::Release, Served::Refused) => Outcome::Done,
+            (_, Served::Refused | Served::Lost) => Outcome::Failed,
+        };
+        if tool.machine.step() == SourceStep::Release && asker < RESOLVER {
+            state.forward[asker].write(Forward::Abort);
+            if self.bounds.twice {
+                state.forward[1].write(Forward::Abort);
+            }
+            self.close(state, asker);
+        }
+        self.advance_sender(state, asker, outcome);
+    }
+
+    /// Opens a second tunnel and asks what became of the migration. The question is GO as well.
+    fn question(&self, state: &mut State, asker: usize) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
+        let Some(free) = state.questions.iter().position(Option::is_none) else { return false };
+        self.lets_go(state, tool.number);
+        state.questions[free] =
+            Some(Question { asker: asker as u8, number: tool.number, phase: Phase::Look });
+        true
+    }
+
+    /// Nobody waits for the answer to this tool's question any more.
+    pub fn drop_question(&self, state: &mut State, asker: usize) {
+        for slot in &mut state.questions {
+            if let Some(question) = slot
+                && usize::from(question.asker) == asker
+            {
+                match question.phase {
+                    Phase::Answer(_) => *slot = None,
+                    _ => question.asker = NOBODY,
+                }
+            }
+        }
+    }
+
+    fn answer(&self, state: &mut State, asker: usize) -> bool {
+        let mine = |slot: &Option<Question>| slot.is_some_and(|it| usize::from(it.asker) == asker);
+        let Some(slot) = state.questions.iter().position(mine) else {
+            // The tunnel ended without a word.
+            self.advance_sender(state, asker, Outcome::Failed);
+            return true;
+        };
+        let Some(Question { phase: Phase::Answer(answer), .. }) = state.questions[slot] else {
+            return false;
+        };
+        state.questions[slot] = None;
+        let outcome = match answer {
+            Answer::Running => Outcome::Done,
+            Answer::Refused => Outcome::Refused,
+            Answer::Unreadable if self.is(Mutation::UnreadableIsRefused) => Outcome::Refused,
+            Answer::MayHaveRun | Answer::Unreadable => Outcome::Failed,
+        };
+        self.advance_sender(state, asker, outcome);
+        true
+    }
+
+    /// The present step fails or takes too long, or the operator cancels it.
+    pub fn sender_stops(&self, state: &mut State, asker: usize, outcome: Outcome) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
+        use SourceStep::*;
+        let step = tool.machine.step();
+        let may = match step {
+            Open | AwaitReady | PreCopy | Blackout | End | Close | AwaitAck | Go | AwaitRunning
+            | Resolve => true,
+            // Whether a cancel came is looked at before vmrun is asked.
+            Commit => outcome == Outcome::Cancelled,
+            Confirm | TakeBack | Release | Finished(_) => false,
+        };
+        if !may || asker >= RESOLVER && outcome == Outcome::Cancelled {
+            return false;
+        }
+        if outcome == Outcome::Cancelled && !tool.machine.is_committed() {
+            state.ghost.stays[usize::from(tool.number)] = true;
+        }
+        if matches!(step, Open | End | Close)
+            || step == Go && self.form(tool.number) == Form::BothWays
+        {
+            // A message that was not written whole arrives as the end of the stream.
+            self.close(state, asker);
+        }
+        self.advance_sender(state, asker, outcome);
+        true
+    }
+
+    fn advance_sender(&self, state: &mut State, asker: usize, outcome: Outcome) {
+        let Some(tool) = &mut state.askers[asker] else { return };
+        tool.machine.advance(outcome);
+        let (step, number) = (tool.machine.step(), usize::from(tool.number));
+        if let SourceStep::Finished(ending) = step {
+            self.check_ending(state, asker, number, ending);
+            self.end_sender(state, asker);
+        }
+    }
+
+    fn check_ending(&self, state: &mut State, asker: usize, number: usize, ending: SourceEnding) {
+        let one_way = self.form(number as u8) == Form::OneWay;
+        let arrived = state.ghost.continued[number] > 0;
+        match ending {
+            SourceEnding::Moved if one_way && asker < RESOLVER => {
+                if !state.ghost.committed[number] {
+                    state.broke(Rule::MovedMeansMoved);
+                }
+            }
+            SourceEnding::Moved if !arrived => state.broke(Rule::MovedMeansMoved),
+            SourceEnding::Stayed | SourceEnding::Cancelled => {
+                state.ghost.stays[number] = true;
+                let owner = state.vms[SOURCE].ownership.state();
+                if state.is_alive(SOURCE) && owner == Owner::HandedOver(id_of(number as u8)) {
+                    state.broke(Rule::StaysMeansStays);
+                }
+            }
+            SourceEnding::Moved | SourceEnding::Unknown => {}
+        }
+    }
+
+    /// The process ends: its connections and its ends of the tunnels close.
+    pub fn end_sender(&self, state: &mut State, asker: usize) {
+        state.askers[asker] = None;
+        self.drop_question(state, asker);
+        let gone = if state.is_alive(SOURCE) { Line::Gone } else { Line::Idle };
+        state.connections[asker].line = gone;
+        if asker < RESOLVER {
+            self.close(state, asker);
+            state.back[asker] = Pipe::CLOSED;
+        }
+    }
+}

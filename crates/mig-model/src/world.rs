@@ -1,0 +1,421 @@
+//! Everything that may happen next.
+
+use mig_engine::handover::{Form, Outcome};
+use mig_engine::ownership::{Decision, Input, State as Owner};
+use stateright::{Model, Property};
+
+use crate::mutation::Mutation;
+use crate::properties;
+use crate::state::{
+    ASKERS, Answer, Connection, Life, Line, NOBODY, Phase, QUESTIONS, RESOLVER, Request, SOURCE,
+    State, TOOLS, VMS, vm_of,
+};
+use crate::vmrun::Served;
+
+/// How much of the world is looked at. Loss, cuts and delays are not bounded.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// What the operator calls it.
+    pub name: &'static str,
+    /// The senders that may be started, in any order and at once: the form of each one's
+    /// migration.
+    pub forms: [Option<Form>; 2],
+    /// The one stream is delivered twice, to two vmruns of the same host.
+    pub twice: bool,
+    /// Resolvers that may be at work at once. Each may be started again and again.
+    pub resolvers: usize,
+    /// Crashes: of a tool, of a vmrun or of a whole host.
+    pub crashes: u8,
+    /// Times that the operator ends a guest (without force).
+    pub quits: u8,
+}
+
+/// The model: the bounds, and the mistake in it if there is to be one.
+#[derive(Clone, Copy, Debug)]
+pub struct World {
+    /// How much is looked at.
+    pub bounds: Bounds,
+    /// What is wrong.
+    pub mutation: Option<Mutation>,
+}
+
+/// A host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// The source's.
+    Source,
+    /// The destination's.
+    Destination,
+}
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The operator starts mig-send.
+    Send(usize),
+    /// A mig-recv takes up a stream.
+    Receive(usize),
+    /// The operator starts mig-send --resolve.
+    Resolve(usize),
+    /// A tool goes on.
+    Go(usize),
+    /// What a tool does fails, or it waited too long for the other side.
+    Fail(usize),
+    /// A tool stops waiting for its vmrun, which serves the request later.
+    TimeOut(usize),
+    /// The operator cancels.
+    Cancel(usize),
+    /// vmrun serves a request that nobody waits for any more.
+    Late(usize),
+    /// vmrun notices that a tool is gone.
+    Gone(usize),
+    /// A record is on the disk, and vmrun goes on.
+    Recorded(usize),
+    /// Somebody found the time to record what became of the guest.
+    RecordedLate(usize),
+    /// A vmrun that has nothing left to do ends.
+    Exit(usize),
+    /// No GO came.
+    GoTimeout(usize),
+    /// The mig-recv that answers a question goes on.
+    Inquire(usize),
+    /// A question, its answer, or the mig-recv between them is lost.
+    LoseQuestion(usize),
+    /// A question breaks off in the middle, and mig-recv says so.
+    BreakQuestion(usize),
+    /// The tunnel loses all but the oldest messages, and ends.
+    CutForward(usize, usize),
+    /// The way back does.
+    CutBack(usize, usize),
+    /// kill -9 of a tool.
+    KillTool(usize),
+    /// kill -9 of a vmrun.
+    KillVm(usize),
+    /// A host loses its power and starts again.
+    KillHost(Host),
+    /// The operator wants the guest to run at the source.
+    Resume,
+    /// The operator ends a guest.
+    Quit(usize),
+    /// The operator says GO at the destination ([`Mutation::OperatorsGo`]).
+    Commit(usize),
+}
+
+impl Action {
+    /// What happens even if nothing breaks and nobody but `--resolve` is called: what the pair
+    /// has to come to rest by.
+    pub const fn is_recovery(self) -> bool {
+        matches!(
+            self,
+            Self::Receive(_)
+                | Self::Resolve(_)
+                | Self::Go(_)
+                | Self::Fail(_)
+                | Self::Late(_)
+                | Self::Gone(_)
+                | Self::Recorded(_)
+                | Self::RecordedLate(_)
+                | Self::Exit(_)
+                | Self::GoTimeout(_)
+                | Self::Inquire(_)
+        )
+    }
+}
+
+impl World {
+    /// The real protocol within these bounds.
+    pub const fn new(bounds: Bounds) -> Self {
+        Self { bounds, mutation: None }
+    }
+
+    /// The protocol with one mistake.
+    pub const fn with(bounds: Bounds, mutation: Mutation) -> Self {
+        Self { bounds, mutation: Some(mutation) }
+    }
+
+    pub(crate) fn is(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    pub(crate) fn answered(&self, state: &mut State, tool: usize, served: Served) {
+        if tool < ASKERS {
+            self.answered_sender(state, tool, served);
+        } else {
+            self.answered_reception(state, tool - ASKERS, served);
+        }
+    }
+
+    fn exists(&self, state: &State, tool: usize) -> bool {
+        if tool < ASKERS {
+            state.askers[tool].is_some()
+        } else {
+            state.receptions[tool - ASKERS].is_some()
+        }
+    }
+
+    fn late(&self, state: &mut State, tool: usize) -> bool {
+        let vm = vm_of(tool);
+        let connection = state.connections[tool];
+        let Some(request) = connection.pending[0] else { return false };
+        if connection.line == Line::Open || !state.is_alive(vm) || state.vms[vm].busy.is_some() {
+            return false;
+        }
+        if self.serve(state, vm, tool as u8, request) != Served::Busy {
+            state.connections[tool].take();
+        }
+        true
+    }
+
+    fn gone(&self, state: &mut State, tool: usize) -> bool {
+        let (vm, connection) = (vm_of(tool), state.connections[tool]);
+        let quiet = connection.pending[0].is_none() && state.vms[vm].busy.is_none();
+        if connection.line != Line::Gone || !quiet {
+            return false;
+        }
+        state.connections[tool] = Connection::IDLE;
+        self.closed(state, vm, tool as u8);
+        true
+    }
+
+    fn record_later(&self, state: &mut State, vm: usize) -> bool {
+        let Some((number, decision)) = state.vms[vm].later.take() else { return false };
+        let record = &mut state.records[usize::from(number)];
+        (record.visible, record.durable) = (Some(decision), Some(decision));
+        record.vm = Some(vm as u8);
+        true
+    }
+
+    fn crash(state: &mut State) -> bool {
+        match state.crashes.checked_sub(1) {
+            Some(left) => {
+                state.crashes = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn end_tool(&self, state: &mut State, tool: usize) {
+        if tool < ASKERS {
+            self.end_sender(state, tool);
+        } else {
+            self.end_reception(state, tool - ASKERS);
+        }
+    }
+
+    fn kill_host(&self, state: &mut State, host: Host) {
+        let here = |vm: usize| (vm == SOURCE) == (host == Host::Source);
+        for tool in (0..TOOLS).filter(|tool| here(vm_of(*tool))) {
+            if self.exists(state, tool) {
+                self.end_tool(state, tool);
+            }
+        }
+        for vm in (0..VMS).filter(|vm| here(*vm)) {
+            if state.is_alive(vm) {
+                self.killed(state, vm);
+            }
+        }
+        if host == Host::Destination {
+            for record in &mut state.records {
+                record.visible = record.durable;
+                if record.visible.is_none() {
+                    record.vm = None;
+                }
+            }
+            for slot in &mut state.questions {
+                if slot.is_some_and(|question| !matches!(question.phase, Phase::Answer(_))) {
+                    *slot = None;
+                }
+            }
+        }
+    }
+
+    fn apply(&self, state: &mut State, action: Action) -> bool {
+        match action {
+            Action::Send(sender) => self.start_sender(state, sender),
+            Action::Receive(reception) => self.start_reception(state, reception),
+            Action::Resolve(resolver) => self.start_resolver(state, resolver),
+            Action::Go(tool) if tool < ASKERS => self.send(state, tool),
+            Action::Go(tool) => self.receive(state, tool - ASKERS),
+            Action::Fail(tool) if tool < ASKERS => self.sender_stops(state, tool, Outcome::Failed),
+            Action::Fail(tool) => self.reception_stops(state, tool - ASKERS),
+            Action::TimeOut(tool) if tool < ASKERS => self.sender_times_out(state, tool),
+            Action::TimeOut(tool) => self.reception_times_out(state, tool - ASKERS),
+            Action::Cancel(tool) => self.sender_stops(state, tool, Outcome::Cancelled),
+            Action::Late(tool) => self.late(state, tool),
+            Action::Gone(tool) => self.gone(state, tool),
+            Action::Recorded(vm) => {
+                self.finish(state, vm);
+                true
+            }
+            Action::RecordedLate(vm) => self.record_later(state, vm),
+            Action::Exit(vm) => {
+                self.dies(state, vm, Life::Ended);
+                true
+            }
+            Action::GoTimeout(vm) => {
+                let Owner::Prepared(id) = state.vms[vm].ownership.state() else { return false };
+                self.step(state, vm, NOBODY, Input::Refuse(id));
+                true
+            }
+            Action::Inquire(slot) => self.inquire(state, slot),
+            Action::LoseQuestion(slot) => {
+                state.questions[slot] = None;
+                true
+            }
+            Action::BreakQuestion(slot) => {
+                if let Some(question) = &mut state.questions[slot] {
+                    question.phase = Phase::Answer(Answer::Unreadable);
+                }
+                true
+            }
+            Action::CutForward(stream, keep) => {
+                state.forward[stream].cut(keep);
+                true
+            }
+            Action::CutBack(stream, keep) => {
+                state.back[stream].cut(keep);
+                true
+            }
+            Action::KillTool(tool) => {
+                self.end_tool(state, tool);
+                Self::crash(state)
+            }
+            Action::KillVm(vm) => {
+                self.killed(state, vm);
+                Self::crash(state)
+            }
+            Action::KillHost(host) => {
+                self.kill_host(state, host);
+                Self::crash(state)
+            }
+            Action::Resume => {
+                self.resume(state, SOURCE);
+                true
+            }
+            Action::Quit(vm) => {
+                state.quits -= 1;
+                self.quit(state, vm);
+                true
+            }
+            Action::Commit(vm) => {
+                let Owner::Prepared(id) = state.vms[vm].ownership.state() else { return false };
+                self.serve(state, vm, NOBODY, Request::Own(Input::Go(id))) == Served::Done
+            }
+        }
+    }
+
+    fn vm_actions(&self, state: &State, vm: usize, actions: &mut Vec<Action>) {
+        let here = &state.vms[vm];
+        if here.life != Life::Alive {
+            return;
+        }
+        if state.crashes > 0 {
+            actions.push(Action::KillVm(vm));
+        }
+        if here.later.is_some() {
+            actions.push(Action::RecordedLate(vm));
+        }
+        if here.busy.is_some() {
+            actions.push(Action::Recorded(vm));
+            return;
+        }
+        match here.ownership.state() {
+            Owner::Refused(_) | Owner::Finished => {
+                actions.push(Action::Exit(vm));
+                return;
+            }
+            Owner::Prepared(_) => {
+                actions.push(Action::GoTimeout(vm));
+                if self.is(Mutation::OperatorsGo) {
+                    actions.push(Action::Commit(vm));
+                }
+            }
+            _ => {}
+        }
+        // A vmrun that waits for a guest and is ended never took part.
+        if state.quits > 0 && here.ownership.state() != Owner::Incoming {
+            actions.push(Action::Quit(vm));
+        }
+    }
+
+    fn tool_actions(&self, state: &State, tool: usize, actions: &mut Vec<Action>) {
+        match state.connections[tool].line {
+            Line::Idle => {}
+            Line::Gone => actions.extend([Action::Late(tool), Action::Gone(tool)]),
+            Line::Deaf => actions.push(Action::Late(tool)),
+            Line::Open => actions.push(Action::TimeOut(tool)),
+        }
+        if !self.exists(state, tool) {
+            return;
+        }
+        actions.extend([Action::Go(tool), Action::Fail(tool)]);
+        if tool < RESOLVER {
+            actions.push(Action::Cancel(tool));
+        }
+        if state.crashes > 0 {
+            actions.push(Action::KillTool(tool));
+        }
+    }
+}
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State::initial(self.bounds.crashes, self.bounds.quits)]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        for number in 0..2 {
+            actions.extend([Action::Send(number), Action::Resolve(number)]);
+            if state.forward[number].queue[0].is_some() {
+                actions.push(Action::Receive(number));
+            }
+            // A closed tunnel may still lose what is in it.
+            let (forward, back) = (&state.forward[number], &state.back[number]);
+            for keep in 0..forward.len() + usize::from(forward.open) {
+                actions.push(Action::CutForward(number, keep));
+            }
+            for keep in 0..back.len() + usize::from(back.open) {
+                actions.push(Action::CutBack(number, keep));
+            }
+        }
+        for vm in 0..VMS {
+            self.vm_actions(state, vm, actions);
+        }
+        for tool in 0..TOOLS {
+            self.tool_actions(state, tool, actions);
+        }
+        for slot in 0..QUESTIONS {
+            let Some(question) = state.questions[slot] else { continue };
+            actions.extend([Action::Inquire(slot), Action::LoseQuestion(slot)]);
+            if question.phase == Phase::Look {
+                actions.push(Action::BreakQuestion(slot));
+            }
+        }
+        if state.crashes > 0 {
+            actions.extend([Action::KillHost(Host::Source), Action::KillHost(Host::Destination)]);
+        }
+        if state.is_alive(SOURCE) {
+            actions.push(Action::Resume);
+        }
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        let mut next = *state;
+        (self.apply(&mut next, action) && next != *state).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::all()
+    }
+}
+
+/// Whether the destination host may have run this migration and nobody is left who knows.
+pub fn nobody_knows(state: &State, number: usize) -> bool {
+    let record = &state.records[number];
+    record.visible == Some(Decision::MayRun)
+        && record.vm.is_some_and(|vm| !state.is_alive(usize::from(vm)))
+}
