@@ -29,10 +29,10 @@ pub struct Args {
     #[arg(long)]
     pub clone: bool,
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
     pub go_timeout: Duration,
     /// Give up when nothing arrives for so long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = cli::seconds)]
     pub timeout: Duration,
     /// Say nothing when all went well
     #[arg(short, long)]
@@ -59,9 +59,4 @@ impl cli::Program for Args {
     fn common(&self) -> &cli::Common {
         &self.common
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

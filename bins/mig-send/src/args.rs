@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "RATE")]
     pub max_bandwidth: Option<BytesPerSec>,
     /// Stop the guest for at most this many milliseconds
-    #[arg(long, value_name = "MS", default_value = "100", value_parser = milliseconds)]
+    #[arg(long, value_name = "MS", default_value = "100", value_parser = cli::milliseconds)]
     pub max_downtime: Duration,
     /// Few enough: this many dirty pages end pre-copy
     #[arg(long, value_name = "PAGES", default_value = "50", value_parser = pages)]
@@ -68,18 +68,22 @@ pub struct Args {
     /// blackout
     #[arg(long)]
     pub no_wws: bool,
+    /// Pass pages on without a copy, where the channel is a pipe and the kernel still does that.
+    /// They carry no checksums then
+    #[arg(long)]
+    pub zero_copy: bool,
     /// Compare digests of the whole memory during the blackout
     #[arg(long)]
     pub verify: bool,
 
     /// How long the destination may take to answer the header, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = cli::seconds)]
     pub ready_timeout: Duration,
     /// Give up when nothing moves for so long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
     pub timeout: Duration,
     /// How long to go on asking for the outcome after the commit, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = cli::seconds)]
     pub resolve_for: Duration,
 
     /// Write the report to this file, as JSON
@@ -150,19 +154,6 @@ impl Args {
     pub fn bandwidth(&self) -> Option<BytesPerSec> {
         self.max_bandwidth.filter(|limit| limit.0 > 0)
     }
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    duration(text, 1000.0, "milliseconds")
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    duration(text, 1.0, "seconds")
-}
-
-fn duration(text: &str, per_second: f64, unit: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| format!("give a number of {unit}"))?;
-    Duration::try_from_secs_f64(number / per_second).map_err(|error| error.to_string())
 }
 
 fn pages(text: &str) -> Result<Pages, String> {

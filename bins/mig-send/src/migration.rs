@@ -69,7 +69,7 @@ impl<'a> Migration<'a> {
         forward.set_stall_limit(Some(args.timeout));
         let flags = Flags {
             return_path: form != Form::OneWay,
-            page_sums: true,
+            page_sums: !args.zero_copy,
             separate_commit: form == Form::SeparateCommit,
             verify: args.verify,
         };

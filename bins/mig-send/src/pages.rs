@@ -1,7 +1,8 @@
 //! From guest memory to records: pages as they are, and pages that repeat one pattern.
 
-use std::io::Write;
+use std::io::{self, Write};
 
+use mig_channel::ChannelWriter;
 use mig_engine::precopy::{Bitmap, SentHistogram};
 use mig_stream::{MAX_RUN, MemoryDigest, StreamWriter, WriteError};
 use units::{PAGE_SIZE, PageRange, Pages};
@@ -27,6 +28,8 @@ pub struct PageSender {
     /// summed and sent.
     buffer: Vec<u8>,
     pub histogram: SentHistogram,
+    /// Whether the kernel may be asked to pass pages on by itself.
+    splices: bool,
 }
 
 impl PageSender {
@@ -34,6 +37,7 @@ impl PageSender {
         Self {
             buffer: vec![0; MAX_RUN.bytes().0 as usize],
             histogram: SentHistogram::new(machine.memory.iter().map(|region| region.pages)),
+            splices: true,
         }
     }
 
@@ -66,6 +70,84 @@ impl PageSender {
         }
         self.histogram.record(range);
         Ok(sent)
+    }
+}
+
+impl PageSender {
+    /// Sends the pages of `range` without looking at all of their bytes and without page
+    /// checksums: through a pipe the kernel passes the pages themselves on, where it still does
+    /// that.
+    pub fn send_unsummed(
+        &mut self,
+        memory: &GuestMemory,
+        range: PageRange,
+        stream: &mut StreamWriter<ChannelWriter>,
+    ) -> Result<Sent, WriteError> {
+        let mut sent = Sent::default();
+        let mut patterns = (range.first..range.first + range.count.0)
+            .map(|page| {
+                self.pattern_at(memory, PageRange { first: page, count: Pages(1), ..range })
+            })
+            .collect::<Vec<_>>()
+            .into_iter()
+            .enumerate()
+            .peekable();
+        while let Some((first, pattern)) = patterns.next() {
+            let mut place =
+                PageRange { first: range.first + first as u64, count: Pages(1), ..range };
+            while patterns.next_if(|(_, next)| *next == pattern).is_some() {
+                place.count += Pages(1);
+            }
+            match pattern {
+                Some(pattern) => {
+                    stream.fill(place, pattern)?;
+                    sent.fills += place.count;
+                }
+                None => {
+                    stream.begin_unsummed_pages(place)?;
+                    if let Err(source) = self.pass_on(memory, place, stream.get_mut()) {
+                        stream.break_off();
+                        let at = stream.bytes_written();
+                        return Err(WriteError::Io { what: "a run of pages", at, source });
+                    }
+                    sent.raw += place.count;
+                }
+            }
+        }
+        self.histogram.record(range);
+        Ok(sent)
+    }
+
+    fn pattern_at(&mut self, memory: &GuestMemory, page: PageRange) -> Option<u64> {
+        let first = memory.first_bytes(page.region, page.first);
+        (first[..8] == first[8..]).then(|| pattern_of(memory.copy_pages(page, &mut self.buffer)))?
+    }
+
+    fn pass_on(
+        &mut self,
+        memory: &GuestMemory,
+        range: PageRange,
+        channel: &mut ChannelWriter,
+    ) -> io::Result<()> {
+        let length = range.len().0 as usize;
+        let mut from = 0;
+        while self.splices && from < length {
+            let Some(pipe) = channel.as_pipe_fd() else { break };
+            match memory.splice_into(range, from, pipe) {
+                Ok(moved) => from += moved,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    channel.wait_writable()?;
+                }
+                // This kernel does not, so it is not asked again.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.splices = false,
+                Err(error) => return Err(error),
+            }
+        }
+        if from == length {
+            return Ok(());
+        }
+        let bytes = memory.copy_pages(range, &mut self.buffer);
+        channel.write_all(&bytes[from..])
     }
 }
 

@@ -6,7 +6,7 @@ use mig_engine::ownership::Input;
 use mig_engine::precopy::{Bitmap, Next, Path, RoundStats};
 use mig_engine::report::{EndedBy, Phase, ThrottleStep};
 use mig_stream::MAX_RUN;
-use units::{Bytes, PageRange, Pages};
+use units::{Bytes, BytesPerSec, PageRange, Pages};
 use vm_control::memory::SharedBitmap;
 
 use crate::migration::Migration;
@@ -19,6 +19,13 @@ const FIXED_COST: Duration = Duration::from_millis(4);
 
 /// The longest sleep for the bandwidth limit, after which orders are looked at again.
 const PACE_SLICE: Duration = Duration::from_millis(50);
+
+/// Of the promised downtime, what is still in buffers may take this fraction.
+const DRAINED: u32 = 10;
+
+/// How often the buffers are looked at, and when they are taken for stuck.
+const DRAIN_LOOK: Duration = Duration::from_millis(1);
+const DRAIN_STALL: Duration = Duration::from_secs(1);
 
 impl Migration<'_> {
     /// Sends rounds of pages until one of the rules ends pre-copy.
@@ -75,7 +82,7 @@ impl Migration<'_> {
         Ok(pages::bitmaps(&self.machine, &words))
     }
 
-    fn path(&mut self, round: units::BytesPerSec, harvest: Duration) -> Path {
+    fn path(&mut self, round: BytesPerSec, harvest: Duration) -> Path {
         let rate = self.meter.rate(self.started.elapsed()).unwrap_or(round);
         Path {
             rate: rate.max(round),
@@ -96,6 +103,7 @@ impl Migration<'_> {
         self.meter.start(self.started.elapsed());
         let sent = self.send_pages(todo)?;
         let bytes = self.stream.bytes_written() - before;
+        self.drain(bytes.per(started.elapsed()))?;
         let duration = started.elapsed();
         Ok(RoundStats {
             number,
@@ -123,10 +131,38 @@ impl Migration<'_> {
         Ok(sent)
     }
 
+    /// Waits until what is still on this host is little beside the promised downtime: a blackout
+    /// would have to wait for all of it, and the rate of a round that is still in a buffer is not
+    /// the rate of the path.
+    fn drain(&mut self, rate: BytesPerSec) -> Result<(), Stop> {
+        let promised = self.policy.limits().max_downtime;
+        let started = Instant::now();
+        let mut last = Bytes(u64::MAX);
+        let mut moved = started;
+        loop {
+            let backlog = self.stream.get_mut().backlog();
+            if rate.time_for(backlog) <= promised / DRAINED {
+                return Ok(());
+            }
+            if backlog < last {
+                (last, moved) = (backlog, Instant::now());
+            }
+            // The writes that follow find out whether the tunnel is stuck.
+            if moved.elapsed() > DRAIN_STALL {
+                return Ok(());
+            }
+            self.shared.sleep(DRAIN_LOOK);
+            self.take_orders()?;
+        }
+    }
+
     fn send_run(&mut self, range: PageRange) -> Result<Sent, Stop> {
         self.take_orders()?;
         let before = self.stream.bytes_written();
-        let sent = self.pages.send(&self.memory, range, &mut self.stream)?;
+        let sent = match self.args.zero_copy {
+            true => self.pages.send_unsummed(&self.memory, range, &mut self.stream)?,
+            false => self.pages.send(&self.memory, range, &mut self.stream)?,
+        };
         let bytes = self.stream.bytes_written() - before;
         self.meter.add(bytes, self.started.elapsed());
         self.pace(bytes)?;

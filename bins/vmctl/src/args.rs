@@ -55,7 +55,7 @@ pub enum Command {
               value_parser = ["resumed", "paused", "ownership", "ended"])]
         until: Option<String>,
         /// Stop after so many seconds, with status 1
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = cli::seconds)]
         timeout: Option<Duration>,
     },
     /// Show how the migration of a guest goes
@@ -80,7 +80,7 @@ pub enum Command {
         /// The guest
         guest: String,
         /// Milliseconds
-        #[arg(value_parser = milliseconds)]
+        #[arg(value_parser = cli::milliseconds)]
         downtime: Duration,
     },
     /// Finish a migration whose outcome is not known: ask DEST what became of it
@@ -122,17 +122,4 @@ impl cli::Program for Args {
     fn common(&self) -> &cli::Common {
         &self.common
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    duration(text, 1.0, "seconds")
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    duration(text, 1000.0, "milliseconds")
-}
-
-fn duration(text: &str, per_second: f64, unit: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| format!("give a number of {unit}"))?;
-    Duration::try_from_secs_f64(number / per_second).map_err(|error| error.to_string())
 }

@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "kernel")]
     pub incoming: bool,
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
     pub go_timeout: Duration,
     /// Serve a control connection on stdin too, and end with it if it closes before a guest is
     /// prepared; mig-recv uses it for the vmrun that it starts
@@ -70,9 +70,4 @@ impl cli::Program for Args {
     fn common(&self) -> &cli::Common {
         &self.common
     }
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

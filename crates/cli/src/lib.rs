@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
 use clap_complete::Shell;
@@ -111,10 +112,41 @@ fn documentation<P: CommandFactory>() -> Option<io::Result<()>> {
     }
 }
 
+/// A number of seconds, as an option takes it: `30`, `0.5`.
+///
+/// # Errors
+/// What to write instead.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1.0, "seconds")
+}
+
+/// A number of milliseconds, as an option takes it.
+///
+/// # Errors
+/// What to write instead.
+pub fn milliseconds(text: &str) -> Result<Duration, String> {
+    duration(text, 1000.0, "milliseconds")
+}
+
+fn duration(text: &str, per_second: f64, unit: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("give a number of {unit}"))?;
+    Duration::try_from_secs_f64(number / per_second)
+        .map_err(|_| format!("give a number of {unit}, not less than 0"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use anyhow::{Context, anyhow};
+
+    #[test]
+    fn times_are_read_in_their_unit() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(milliseconds("100"), Ok(Duration::from_millis(100)));
+        for text in ["", "-1", "1s", "nan", "inf"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn an_error_is_one_line_with_each_cause_once() {

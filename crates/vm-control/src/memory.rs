@@ -5,7 +5,7 @@
 //! touches the memory until the vmrun is told to load the state.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -191,6 +191,46 @@ impl GuestMemory {
         let into = &mut buffer[..range.len().0 as usize];
         self.region(range.region).mapping.copy_out(range.offset().0, into);
         into
+    }
+
+    /// The first bytes of a page: enough to tell most pages that repeat nothing.
+    ///
+    /// # Panics
+    /// If the page is not inside its region.
+    pub fn first_bytes(&self, region: RegionId, page: u64) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        self.region(region).mapping.copy_out(page.saturating_mul(PAGE_SIZE), &mut bytes);
+        bytes
+    }
+
+    /// Puts bytes of `range`, from its byte `from` on, into a non-blocking pipe without a copy
+    /// (vmsplice(2)), and returns how many. The pipe refers to the pages: whoever reads it sees
+    /// what the guest writes meanwhile.
+    ///
+    /// # Errors
+    /// As vmsplice(2): `WouldBlock` while the pipe is full, `InvalidInput` where the kernel does
+    /// not do this.
+    ///
+    /// # Panics
+    /// If the range is not inside its region.
+    pub fn splice_into(
+        &self,
+        range: PageRange,
+        from: usize,
+        pipe: BorrowedFd<'_>,
+    ) -> io::Result<usize> {
+        let mapping = &self.region(range.region).mapping;
+        let len = (range.len().0 as usize).saturating_sub(from);
+        let offset = mapping.check(range.offset().0 + from as u64, len);
+        // SAFETY: the address stays inside the mapping (checked).
+        let start = unsafe { mapping.start.as_ptr().add(offset) };
+        let slice = libc::iovec { iov_base: start.cast(), iov_len: len };
+        // SAFETY: the kernel takes references to the pages of a range that is mapped and lives
+        // longer than the call; it does not write to them.
+        let moved = unsafe {
+            libc::vmsplice(pipe.as_raw_fd(), &raw const slice, 1, libc::SPLICE_F_NONBLOCK)
+        };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
     }
 
     /// The pages of `range`, to be filled.
