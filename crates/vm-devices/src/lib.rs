@@ -18,4 +18,7 @@ pub use device::{Device, DeviceError};
 pub use dirty::DeviceDirtyLog;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
-pub use virtio::MmioWindow;
+pub use virtio::{
+    BlockState, GuestRam, MmioWindow, RingState, TransportState, VirtioDevice, VirtioError,
+    VirtioKind, VirtioSpec, VirtioSpecError,
+};

@@ -3,6 +3,7 @@
 //! | port | write | does |
 //! | --- | --- | --- |
 //! | 0x600 | SLP_EN with SLP_TYP 5 (0x34) | power off: ACPI sleep control register (ACPI 6.5, 4.8.3.7) |
+//! | 0x601 | | nothing: the sleep status register, which an FADT must name, and which reads as ones |
 //! | 0x602 | 1 | reset: the RESET_REG and RESET_VALUE that the FADT names |
 //! | 0xcf9 | bit 2 set | reset: the reset control register of the PIIX3 and all that came after |
 //! | 0x64 | 0xfe | reset: the i8042 pulses the reset line |
@@ -25,6 +26,8 @@ pub struct PowerPorts;
 impl PowerPorts {
     /// ACPI sleep control register.
     pub const SLEEP_CONTROL: u16 = 0x600;
+    /// ACPI sleep status register.
+    pub const SLEEP_STATUS: u16 = 0x601;
     /// ACPI reset register.
     pub const RESET: u16 = 0x602;
     /// What a guest writes to [`Self::RESET`].

@@ -1,5 +1,35 @@
-//! Devices on virtio-mmio.
+//! Devices on virtio-mmio (VIRTIO 1.2, section 4.2).
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `window` | where a device is |
+//! | `ram`, `chain`, `ring` | guest memory, a request in it, a queue of requests |
+//! | `transport` | the registers |
+//! | `device` | registers, rings and worker together, as a [`Device`](crate::Device) |
+//! | `backend` | what a kind of device has to do |
+//! | `block` | the kinds |
 
+mod backend;
+mod block;
+mod chain;
+mod device;
+#[cfg(test)]
+mod driver;
+mod error;
+mod interrupt;
+mod ram;
+mod ring;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod transport;
 mod window;
 
+pub use block::BlockState;
+pub use device::VirtioDevice;
+pub use error::VirtioError;
+pub use ram::GuestRam;
+pub use ring::RingState;
+pub use spec::{VirtioKind, VirtioSpec, VirtioSpecError};
+pub use transport::TransportState;
 pub use window::MmioWindow;

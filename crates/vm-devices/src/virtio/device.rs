@@ -1,0 +1,406 @@
+//! A virtio-mmio device: registers for the vCPUs, a worker for the rings, one lock for both.
+//!
+//! The registers that a driver uses while it runs (the interrupt's two, and QueueNotify) take no
+//! lock. The lock is held for one request at a time, so that whoever has it while [`halt`] is set
+//! knows that no request is under way. Requests that were made and not begun stay in their ring,
+//! which is guest memory: they travel with it, and are served after `resume`, each of them once.
+//!
+//! [`halt`]: Shared::halt
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
+    VIRTIO_MMIO_QUEUE_NOTIFY,
+};
+use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionId, SectionSet};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::backend::{Backend, Served};
+use super::chain::Malformed;
+use super::error::VirtioError;
+use super::interrupt::{Interrupt, Why};
+use super::ram::GuestRam;
+use super::spec::{VirtioKind, VirtioSpec};
+use super::transport::Transport;
+use super::window::MmioWindow;
+use crate::device::{Device, DeviceError};
+
+/// The parameter that holds the features which the guest was offered.
+const FEATURES: &str = "features";
+
+/// How long a request that has begun may take before a pause is given up: longer than a busy disk
+/// takes, shorter than anybody waits for a blackout.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
+
+/// One virtio device of a guest.
+pub struct VirtioDevice {
+    shared: Arc<Shared>,
+    worker: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    name: String,
+    description: DeviceDescription,
+    section: &'static str,
+    slot: u32,
+    window: MmioWindow,
+    ram: GuestRam,
+    interrupt: Interrupt,
+    /// One for each queue: the driver has made requests.
+    kicks: Vec<EventFd>,
+    /// Something else for the worker to look at.
+    wake: EventFd,
+    source: Option<OwnedFd>,
+    transport: Mutex<Transport>,
+    /// vCPUs that wait for the lock; the worker lets them go first.
+    waiting: AtomicUsize,
+    /// No request is to be begun.
+    halt: AtomicBool,
+    /// The state was loaded and the device has not run since.
+    loaded: AtomicBool,
+    exit: AtomicBool,
+}
+
+impl VirtioDevice {
+    /// The device that `spec` describes, stopped, in its state after power-on. It is the `slot`th
+    /// of its machine, has `ram`, and raises its interrupt by writing to `interrupt`.
+    ///
+    /// # Errors
+    /// [`VirtioError`] names the device and what it lacks here.
+    pub fn open(
+        spec: &VirtioSpec,
+        slot: u32,
+        ram: GuestRam,
+        interrupt: EventFd,
+    ) -> Result<Self, VirtioError> {
+        let mut params = spec.params.clone();
+        let backend = spec.open(&mut params)?;
+        Self::with_backend(backend, spec, params, slot, ram, interrupt)
+    }
+
+    pub(super) fn with_backend(
+        backend: Box<dyn Backend>,
+        spec: &VirtioSpec,
+        mut params: BTreeMap<String, String>,
+        slot: u32,
+        ram: GuestRam,
+        interrupt: EventFd,
+    ) -> Result<Self, VirtioError> {
+        if slot >= MmioWindow::MOST {
+            return Err(VirtioError::TooMany);
+        }
+        let name = spec.to_string();
+        let offers = Transport::offers_of(&*backend);
+        let offered = match params.get(FEATURES) {
+            // The guest must find here what it found on its source, whether it uses it or not.
+            Some(text) => spec.number(FEATURES, text)?,
+            None => offers,
+        };
+        if offered & !offers != 0 {
+            return Err(VirtioError::Features { device: name, missing: offered & !offers });
+        }
+        params.insert(FEATURES.to_owned(), format!("{offered:#x}"));
+        let failed = |source| VirtioError::System { device: name.clone(), source };
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed);
+        let shared = Arc::new(Shared {
+            description: DeviceDescription {
+                kind: spec.kind.name().to_owned(),
+                id: spec.id.clone(),
+                section_version: backend.section_version(),
+                params,
+            },
+            section: spec.kind.section(),
+            slot,
+            window: MmioWindow::of(slot),
+            ram,
+            interrupt: Interrupt::new(interrupt),
+            kicks: backend.queue_sizes().iter().map(|_| event()).collect::<Result<_, _>>()?,
+            wake: event()?,
+            source: backend.source(),
+            transport: Mutex::new(Transport::new(backend, offered)),
+            waiting: AtomicUsize::new(0),
+            halt: AtomicBool::new(true),
+            loaded: AtomicBool::new(false),
+            exit: AtomicBool::new(false),
+            name: name.clone(),
+        });
+        let worker = std::thread::Builder::new()
+            .name(format!("{}-{}", spec.kind.name(), slot))
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    if let Err(error) = shared.work() {
+                        tracing::error!("{}: cannot wait for requests: {error}", shared.name);
+                    }
+                }
+            })
+            .map_err(failed)?;
+        Ok(Self { shared, worker: Some(worker) })
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&self) -> VirtioKind {
+        VirtioKind::of(&self.shared.description.kind).expect("made from a kind")
+    }
+
+    /// Where its registers are, and its interrupt.
+    pub fn window(&self) -> MmioWindow {
+        self.shared.window
+    }
+
+    /// Guest-physical address of QueueNotify. A 32-bit write of a queue's number there is the same
+    /// as a write to that queue's event of [`Self::kicks`].
+    pub fn notify_address(&self) -> u64 {
+        self.shared.window.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY)
+    }
+
+    /// One event for each queue, in their order.
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.shared.kicks
+    }
+
+    /// The guest reads at `offset` of the window.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(place) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
+            let config = self.shared.registers().backend.config();
+            let there = config.iter().skip(place as usize);
+            for (to, from) in data.iter_mut().zip(there) {
+                *to = *from;
+            }
+            return;
+        }
+        // Registers are read in whole (VIRTIO 1.2, 4.2.2.2).
+        let (Ok(offset), Ok(data)) = (u32::try_from(offset), <&mut [u8; 4]>::try_from(data)) else {
+            return;
+        };
+        let value = match offset {
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.shared.interrupt.status(),
+            _ => self.shared.registers().read(offset),
+        };
+        *data = value.to_le_bytes();
+    }
+
+    /// The guest writes at `offset` of the window.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(place) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
+            self.shared.registers().backend.write_config(place, data);
+            return;
+        }
+        let (Ok(offset), Ok(data)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else {
+            return;
+        };
+        let value = u32::from_le_bytes(data);
+        match offset {
+            VIRTIO_MMIO_INTERRUPT_ACK => self.shared.interrupt.acknowledge(value),
+            VIRTIO_MMIO_QUEUE_NOTIFY => {
+                if let Some(kick) = self.shared.kicks.get(value as usize) {
+                    signal(kick);
+                }
+            }
+            _ => {
+                let shared = &self.shared;
+                shared.registers().write(offset, value, &shared.ram, &shared.interrupt);
+                signal(&shared.wake);
+            }
+        }
+    }
+
+    /// Takes for itself what only the one who may run the guest holds, such as the lock of a disk
+    /// image. Does nothing if it has it. Without it the device must not be resumed.
+    ///
+    /// # Errors
+    /// [`VirtioError`] names the device and what is held by somebody else.
+    pub fn acquire(&self) -> Result<(), VirtioError> {
+        self.shared.transport().backend.acquire()
+    }
+
+    /// Gives that back; the device must be stopped.
+    pub fn release(&self) {
+        self.shared.transport().backend.release();
+    }
+}
+
+fn signal(event: &EventFd) {
+    // Fails only when the counter is full, and then it is readable already.
+    let _ = event.write(1);
+}
+
+impl Shared {
+    fn transport(&self) -> MutexGuard<'_, Transport> {
+        // A panic in one request leaves registers and rings as they are between two statements;
+        // the driver at worst waits for ever for that one request.
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a vCPU: the worker waits for it between two requests.
+    fn registers(&self) -> MutexGuard<'_, Transport> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let transport = self.transport();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        transport
+    }
+
+    /// What the worker does all its life.
+    fn work(&self) -> io::Result<()> {
+        let epoll = Epoll::new()?;
+        let readable = || EpollEvent::new(EventSet::IN, 0);
+        for event in self.events() {
+            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), readable())?;
+        }
+        let mut looks_at_source = false;
+        while !self.exit.load(Ordering::SeqCst) {
+            let wants_source = self.serve_all();
+            if let Some(source) = self.source.as_ref().filter(|_| wants_source != looks_at_source) {
+                let operation = match wants_source {
+                    true => ControlOperation::Add,
+                    false => ControlOperation::Delete,
+                };
+                epoll.ctl(operation, source.as_raw_fd(), readable())?;
+                looks_at_source = wants_source;
+            }
+            match epoll.wait(-1, &mut [EpollEvent::default()]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            for event in self.events() {
+                // Nonblocking: what is not readable stays as it is.
+                let _ = event.read();
+            }
+        }
+        Ok(())
+    }
+
+    fn events(&self) -> impl Iterator<Item = &EventFd> {
+        self.kicks.iter().chain([&self.wake])
+    }
+
+    /// Serves all queues until there is nothing to do. Returns whether the source is to be looked
+    /// at.
+    fn serve_all(&self) -> bool {
+        loop {
+            while self.waiting.load(Ordering::SeqCst) > 0 {
+                std::thread::yield_now();
+            }
+            let mut transport = self.transport();
+            if self.halt.load(Ordering::SeqCst) || !transport.is_live() {
+                return false;
+            }
+            match self.serve_each(&mut transport) {
+                Ok(true) => {}
+                Ok(false) => return transport.backend.wants_source(),
+                Err(problem) => {
+                    tracing::warn!("{}: its driver must reset it: {problem}", self.name);
+                    transport.fail(&self.interrupt);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Serves one request of each queue. Returns whether there may be more.
+    fn serve_each(&self, transport: &mut Transport) -> Result<bool, Malformed> {
+        let mut more = false;
+        for number in 0..self.kicks.len() {
+            let (backend, ring) = transport.ring(number);
+            match backend.serve(number, ring, &self.ram)? {
+                Served::Done => {
+                    if ring.must_interrupt(&self.ram) {
+                        self.interrupt.raise(Why::Ring);
+                    }
+                    more = true;
+                }
+                Served::Empty => more |= ring.want_kicks(&self.ram),
+                Served::Waiting => {}
+            }
+        }
+        Ok(more)
+    }
+
+    /// The lock, with no request under way.
+    fn stop(&self) -> Option<MutexGuard<'_, Transport>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.transport.try_lock() {
+                Ok(transport) => return Some(transport),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() > deadline => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_AGAIN),
+            }
+        }
+    }
+}
+
+impl Device for VirtioDevice {
+    fn describe(&self) -> DeviceDescription {
+        self.shared.description.clone()
+    }
+
+    fn quiesce(&self) -> Result<(), DeviceError> {
+        let was_halted = self.shared.halt.swap(true, Ordering::SeqCst);
+        if self.shared.stop().is_some() {
+            return Ok(());
+        }
+        self.shared.halt.store(was_halted, Ordering::SeqCst);
+        signal(&self.shared.wake);
+        Err(DeviceError::Busy { device: self.shared.name.clone(), requests: 1 })
+    }
+
+    fn save(&self) -> Result<Section, SaveError> {
+        let transport = self.shared.transport();
+        let state = transport.save(&self.shared.interrupt);
+        transport.backend.save(self.shared.slot, state)
+    }
+
+    fn load(&self, sections: &mut SectionSet) -> Result<(), LoadError> {
+        let mut transport = self.shared.transport();
+        let state = transport.backend.load(self.shared.slot, sections)?;
+        transport.load(state, &self.shared.interrupt).map_err(|source| LoadError::Payload {
+            id: SectionId { name: self.shared.section.to_owned(), instance: self.shared.slot },
+            version: self.shared.description.section_version,
+            source,
+        })?;
+        self.shared.loaded.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn resume(&self) {
+        if !self.shared.halt.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        if self.shared.loaded.swap(false, Ordering::SeqCst) {
+            self.shared.interrupt.raise_again();
+        }
+        signal(&self.shared.wake);
+    }
+
+    fn announce(&self) {
+        let mut transport = self.shared.transport();
+        if transport.backend.announce() {
+            transport.config_changed(&self.shared.interrupt);
+        }
+    }
+}
+
+impl Drop for VirtioDevice {
+    fn drop(&mut self) {
+        self.shared.exit.store(true, Ordering::SeqCst);
+        self.shared.halt.store(true, Ordering::SeqCst);
+        signal(&self.shared.wake);
+        if let Some(worker) = self.worker.take()
+            && worker.join().is_err()
+        {
+            tracing::error!("the worker of {} panicked", self.shared.name);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A split virtqueue: requests out of it, answers into it, and its saved state.
+
+use std::ops::Deref;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_state::PayloadError;
+
+use super::chain::{Chain, Malformed};
+use super::ram::GuestRam;
+
+/// Bytes of the used ring before its first element, and of an element (VIRTIO 1.2, 2.7.8).
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+
+/// A queue by its registers and how far both rings were used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingState {
+    /// How many elements the driver chose.
+    pub size: u16,
+    /// Whether the driver has set it up.
+    pub ready: bool,
+    /// Whether VIRTIO_F_RING_EVENT_IDX holds.
+    pub event_idx: bool,
+    /// The next element of the available ring.
+    pub next_avail: u16,
+    /// The next element of the used ring.
+    pub next_used: u16,
+    /// Guest-physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest-physical address of the available ring.
+    pub available: u64,
+    /// Guest-physical address of the used ring.
+    pub used: u64,
+}
+
+pub(super) struct Ring {
+    queue: Queue,
+}
+
+impl Ring {
+    /// A queue that no driver has set up, of `max_size` elements at most.
+    pub(super) fn new(max_size: u16) -> Self {
+        Self { queue: Queue::new(max_size).expect("queue sizes are powers of two") }
+    }
+
+    pub(super) fn registers(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    /// Whether the driver has set it up; if so its rings must be in memory.
+    pub(super) fn check(&self, ram: &GuestRam) -> Result<(), Malformed> {
+        if self.queue.ready() && !self.queue.is_valid(ram.memory()) {
+            return Err(Malformed::Ring);
+        }
+        Ok(())
+    }
+
+    /// The next request, if the driver has made one.
+    pub(super) fn pop(&mut self, ram: &GuestRam) -> Result<Option<Chain>, Malformed> {
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        let mut requests = self.queue.iter(ram.memory()).map_err(|_| Malformed::Ring)?;
+        match requests.next() {
+            Some(chain) => Chain::look_at(ram, chain).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Gives the request back that [`Self::pop`] returned last: it will be returned again.
+    pub(super) fn put_back(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Tells the driver that a request is done and that `written` bytes of its output were used.
+    /// It is not interrupted by it.
+    pub(super) fn complete(
+        &mut self,
+        ram: &GuestRam,
+        head: u16,
+        written: u32,
+    ) -> Result<(), Malformed> {
+        let used = self.queue.used_ring();
+        let place = u64::from(self.queue.next_used() % self.queue.size());
+        let done = self.queue.add_used(ram.memory(), head, written);
+        ram.mark(used, USED_HEADER);
+        ram.mark(used.saturating_add(USED_HEADER + place * USED_ELEMENT), USED_ELEMENT);
+        done.map_err(|_| Malformed::Ring)
+    }
+
+    /// Whether the driver wants to be interrupted for what was completed since the last call.
+    pub(super) fn must_interrupt(&mut self, ram: &GuestRam) -> bool {
+        // A ring that cannot be read is found by the next `pop`.
+        self.queue.needs_notification(ram.memory()).unwrap_or(true)
+    }
+
+    /// Asks the driver to kick us, and says whether there is a request already.
+    pub(super) fn want_kicks(&mut self, ram: &GuestRam) -> bool {
+        if !self.queue.ready() {
+            return false;
+        }
+        let more = self.queue.enable_notification(ram.memory()).unwrap_or(false);
+        self.mark_wishes(ram);
+        more
+    }
+
+    /// The flags at the start of the used ring and avail_event at its end.
+    fn mark_wishes(&self, ram: &GuestRam) {
+        let used = self.queue.used_ring();
+        let event = USED_HEADER + USED_ELEMENT * u64::from(self.queue.size());
+        if self.queue.event_idx_enabled() {
+            ram.mark(used.saturating_add(event), 2);
+        } else {
+            ram.mark(used, 2);
+        }
+    }
+
+    pub(super) fn save(&self) -> RingState {
+        let state = self.queue.state();
+        RingState {
+            size: state.size,
+            ready: state.ready,
+            event_idx: state.event_idx_enabled,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            descriptors: state.desc_table,
+            available: state.avail_ring,
+            used: state.used_ring,
+        }
+    }
+
+    /// The queue that was saved, if a queue of `max_size` elements can be in that state.
+    pub(super) fn load(max_size: u16, saved: &RingState) -> Result<Self, PayloadError> {
+        let state = QueueState {
+            max_size,
+            next_avail: saved.next_avail,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.event_idx,
+            size: saved.size,
+            ready: saved.ready,
+            desc_table: saved.descriptors,
+            avail_ring: saved.available,
+            used_ring: saved.used,
+        };
+        let queue = Queue::try_from(state).map_err(|error| PayloadError::Field {
+            field: "rings",
+            problem: format!("has a queue that no driver can set up: {error}"),
+        })?;
+        Ok(Self { queue })
+    }
+}
+
+impl Deref for Ring {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.queue
+    }
+}
