@@ -330,7 +330,8 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(5));
         drop(console);
         let mut all = String::new();
-        BufReader::new(client).read_to_string(&mut all).unwrap();
+        // A console that ends before it took the client up resets the connection.
+        let _ = BufReader::new(client).read_to_string(&mut all);
         assert!(all.len() < 2000 * 1024);
     }
 
