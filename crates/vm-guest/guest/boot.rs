@@ -5,6 +5,10 @@
 //! assembled into the image, and memory above 1 GiB is mapped later, from CPL 3
 //! ([`crate::memory`]).
 //!
+//! Ports are opened to CPL 3 twice. PVM does not keep RFLAGS.IOPL, so the TSS has an I/O bitmap that
+//! permits all. QEMU's emulated AMD-V does not look at the bitmap of a TSS that is marked as busy,
+//! which it is in every state that KVM saves, so RFLAGS.IOPL is 3.
+//!
 //! Every vCPU enters at `pvh_entry`, in the state that the PVH boot ABI gives (32-bit protected
 //! mode, paging off, EBX = hvm_start_info). The private addition of this guest: ESI holds the
 //! number of the vCPU. All are started at once, there is no INIT or SIPI.
@@ -100,7 +104,7 @@ boot_long:
     mov rax, rsp
     push 0x23
     push rax
-    push 2
+    push 0x3002
     push 0x2b
     push offset boot_user
     iretq
