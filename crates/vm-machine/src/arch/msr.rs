@@ -37,7 +37,8 @@ const UNLISTED: &[RangeInclusive<u32>] = &[
 /// MSRs that hold no state of a guest of ours.
 ///
 /// Those of nested virtualisation, which no guest is given, describe the host and would only tie
-/// the guest to it. KVM_WALL_CLOCK is a command: KVM answers a write to it by writing the time
+/// the guest to it. Those of Hyper-V, whose CPUID no guest is given either, hold nothing, except that
+/// one of them is a clock that ticks in any guest. KVM_WALL_CLOCK is a command: KVM answers a write to it by writing the time
 /// of boot to the address in it (KVM x86/msr.rst), and a guest that wants to know writes again. To
 /// "restore" it would write into memory that the guest may long use for something else.
 const NO_STATE: &[RangeInclusive<u32>] = &[
@@ -45,6 +46,7 @@ const NO_STATE: &[RangeInclusive<u32>] = &[
     0x4b56_4d00..=0x4b56_4d00, // KVM_WALL_CLOCK_NEW
     0x0000_003a..=0x0000_003a, // IA32_FEATURE_CONTROL
     0x0000_0480..=0x0000_0493, // IA32_VMX_*
+    0x4000_0000..=0x4000_01ff, // HV_X64_MSR_*
     0xc000_0104..=0xc000_0104, // AMD64_TSC_RATIO
     0xc001_0114..=0xc001_0114, // VM_CR
     0xc001_0117..=0xc001_0117, // VM_HSAVE_PA
