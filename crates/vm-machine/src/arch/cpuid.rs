@@ -71,7 +71,15 @@ pub(crate) fn offered(kvm: &Kvm) -> Result<Vec<CpuidLeaf>, IoctlError> {
 
 /// What this vCPU was given (KVM_GET_CPUID2).
 pub(crate) fn of_vcpu(vcpu: &VcpuFd) -> Result<Vec<CpuidLeaf>, IoctlError> {
-    Ok(leaves(&vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).named("KVM_GET_CPUID2")?))
+    let mut given = leaves(&vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).named("KVM_GET_CPUID2")?);
+    // Linux 6.1 does not say how many it filled in (it leaves `nent` alone); no leaf is all zeros.
+    let nothing = |l: &CpuidLeaf| {
+        [l.function, l.index, l.flags, l.eax, l.ebx, l.ecx, l.edx].iter().all(|&word| word == 0)
+    };
+    while given.last().is_some_and(nothing) {
+        given.pop();
+    }
+    Ok(given)
 }
 
 /// The XSAVE components that a guest with this CPUID may enable (XCR0 bits).
