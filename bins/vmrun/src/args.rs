@@ -14,10 +14,13 @@ pub struct Args {
     /// /run/vmrun
     #[arg(long, value_name = "NAME")]
     pub name: String,
-    /// An ELF kernel with a PVH note, or builtin:dirty,pages=N,rate=R|max,fill=random|zero|pattern,
-    /// fill-mb=M,seed=S
+    /// A Linux kernel (bzImage or vmlinux), an ELF kernel with a PVH note, or
+    /// builtin:dirty,pages=N,rate=R|max,fill=random|zero|pattern,fill-mb=M,seed=S
     #[arg(long, value_name = "KERNEL", required_unless_present = "incoming")]
     pub kernel: Option<String>,
+    /// The initial RAM disk of a Linux kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "incoming")]
     pub append: String,
@@ -57,6 +60,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   vmrun --name web --kernel builtin:dirty,pages=1024,rate=2000,fill=random,fill-mb=400
+  vmrun --name web --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --console stdio
   vmrun --name test --kernel ./unikernel.elf --mem 1G --cpus 2 --console stdio
   vmrun --name web --incoming --console file:web.log     (then: mig-recv --vm web < web.mig)
 

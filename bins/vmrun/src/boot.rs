@@ -39,9 +39,13 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
 
 fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
     let kernel = match kernel.strip_prefix("builtin:") {
+        Some(_) if args.initrd.is_some() => {
+            anyhow::bail!("the built-in guest is not Linux, and only Linux takes an initrd")
+        }
         Some(_) => Kernel::Builtin(kernel.parse()?),
-        None => Kernel::Elf(PathBuf::from(kernel)),
+        None => Kernel::from_file(PathBuf::from(kernel), args.initrd.clone())?,
     };
+    kernel.check_host()?;
     let config = MachineConfig {
         name: args.name.clone(),
         kernel,

@@ -26,6 +26,7 @@ use crate::{boot, capacity};
 const SERIAL: &str = "serial";
 
 pub(crate) fn boot(config: &MachineConfig) -> Result<Machine, MachineError> {
+    config.kernel.check_host()?;
     let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
     let cpu = describe_cpu(&kvm, config.cpus)?;
     let pages = config.mem.pages();
@@ -43,7 +44,7 @@ pub(crate) fn boot(config: &MachineConfig) -> Result<Machine, MachineError> {
     let parts = Parts::new(&kvm, description, &config.console)?;
     let tsc_khz = parts.description.cpu.tsc_khz;
     let (memory, vcpus) = (&parts.memory, &parts.vcpus);
-    boot::boot(&config.kernel, &config.cmdline, memory, vcpus, tsc_khz)?;
+    boot::boot(&config.kernel, &config.cmdline, memory, vcpus, &[], tsc_khz)?;
     parts.assemble(Life::Whole)
 }
 

@@ -2,12 +2,17 @@
 //!
 //! | address | what |
 //! | --- | --- |
+//! | 0x500 | the GDT of the Linux boot protocol |
 //! | 0x6000 | hvm_start_info of the PVH boot ABI |
-//! | 0x7000 | its memory map |
+//! | 0x7000 | its memory map; or the zero page of the Linux boot protocol |
+//! | 0x9000 - 0xefff | page tables that map the first 4 GiB to themselves, for Linux |
 //! | 0x2_0000 | the command line, up to 64 KiB |
 //! | 0xa_0000 - 0xf_ffff | reserved, as on any PC |
-//! | 0x10_0000 | the kernel, where its ELF headers say |
-//! | 0xc000_0000 - 0xffff_ffff | no memory: local APIC, IOAPIC, KVM's own pages |
+//! | 0xe_0000 | ACPI tables, RSDP first |
+//! | 0x10_0000 | the kernel, where its ELF headers or its bzImage header say |
+//! | below 3 GiB | the initial RAM disk, at the end of memory or of what the kernel reaches |
+//! | 0xc000_0000 - 0xffff_ffff | no memory: devices, local APIC, IOAPIC, KVM's own pages |
+//! | 0xd000_0000 | virtio-mmio devices |
 //! | 0x1_0000_0000 | the memory that does not fit below 3 GiB |
 
 use units::{Bytes, Gfn, PAGE_SIZE, Pages, RegionId};
@@ -17,12 +22,24 @@ use vm_state::MemoryRegion;
 pub const START_INFO: u64 = 0x6000;
 /// Where the memory map is that hvm_start_info points to.
 pub const MEMORY_MAP: u64 = 0x7000;
+/// Where the GDT is that a Linux kernel starts with.
+pub const GDT: u64 = 0x500;
+/// Where the zero page (struct boot_params) is that a Linux kernel starts with.
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Where the page tables are that a Linux kernel starts with.
+pub const PAGE_TABLES: u64 = 0x9000;
 /// Where the command line is.
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// How long it may be, with the zero at its end.
 pub const COMMAND_LINE_MAX: usize = 0x1_0000;
 /// The memory that PCs reserve for video and firmware.
 pub const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
+/// Where the ACPI tables are: in what PCs reserve for firmware, and where kernels look for it.
+pub const ACPI: std::ops::Range<u64> = 0xe_0000..0x10_0000;
+/// Where KVM has the IOAPIC.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Where every vCPU has its local APIC.
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// Where the memory below 4 GiB ends at the latest.
 pub const HOLE_START: u64 = 0xc000_0000;
 /// Where memory goes on.

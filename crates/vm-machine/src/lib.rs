@@ -5,6 +5,7 @@
 //! pages of its memory were written meanwhile. Who may run it is not known here.
 #![warn(missing_docs)]
 
+mod acpi;
 pub mod arch;
 mod boot;
 mod build;
@@ -19,6 +20,7 @@ mod moment;
 mod ports;
 mod vcpu;
 
+pub use acpi::AcpiError;
 pub use boot::{BootError, Kernel};
 pub use dirty::DirtyLogError;
 pub use error::MachineError;

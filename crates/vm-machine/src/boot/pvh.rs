@@ -1,46 +1,38 @@
 //! The PVH boot ABI: what is in memory and in the registers at the entry
 //! (Xen, docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h).
 
+use std::ops::Range;
+
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
-use super::BootError;
-use crate::layout::{COMMAND_LINE, COMMAND_LINE_MAX, LEGACY_HOLE, MEMORY_MAP, START_INFO};
+use super::{BootError, command_line, map};
+use crate::layout::{COMMAND_LINE, COMMAND_LINE_MAX, MEMORY_MAP, START_INFO};
 use crate::memory::Memory;
 
 /// The value of hvm_start_info.magic ("xEn3" with the highest bit of the E set).
 const MAGIC: u32 = 0x336e_c578;
 /// Version 1 of the structure has the memory map.
 const VERSION: u32 = 1;
-/// XEN_HVM_MEMMAP_TYPE_RAM.
-const RAM: u32 = 1;
 /// CR0.PE: protected mode, and nothing else.
 const PROTECTED_MODE: u64 = 1;
 /// The bit of RFLAGS that is always set.
 const FLAGS: u64 = 2;
 
-/// Writes hvm_start_info, the memory map and the command line.
-pub(super) fn write(memory: &Memory, command_line: &str) -> Result<(), BootError> {
-    if command_line.len() >= COMMAND_LINE_MAX {
-        return Err(BootError::CommandLineTooLong(command_line.len()));
-    }
-    if command_line.contains('\0') {
-        return Err(BootError::CommandLineZero);
-    }
-    let line = [command_line.as_bytes(), b"\0"].concat();
-    memory
-        .mapped()
-        .write_slice(&line, GuestAddress(COMMAND_LINE))
-        .map_err(|_| BootError::TooLittleMemory)?;
+/// Writes hvm_start_info, the memory map and the command line. `rsdp` is the address of the ACPI
+/// tables, or 0 if there are none.
+pub(super) fn write(memory: &Memory, command_line: &str, rsdp: u64) -> Result<(), BootError> {
+    command_line::write(memory, command_line, COMMAND_LINE_MAX)?;
     let map = memory_map(memory);
     let start_info = hvm_start_info {
         magic: MAGIC,
         version: VERSION,
         cmdline_paddr: COMMAND_LINE,
+        rsdp_paddr: rsdp,
         memmap_paddr: MEMORY_MAP,
         memmap_entries: map.len() as u32,
         ..hvm_start_info::default()
@@ -52,24 +44,13 @@ pub(super) fn write(memory: &Memory, command_line: &str) -> Result<(), BootError
 }
 
 fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
-    let ram = |start: u64, end: u64| hvm_memmap_table_entry {
-        addr: start,
-        size: end.saturating_sub(start),
-        type_: RAM,
+    let entry = |(range, kind): (Range<u64>, map::Kind)| hvm_memmap_table_entry {
+        addr: range.start,
+        size: range.end - range.start,
+        type_: kind as u32,
         ..hvm_memmap_table_entry::default()
     };
-    let mut map = Vec::new();
-    for region in memory.regions() {
-        let (start, end) = (region.base.address(), region.base.address() + region.pages.bytes().0);
-        if start == 0 {
-            map.push(ram(0, LEGACY_HOLE.start.min(end)));
-            map.push(ram(LEGACY_HOLE.end, end));
-        } else {
-            map.push(ram(start, end));
-        }
-    }
-    map.retain(|entry| entry.size > 0);
-    map
+    map::of(memory.regions()).into_iter().map(entry).collect()
 }
 
 /// Sets a vCPU to the entry: 32-bit protected mode, flat segments, paging off, EBX the address of
