@@ -157,6 +157,32 @@ fn a_lost_go_is_resolved_by_taking_the_guest_back_once_the_destination_refused()
 }
 
 #[test]
+fn a_guest_that_ends_while_it_is_sent_ends_everywhere() {
+    needs_kvm!();
+    let host = Host::new();
+    let (mut a, sender) = under_way(&host);
+    host.run("vmctl", &["quit", "a"]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    let done = finish(sender, Instant::now()).expect(1);
+    assert!(done.stderr.contains("a ended while it was being sent"), "{}", done.stderr);
+    wait("the rest to go", || host.processes().is_empty());
+    assert_eq!(host.sockets(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
+fn a_second_sender_is_turned_away_and_disturbs_nothing() {
+    needs_kvm!();
+    let host = Host::new();
+    let (a, sender) = under_way(&host);
+    host.run("mig-send", &["-q", "a", "exec:mig-recv --quiet --name c 2>/dev/null"])
+        .refused_with(&["a migration of this guest is under way"]);
+    finish(sender, Instant::now()).expect(0);
+    assert_eq!(host.state("b").as_deref(), Some("running"));
+    wait("c to go", || host.state("c").is_none());
+    drop(a);
+}
+
+#[test]
 fn a_lost_running_is_resolved_by_asking() {
     needs_kvm!();
     let host = Host::new();

@@ -154,6 +154,8 @@ fn every_channel_carries_a_guest() {
         ("return stdin", format!("mig-send -q --return stdin GUEST < {fifo} | mig-recv RECV > {fifo}")),
         ("return fd", format!("mig-send -q --return fd:7 GUEST 7< {fifo} | mig-recv RECV > {fifo}")),
         ("fd", "exec 8> >(mig-recv RECV); mig-send -q GUEST fd:8; status=$?; exec 8>&-; wait $!; exit $status".to_owned()),
+        ("zero copy", "mig-send -q --zero-copy --verify GUEST | mig-recv RECV".to_owned()),
+        ("zero copy without a pipe", "mig-send -q --zero-copy --verify GUEST exec:'mig-recv RECV'".to_owned()),
         ("filter", "mig-send -q GUEST | gzip -1 | gunzip | mig-recv RECV".to_owned()),
         ("commit", "mig-send -q GUEST exec:'gzip -1 | gunzip | mig-recv RECV' --commit exec:'vmctl commit NAME'".to_owned()),
     ];

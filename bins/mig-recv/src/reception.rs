@@ -26,6 +26,9 @@ use crate::vmrun::Vmrun;
 /// How often a guest whose GO comes another way is looked at.
 const COMMIT_POLL: Duration = Duration::from_millis(20);
 
+/// After its timeout the vmrun refuses, and that is known so much later.
+const GO_GRACE: Duration = Duration::from_millis(500);
+
 /// One guest that arrives.
 pub struct Reception<'a> {
     args: &'a Args,
@@ -248,6 +251,22 @@ impl<'a> Reception<'a> {
     }
 
     fn await_go(&mut self) -> Result<(), Stop> {
+        self.reader.get_mut().set_deadline(Some(self.args.go_timeout + GO_GRACE));
+        match self.next_word() {
+            Err(stop) if self.is_refused() => Err(Stop { outcome: Outcome::Refused, ..stop }),
+            other => other,
+        }
+    }
+
+    /// Whether the guest's vmrun has given it up by itself, or is gone.
+    fn is_refused(&mut self) -> bool {
+        let id = self.id;
+        self.vmrun().is_ok_and(|vmrun| {
+            !matches!(vmrun.client.inquire(id), Ok(Standing::Prepared | Standing::Running))
+        })
+    }
+
+    fn next_word(&mut self) -> Result<(), Stop> {
         match self.reader.next_record()? {
             Some(Record::Go(_)) => Ok(()),
             Some(Record::Abort { reason }) => Err(refused(anyhow!("{reason}"))),

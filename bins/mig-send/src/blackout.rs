@@ -25,7 +25,7 @@ use vm_control::memory::SharedBitmap;
 use crate::answers::{Answers, phase};
 use crate::migration::Migration;
 use crate::pages;
-use crate::stop::Stop;
+use crate::stop::{Stop, is_timeout};
 
 /// How long the destination may take to load the state, and to run the guest after GO.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -200,12 +200,4 @@ impl Migration<'_> {
                 + downtime.last_pages?,
         )
     }
-}
-
-fn is_timeout(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
-    })
 }

@@ -15,7 +15,7 @@ use mig_engine::report::{Phase, Report};
 use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
 use units::MigrationId;
 use vm_control::memory::GuestMemory;
-use vm_control::{Client, place};
+use vm_control::{Client, ClientError, place};
 use vm_state::MachineDescription;
 
 use crate::answers::Answers;
@@ -23,7 +23,7 @@ use crate::args::Args;
 use crate::blackout::Blackout;
 use crate::monitor::{Monitor, Shared};
 use crate::pages::PageSender;
-use crate::stop::Stop;
+use crate::stop::{Stop, is_timeout};
 use crate::{NAME, report, resolve};
 
 /// How long a tunnel may take to end by itself after the last word was said.
@@ -54,6 +54,8 @@ pub struct Migration<'a> {
     pub left: Vec<Bitmap>,
     pub blackout: Blackout,
     pub report: Report,
+    /// Whether the guest is known to be its source's still.
+    pub stayed: bool,
 }
 
 impl<'a> Migration<'a> {
@@ -90,6 +92,7 @@ impl<'a> Migration<'a> {
             },
             pages: PageSender::new(&machine),
             left: Vec::new(),
+            stayed: true,
             blackout: Blackout::default(),
             started: Instant::now(),
             args,
@@ -118,6 +121,10 @@ impl<'a> Migration<'a> {
             let outcome = match done {
                 Ok(()) => Outcome::Done,
                 Err(stop) => {
+                    if !source.is_committed() && source.step() != SourceStep::Commit {
+                        // The guest may stand still: it runs before anything is found out.
+                        self.give_back();
+                    }
                     let stop = self.explain(source.step(), stop);
                     let outcome = stop.outcome();
                     why.get_or_insert(stop);
@@ -157,26 +164,39 @@ impl<'a> Migration<'a> {
         resolve::until_known(destination, self.id, self.args.resolve_for, &self.shared)
     }
 
-    /// The guest goes on at the source. Its vmrun is told, and then the destination, which would
-    /// find out by itself when the stream ends.
-    fn release(&mut self) -> Result<(), Stop> {
+    /// The guest goes on at the source.
+    fn give_back(&mut self) {
         self.shared.disarm();
-        let released = self.client.own(Input::Release(self.id));
+        self.stayed = match self.client.own(Input::Release(self.id)) {
+            // A refusal is that of a migration that had not begun: the guest was never touched.
+            Ok(()) | Err(ClientError::Refused(_)) => true,
+            // Its vmrun has ended, and the guest with it.
+            Err(error) => {
+                tracing::debug!("{}", cli::one_line(&error.into()));
+                false
+            }
+        };
+    }
+
+    /// Tells the destination that the guest stays, which it would find out by itself when the
+    /// stream ends.
+    fn release(&mut self) -> Result<(), Stop> {
+        self.give_back();
         self.stream.get_mut().set_deadline(Some(LAST_WORDS));
         let _ = self.stream.abort("the source gave the migration up");
         if let Some(tunnel) = &mut self.tunnel {
             tunnel.kill();
         }
-        match released {
-            // It had not begun: the guest was never touched.
-            Err(vm_control::ClientError::Refused(_)) => Ok(()),
-            other => Ok(other?),
-        }
+        Ok(())
     }
 
     /// The destination knows best why a step failed: its last words, or the status of the tunnel.
     fn explain(&mut self, step: SourceStep, stop: Stop) -> Stop {
         let Stop::Failed(error) = stop else { return stop };
+        if is_timeout(&error) {
+            // It has had its time to say something.
+            return Stop::Failed(error).context(report::doing(step));
+        }
         if let Some(answers) = &mut self.answers
             && let Some(reason) = answers.last_words(LAST_WORDS)
         {

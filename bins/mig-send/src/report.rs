@@ -104,6 +104,9 @@ pub fn complaint(
     };
     match ending {
         SourceEnding::Moved => None,
+        SourceEnding::Stayed | SourceEnding::Cancelled if !migration.stayed => {
+            Some(anyhow!("{name} ended while it was being sent: {reason}"))
+        }
         SourceEnding::Stayed => Some(anyhow!("{reason}; {name} runs on here")),
         SourceEnding::Cancelled => Some(anyhow!("cancelled; {name} runs on here")),
         SourceEnding::Unknown => Some(anyhow!(

@@ -89,3 +89,11 @@ impl From<vm_control::ClientError> for Stop {
         Self::Failed(error.into())
     }
 }
+
+/// Whether `error` comes from a wait that took too long.
+pub fn is_timeout(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::TimedOut)
+}
