@@ -45,9 +45,6 @@ impl World {
             | DestinationStep::Prepare
             | DestinationStep::Go
             | DestinationStep::Refuse => return self.request(state, reception),
-            DestinationStep::SendReady => self.say(state, reception, Back::Ready),
-            DestinationStep::SendAck => self.say(state, reception, Back::Ack),
-            DestinationStep::SendRunning => self.say(state, reception, Back::Running),
             DestinationStep::Read => match self.read(state, reception) {
                 Some(Ok(Forward::End)) => Outcome::Done,
                 Some(Ok(Forward::Abort)) => Outcome::Refused,
@@ -70,7 +67,10 @@ impl World {
                 Some(outcome) => outcome,
                 None => return false,
             },
-            DestinationStep::Finished(_) => return false,
+            DestinationStep::SendReady
+            | DestinationStep::SendAck
+            | DestinationStep::SendRunning
+            | DestinationStep::Finished(_) => return false,
         };
         self.advance_reception(state, reception, outcome);
         true
@@ -85,9 +85,17 @@ impl World {
         }
     }
 
-    fn say(&self, state: &mut State, reception: usize, message: Back) -> Outcome {
+    /// What is only said is said at once, as in the sender.
+    fn say_on(&self, state: &mut State, reception: usize) {
+        let Some(tool) = state.receptions[reception] else { return };
+        let message = match tool.machine.step() {
+            DestinationStep::SendReady => Back::Ready,
+            DestinationStep::SendAck => Back::Ack,
+            DestinationStep::SendRunning => Back::Running,
+            _ => return,
+        };
         state.back[reception].write(message);
-        Outcome::Done
+        self.advance_reception(state, reception, Outcome::Done);
     }
 
     /// How the guest stands whose GO comes another way. A vmrun that is gone is asked by its
@@ -201,11 +209,7 @@ impl World {
             AwaitCommit if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
             // Prepare: the digest is wrong, or a section does not load.
             Receive | Read | AwaitEof | Prepare | AwaitGo | AwaitCommit => Outcome::Failed,
-            SendReady | SendAck | SendRunning => {
-                state.back[reception].open = false;
-                Outcome::Failed
-            }
-            Go | Refuse | Finished(_) => return false,
+            SendReady | SendAck | SendRunning | Go | Refuse | Finished(_) => return false,
         };
         self.advance_reception(state, reception, outcome);
         true
@@ -230,14 +234,14 @@ impl World {
             }
             self.end_reception(state, reception);
         }
+        self.say_on(state, reception);
     }
 
     /// The process ends: its connections and its ends of the tunnels close.
     pub fn end_reception(&self, state: &mut State, reception: usize) {
         let tool = ASKERS + reception;
         state.receptions[reception] = None;
-        let gone = if state.is_alive(vm_of(tool)) { Line::Gone } else { Line::Idle };
-        state.connections[tool].line = gone;
+        self.hang_up(state, tool);
         state.back[reception].open = false;
         state.forward[reception] = Pipe::CLOSED;
     }

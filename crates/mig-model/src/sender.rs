@@ -15,7 +15,9 @@ impl World {
     /// The operator starts mig-send.
     pub fn start_sender(&self, state: &mut State, sender: usize) -> bool {
         let Some(form) = self.bounds.forms[sender] else { return false };
-        if state.sent[sender] || !state.is_alive(SOURCE) {
+        let early =
+            sender == 1 && !self.bounds.at_once && (!state.sent[0] || state.askers[0].is_some());
+        if state.sent[sender] || early || !state.is_alive(SOURCE) {
             return false;
         }
         state.sent[sender] = true;
@@ -25,6 +27,7 @@ impl World {
             state.forward[1] = Pipe::OPEN;
         }
         self.start(state, sender, Source::new(form), sender);
+        self.write_on(state, sender);
         true
     }
 
@@ -60,15 +63,10 @@ impl World {
         }
         let (id, form) = (id_of(tool.number), self.form(tool.number));
         match tool.machine.step() {
-            SourceStep::Open => self.write(state, asker, Forward::Header),
             SourceStep::AwaitReady => return self.hear(state, asker, Back::Ready),
             SourceStep::PreCopy => return self.ask(state, asker, Request::Own(Input::Begin(id))),
             SourceStep::Blackout => return self.ask(state, asker, Request::Save),
             SourceStep::End => self.write(state, asker, Forward::End),
-            SourceStep::Close => {
-                self.close(state, asker);
-                self.advance_sender(state, asker, Outcome::Done);
-            }
             SourceStep::AwaitAck => return self.hear(state, asker, Back::Ack),
             SourceStep::Commit if self.writes_first(form) => {
                 let message = if form == Form::OneWay { Forward::End } else { Forward::Go };
@@ -99,7 +97,7 @@ impl World {
                 return self.ask(state, asker, Request::Own(Input::TakeBack(id)));
             }
             SourceStep::Release => return self.ask(state, asker, Request::Own(Input::Release(id))),
-            SourceStep::Finished(_) => return false,
+            SourceStep::Open | SourceStep::Close | SourceStep::Finished(_) => return false,
         }
         true
     }
@@ -170,10 +168,10 @@ impl World {
     /// Puts a request to vmrun. A client that was not answered once is not answered any more.
     fn ask(&self, state: &mut State, asker: usize, request: Request) -> bool {
         if state.connections[asker].line == Line::Deaf {
-            self.answered_sender(state, asker, Served::Lost);
-            if state.is_alive(SOURCE) && state.connections[asker].line != Line::Idle {
+            if state.is_alive(SOURCE) {
                 state.connections[asker].ask(request);
             }
+            self.answered_sender(state, asker, Served::Lost);
             return true;
         }
         let served = match state.is_alive(SOURCE) {
@@ -281,11 +279,10 @@ impl World {
         use SourceStep::*;
         let step = tool.machine.step();
         let may = match step {
-            Open | AwaitReady | PreCopy | Blackout | End | Close | AwaitAck | Go | AwaitRunning
-            | Resolve => true,
+            AwaitReady | PreCopy | Blackout | End | AwaitAck | Go | AwaitRunning | Resolve => true,
             // Whether a cancel came is looked at before vmrun is asked.
             Commit => outcome == Outcome::Cancelled,
-            Confirm | TakeBack | Release | Finished(_) => false,
+            Open | Close | Confirm | TakeBack | Release | Finished(_) => false,
         };
         if !may || asker >= RESOLVER && outcome == Outcome::Cancelled {
             return false;
@@ -293,9 +290,7 @@ impl World {
         if outcome == Outcome::Cancelled && !tool.machine.is_committed() {
             state.ghost.stays[usize::from(tool.number)] = true;
         }
-        if matches!(step, Open | End | Close)
-            || step == Go && self.form(tool.number) == Form::BothWays
-        {
+        if step == End || step == Go && self.form(tool.number) == Form::BothWays {
             // A message that was not written whole arrives as the end of the stream.
             self.close(state, asker);
         }
@@ -310,6 +305,26 @@ impl World {
         if let SourceStep::Finished(ending) = step {
             self.check_ending(state, asker, number, ending);
             self.end_sender(state, asker);
+        }
+        self.write_on(state, asker);
+    }
+
+    /// What is only written is written at once: nobody can tell that from a reader who comes to it
+    /// later, nor a writer who dies before it from a tunnel that loses it. That is not so for GO
+    /// and the one-way `End`: a source that is handed-over and has not let go yet is a moment of
+    /// its own.
+    fn write_on(&self, state: &mut State, asker: usize) {
+        let Some(tool) = state.askers[asker] else { return };
+        match tool.machine.step() {
+            SourceStep::Open => self.write(state, asker, Forward::Header),
+            SourceStep::End if self.form(tool.number) != Form::OneWay => {
+                self.write(state, asker, Forward::End);
+            }
+            SourceStep::Close => {
+                self.close(state, asker);
+                self.advance_sender(state, asker, Outcome::Done);
+            }
+            _ => {}
         }
     }
 
@@ -338,8 +353,7 @@ impl World {
     pub fn end_sender(&self, state: &mut State, asker: usize) {
         state.askers[asker] = None;
         self.drop_question(state, asker);
-        let gone = if state.is_alive(SOURCE) { Line::Gone } else { Line::Idle };
-        state.connections[asker].line = gone;
+        self.hang_up(state, asker);
         if asker < RESOLVER {
             self.close(state, asker);
             state.back[asker] = Pipe::CLOSED;

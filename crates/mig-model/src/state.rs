@@ -201,12 +201,6 @@ impl<M: Copy> Pipe<M> {
         self.queue[3] = None;
         Some(message)
     }
-
-    /// Loses all but the oldest `keep` messages and whatever comes after.
-    pub fn cut(&mut self, keep: usize) {
-        self.queue[keep..].fill(None);
-        self.open = false;
-    }
 }
 
 /// A tool at the source's side: mig-send, or mig-send --resolve.
@@ -347,13 +341,15 @@ pub struct State {
     pub crashes: u8,
     /// Times that the operator may still end a guest.
     pub quits: u8,
+    /// Faults that may still come.
+    pub faults: u8,
     /// For the properties.
     pub ghost: Ghost,
 }
 
 impl State {
     /// A guest that runs at the source, and two vmruns that wait on another host.
-    pub fn initial(crashes: u8, quits: u8) -> Self {
+    pub fn initial(crashes: u8, quits: u8, faults: u8) -> Self {
         let vm = |ownership: Ownership| Vm {
             life: Life::Alive,
             ownership,
@@ -375,6 +371,7 @@ impl State {
             sent: [false; 2],
             crashes,
             quits,
+            faults,
             ghost: Ghost {
                 continued: [0; 2],
                 committed: [false; 2],

@@ -7,12 +7,12 @@ use stateright::{Model, Property};
 use crate::mutation::Mutation;
 use crate::properties;
 use crate::state::{
-    ASKERS, Answer, Connection, Life, Line, NOBODY, Phase, QUESTIONS, RESOLVER, Request, SOURCE,
-    State, TOOLS, VMS, vm_of,
+    ASKERS, Answer, Connection, Life, Line, NOBODY, Phase, Pipe, QUESTIONS, RESOLVER, Request,
+    SOURCE, State, TOOLS, VMS, vm_of,
 };
 use crate::vmrun::Served;
 
-/// How much of the world is looked at. Loss, cuts and delays are not bounded.
+/// How much of the world is looked at. Delays are not bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// What the operator calls it.
@@ -20,6 +20,8 @@ pub struct Bounds {
     /// The senders that may be started, in any order and at once: the form of each one's
     /// migration.
     pub forms: [Option<Form>; 2],
+    /// The second sender may start while the first is at work.
+    pub at_once: bool,
     /// The one stream is delivered twice, to two vmruns of the same host.
     pub twice: bool,
     /// Resolvers that may be at work at once. Each may be started again and again.
@@ -28,7 +30,14 @@ pub struct Bounds {
     pub crashes: u8,
     /// Times that the operator ends a guest (without force).
     pub quits: u8,
+    /// Tunnels are cut, beside readers that give up waiting.
+    pub cuts: bool,
+    /// Failures, timeouts, cuts, losses and cancels, or [`UNBOUNDED`].
+    pub faults: u8,
 }
+
+/// As many as there can be.
+pub const UNBOUNDED: u8 = u8::MAX;
 
 /// The model: the bounds, and the mistake in it if there is to be one.
 #[derive(Clone, Copy, Debug)]
@@ -79,14 +88,16 @@ pub enum Action {
     GoTimeout(usize),
     /// The mig-recv that answers a question goes on.
     Inquire(usize),
-    /// A question, its answer, or the mig-recv between them is lost.
+    /// A question, its answer, or the mig-recv between them is lost. That is after the asker gave
+    /// up: earlier it would be the same to it.
     LoseQuestion(usize),
     /// A question breaks off in the middle, and mig-recv says so.
     BreakQuestion(usize),
-    /// The tunnel loses all but the oldest messages, and ends.
-    CutForward(usize, usize),
+    /// The tunnel ends and loses what is in it. That some of it arrives first is the same as that
+    /// it is cut later.
+    CutForward(usize),
     /// The way back does.
-    CutBack(usize, usize),
+    CutBack(usize),
     /// kill -9 of a tool.
     KillTool(usize),
     /// kill -9 of a vmrun.
@@ -102,6 +113,20 @@ pub enum Action {
 }
 
 impl Action {
+    /// What the bound on faults counts.
+    pub const fn is_fault(self) -> bool {
+        matches!(
+            self,
+            Self::Fail(_)
+                | Self::TimeOut(_)
+                | Self::Cancel(_)
+                | Self::LoseQuestion(_)
+                | Self::BreakQuestion(_)
+                | Self::CutForward(_)
+                | Self::CutBack(_)
+        )
+    }
+
     /// What happens even if nothing breaks and nobody but `--resolve` is called: what the pair
     /// has to come to rest by.
     pub const fn is_recovery(self) -> bool {
@@ -195,6 +220,21 @@ impl World {
         }
     }
 
+    /// The tool's connection ends. Where vmrun would do nothing about that, now or later, it is
+    /// forgotten at once.
+    pub(crate) fn hang_up(&self, state: &mut State, tool: usize) {
+        let (vm, client) = (&state.vms[vm_of(tool)], tool as u8);
+        let leaving = vm.leaving.is_some_and(|it| it.client == client);
+        let matters = leaving && matches!(vm.ownership.state(), Owner::Migrating(_))
+            || vm.receiver == Some(client) && matches!(vm.ownership.state(), Owner::Receiving(_))
+            || state.connections[tool].pending[0].is_some()
+            || leaving && self.is(Mutation::ClientGoneAfterCommit);
+        state.connections[tool].line = match state.is_alive(vm_of(tool)) && matters {
+            true => Line::Gone,
+            false => Line::Idle,
+        };
+    }
+
     fn end_tool(&self, state: &mut State, tool: usize) {
         if tool < ASKERS {
             self.end_sender(state, tool);
@@ -269,12 +309,12 @@ impl World {
                 }
                 true
             }
-            Action::CutForward(stream, keep) => {
-                state.forward[stream].cut(keep);
+            Action::CutForward(stream) => {
+                state.forward[stream] = Pipe::CLOSED;
                 true
             }
-            Action::CutBack(stream, keep) => {
-                state.back[stream].cut(keep);
+            Action::CutBack(stream) => {
+                state.back[stream] = Pipe::CLOSED;
                 true
             }
             Action::KillTool(tool) => {
@@ -364,7 +404,7 @@ impl Model for World {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::initial(self.bounds.crashes, self.bounds.quits)]
+        vec![State::initial(self.bounds.crashes, self.bounds.quits, self.bounds.faults)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -373,13 +413,16 @@ impl Model for World {
             if state.forward[number].queue[0].is_some() {
                 actions.push(Action::Receive(number));
             }
+            if !self.bounds.cuts {
+                continue;
+            }
             // A closed tunnel may still lose what is in it.
             let (forward, back) = (&state.forward[number], &state.back[number]);
-            for keep in 0..forward.len() + usize::from(forward.open) {
-                actions.push(Action::CutForward(number, keep));
+            if forward.open || !forward.is_empty() {
+                actions.push(Action::CutForward(number));
             }
-            for keep in 0..back.len() + usize::from(back.open) {
-                actions.push(Action::CutBack(number, keep));
+            if back.open || !back.is_empty() {
+                actions.push(Action::CutBack(number));
             }
         }
         for vm in 0..VMS {
@@ -390,7 +433,10 @@ impl Model for World {
         }
         for slot in 0..QUESTIONS {
             let Some(question) = state.questions[slot] else { continue };
-            actions.extend([Action::Inquire(slot), Action::LoseQuestion(slot)]);
+            actions.push(Action::Inquire(slot));
+            if question.asker == NOBODY {
+                actions.push(Action::LoseQuestion(slot));
+            }
             if question.phase == Phase::Look {
                 actions.push(Action::BreakQuestion(slot));
             }
@@ -405,7 +451,13 @@ impl Model for World {
 
     fn next_state(&self, state: &State, action: Action) -> Option<State> {
         let mut next = *state;
-        (self.apply(&mut next, action) && next != *state).then_some(next)
+        if !self.apply(&mut next, action) || next == *state {
+            return None;
+        }
+        if action.is_fault() && state.faults != UNBOUNDED {
+            next.faults = state.faults.checked_sub(1)?;
+        }
+        Some(next)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

@@ -39,7 +39,7 @@ pub enum DestinationEnding {
     Runs,
     /// The guest has not run here and will not.
     Refused,
-    /// The guest is here, paused, and waits for a GO that did not come through this stream.
+    /// The guest may be here, paused, and wait for a GO that did not come through this stream.
     Prepared,
 }
 
@@ -92,6 +92,11 @@ impl Destination {
             // Somebody else brought GO, or nobody listens.
             (Go | AwaitCommit, Outcome::Done, _) => Finished(DestinationEnding::Runs),
             (SendRunning, _, _) => Finished(DestinationEnding::Runs),
+            (Refuse, Outcome::Done, _) => Finished(DestinationEnding::Refused),
+            // The vmrun may be prepared all the same, and one way its source has committed: if it
+            // resolves, the guest runs here.
+            (Refuse, _, Form::OneWay) => Finished(DestinationEnding::Prepared),
+            // A source that was not answered does not commit, so that no GO will come.
             (Refuse, _, _) => Finished(DestinationEnding::Refused),
             // Before the ACK is on its way the source cannot have committed both ways, and one
             // way an unfinished stream must not run: the guest is given up here.
@@ -165,6 +170,21 @@ mod tests {
                     destination.advance(outcome);
                     assert_eq!(destination.step(), Refuse, "{form:?} {step:?} {outcome:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_vmrun_did_not_confirm_is_certain_only_while_the_source_has_not_committed() {
+        for (form, ending) in [
+            (Form::BothWays, DestinationEnding::Refused),
+            (Form::SeparateCommit, DestinationEnding::Refused),
+            (Form::OneWay, DestinationEnding::Prepared),
+        ] {
+            for outcome in [Outcome::Failed, Outcome::Refused] {
+                let mut destination = Destination { form, step: Refuse };
+                destination.advance(outcome);
+                assert_eq!(destination.step(), Finished(ending), "{form:?} {outcome:?}");
             }
         }
     }
