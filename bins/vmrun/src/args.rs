@@ -34,6 +34,9 @@ pub struct Args {
     /// Where the guest's serial console goes: stdio, file:PATH, unix:PATH or null
     #[arg(long, value_name = "CONSOLE", default_value = "null")]
     pub console: String,
+    /// A disk of the guest; once for each
+    #[arg(long = "disk", value_name = vm_machine::DISK_FORM, conflicts_with = "incoming")]
+    pub disks: Vec<String>,
     /// Back the memory with hugetlbfs pages
     #[arg(long, conflicts_with = "incoming")]
     pub hugepages: bool,

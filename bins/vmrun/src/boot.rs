@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use mig_engine::ownership::Ownership;
 use tracing::warn;
-use vm_machine::{Kernel, Machine, MachineConfig};
+use vm_machine::{Kernel, Machine, MachineConfig, VirtioSpec};
 
 use crate::args::Args;
 use crate::guest::{Guest, Inner};
@@ -54,8 +54,18 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
         cpus: args.cpus,
         console: args.console.parse()?,
         hugetlb: args.hugepages,
+        devices: devices(args)?,
     };
     Machine::boot(&config).with_context(|| format!("cannot make the machine of {}", args.name))
+}
+
+/// The virtio devices of the command line.
+fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
+    let mut devices = Vec::new();
+    for (number, disk) in args.disks.iter().enumerate() {
+        devices.push(VirtioSpec::disk(disk, number)?);
+    }
+    Ok(devices)
 }
 
 /// Lets a booted guest run.

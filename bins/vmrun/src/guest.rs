@@ -116,8 +116,18 @@ impl Guest {
         if let Some(Effect::Record(id, decision)) = transition.before {
             self.record(&inner.name, id, decision)?;
         }
+        if transition.after == Some(Effect::Run) {
+            // Two vmruns never write one image, even if both are told that the guest is theirs.
+            inner.machine()?.acquire_disks().map_err(refusal)?;
+        }
         let before = inner.ownership.state();
         inner.ownership.enter(&transition);
+        if let (State::HandedOver(_), Ok(machine)) = (transition.next, inner.machine()) {
+            // From here on the images are the destination's.
+            if let Err(error) = machine.release_disks() {
+                warn!("cannot release the disk images: {error}");
+            }
+        }
         if before != transition.next {
             info!("{before} -> {}", transition.next);
             self.publish(&Event::Ownership(transition.next));

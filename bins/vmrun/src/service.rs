@@ -12,7 +12,7 @@ use vm_control::server::{Answer, ConnectionId, Service};
 use vm_control::{
     Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
-use vm_machine::Machine;
+use vm_machine::{DeviceParam, Machine};
 use vm_state::{MachineDescription, Section};
 
 use crate::guest::{Guest, Inner, Migration, refusal};
@@ -177,6 +177,7 @@ impl Guest {
         let here = vm_machine::Overrides {
             name: Some(inner.name.clone()),
             console: Some(console.parse().map_err(refusal)?),
+            device_params: overrides.device_params.into_iter().map(device_param).collect(),
         };
         let machine = Machine::incoming(&description, &here).map_err(refusal)?;
         let fds = memory_of(&machine)?;
@@ -314,6 +315,10 @@ impl Inner {
             progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
         }
     }
+}
+
+fn device_param((kind, id, name, value): (String, String, String, String)) -> DeviceParam {
+    DeviceParam { kind, id, name, value }
 }
 
 fn memory_of(machine: &Machine) -> Result<Vec<OwnedFd>, Refusal> {

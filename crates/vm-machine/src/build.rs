@@ -6,7 +6,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use units::Bytes;
 use vm_devices::{
-    Console, ConsoleSpec, Device, DeviceDirtyLog, SERIAL_IRQ, Serial, SerialSnapshot,
+    Console, ConsoleSpec, Device, DeviceDirtyLog, SERIAL_IRQ, Serial, SerialSnapshot, VirtioSpec,
 };
 use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,6 +20,7 @@ use crate::machine::{Life, Machine, MachineConfig, Overrides};
 use crate::memory::{Memory, MemoryError};
 use crate::ports::Ports;
 use crate::vcpu::Vcpus;
+use crate::virtio::{self, VirtioDevices};
 use crate::{boot, capacity};
 
 /// What the description calls the serial port.
@@ -41,11 +42,14 @@ pub(crate) fn boot(config: &MachineConfig) -> Result<Machine, MachineError> {
         cpu,
         devices: Vec::new(),
     };
-    let parts = Parts::new(&kvm, description, &config.console)?;
+    let parts = Parts::new(&kvm, description, &config.console, &config.devices)?;
     let tsc_khz = parts.description.cpu.tsc_khz;
     let (memory, vcpus) = (&parts.memory, &parts.vcpus);
-    boot::boot(&config.kernel, &config.cmdline, memory, vcpus, &[], tsc_khz)?;
-    parts.assemble(Life::Whole)
+    let windows = parts.virtio.windows();
+    boot::boot(&config.kernel, &config.cmdline, memory, vcpus, &windows, tsc_khz)?;
+    let machine = parts.assemble(Life::Whole)?;
+    machine.acquire_disks()?;
+    Ok(machine)
 }
 
 pub(crate) fn incoming(
@@ -56,7 +60,9 @@ pub(crate) fn incoming(
     compat::check(&description.cpu, &host_capabilities(&kvm)?)?;
     // How many vCPUs a guest can have is known to `describe_cpu` alone.
     describe_cpu(&kvm, description.vcpus)?;
-    let serial = serial_of(description)?;
+    let mut description = description.clone();
+    virtio::replace(&mut description.devices, &overrides.device_params)?;
+    let (serial, specs) = devices_of(&description)?;
     let console = match &overrides.console {
         Some(console) => console.clone(),
         None => console_of(serial)?,
@@ -67,28 +73,33 @@ pub(crate) fn incoming(
         // Huge pages are set apart, and the kernel says itself when they do not suffice.
         capacity::check(Bytes(needed))?;
     }
-    let mut description = description.clone();
     if let Some(name) = &overrides.name {
         description.name.clone_from(name);
     }
-    Parts::new(&kvm, description, &console)?.assemble(Life::Empty)
+    Parts::new(&kvm, description, &console, &specs)?.assemble(Life::Empty)
 }
 
-/// The serial port of the description, after a look at whether there is anything else.
-fn serial_of(description: &MachineDescription) -> Result<&DeviceDescription, MachineError> {
+/// The serial port and the virtio devices of the description.
+fn devices_of(
+    description: &MachineDescription,
+) -> Result<(&DeviceDescription, Vec<VirtioSpec>), MachineError> {
     let mut serial = None;
+    let mut specs = Vec::new();
     for device in &description.devices {
-        let known = device.kind == SERIAL && device.section_version <= SerialSnapshot::VERSION;
-        if !known || serial.is_some() {
+        let is_serial = device.kind == SERIAL && device.section_version <= SerialSnapshot::VERSION;
+        if is_serial && serial.is_none() {
+            serial = Some(device);
+        } else if let Some(spec) = VirtioSpec::of(device) {
+            specs.push(spec);
+        } else {
             return Err(MachineError::UnknownDevice {
                 kind: device.kind.clone(),
                 id: device.id.clone(),
                 version: device.section_version,
             });
         }
-        serial = Some(device);
     }
-    serial.ok_or(MachineError::MissingDevice(SERIAL))
+    Ok((serial.ok_or(MachineError::MissingDevice(SERIAL))?, specs))
 }
 
 fn console_of(serial: &DeviceDescription) -> Result<ConsoleSpec, MachineError> {
@@ -103,6 +114,7 @@ struct Parts {
     description: MachineDescription,
     vcpus: Vec<VcpuFd>,
     serial: Arc<Serial>,
+    virtio: VirtioDevices,
     dirty: DirtyLog,
     vm: VmFd,
     memory: Memory,
@@ -119,6 +131,7 @@ impl Parts {
         kvm: &Kvm,
         mut description: MachineDescription,
         console: &ConsoleSpec,
+        specs: &[VirtioSpec],
     ) -> Result<Self, MachineError> {
         let memory = Memory::new(&description.memory, description.hugetlb)?;
         let vm = named("KVM_CREATE_VM", kvm.create_vm())?;
@@ -133,7 +146,7 @@ impl Parts {
         };
         named("KVM_CREATE_PIT2", vm.create_pit2(pit))?;
         let log = Arc::new(DeviceDirtyLog::new(memory.regions()));
-        let dirty = DirtyLog::new(&vm, &memory, log)?;
+        let dirty = DirtyLog::new(&vm, &memory, Arc::clone(&log))?;
         let mut vcpus = Vec::new();
         for id in 0..description.vcpus {
             let vcpu = named("KVM_CREATE_VCPU", vm.create_vcpu(id.into()))?;
@@ -148,17 +161,22 @@ impl Parts {
         )?;
         named("KVM_IRQFD", vm.register_irqfd(&interrupt, SERIAL_IRQ))?;
         let serial = Serial::new(interrupt, console);
-        description.devices = vec![serial.describe()];
-        Ok(Self { description, vcpus, serial, dirty, vm, memory })
+        let virtio = VirtioDevices::open(specs, &vm, &memory, &log)?;
+        description.devices = std::iter::once(serial.describe()).chain(virtio.describe()).collect();
+        Ok(Self { description, vcpus, serial, virtio, dirty, vm, memory })
     }
 
     fn assemble(self, life: Life) -> Result<Machine, MachineError> {
         let events = Arc::new(Events::default());
-        let ports =
-            Ports { serial: Arc::clone(&self.serial), memory: self.memory.mapped().clone() };
+        let ports = Ports {
+            serial: Arc::clone(&self.serial),
+            memory: self.memory.mapped().clone(),
+            virtio: self.virtio.clone(),
+        };
         Ok(Machine {
             vcpus: Vcpus::start(self.vcpus, &ports, &events)?,
             serial: self.serial,
+            virtio: self.virtio,
             dirty: self.dirty,
             vm: self.vm,
             memory: self.memory,

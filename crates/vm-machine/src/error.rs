@@ -1,7 +1,7 @@
 //! Why a machine cannot do what it was asked for.
 
 use thiserror::Error;
-use vm_devices::{ConsoleError, DeviceError};
+use vm_devices::{ConsoleError, DeviceError, VirtioError};
 use vm_state::compat::Incompatible;
 use vm_state::{LoadError, SaveError};
 
@@ -38,6 +38,20 @@ pub enum MachineError {
         /// The version of its section.
         version: u16,
     },
+    /// Two devices of one kind have the same name.
+    #[error("there are two devices {0}; give each an id of its own")]
+    SameDevice(String),
+    /// A parameter was to be replaced in a device that the guest has not.
+    #[error("the guest has no {kind} device '{id}' whose parameters could be replaced")]
+    NoSuchDevice {
+        /// What it would be.
+        kind: String,
+        /// Which one.
+        id: String,
+    },
+    /// A virtio device cannot be had.
+    #[error(transparent)]
+    Virtio(#[from] VirtioError),
     /// The arriving guest lacks a device that every machine has.
     #[error("the machine description has no device {0}")]
     MissingDevice(&'static str),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use units::{Bytes, Pages, RegionId};
-use vm_devices::{ConsoleSpec, Device, Serial};
+use vm_devices::{ConsoleSpec, Device, Serial, VirtioSpec};
 use vm_memory::GuestMemoryMmap;
 use vm_state::{MachineDescription, Section, SectionSet};
 
@@ -20,6 +20,7 @@ use crate::events::{Events, MachineEvent};
 use crate::memory::Memory;
 use crate::moment::Moment;
 use crate::vcpu::Vcpus;
+use crate::virtio::VirtioDevices;
 
 /// A machine that begins here.
 #[derive(Clone, Debug)]
@@ -38,6 +39,21 @@ pub struct MachineConfig {
     pub console: ConsoleSpec,
     /// Whether its memory comes from hugetlbfs.
     pub hugetlb: bool,
+    /// Its virtio devices, in the order in which it finds them.
+    pub devices: Vec<VirtioSpec>,
+}
+
+/// A parameter of a device that is another on this host, such as the path of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceParam {
+    /// The kind of the device, as the description has it.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// The parameter.
+    pub name: String,
+    /// Its value here.
+    pub value: String,
 }
 
 /// What a destination says otherwise than the description of a guest that arrives.
@@ -47,6 +63,8 @@ pub struct Overrides {
     pub name: Option<String>,
     /// Where its console goes here.
     pub console: Option<ConsoleSpec>,
+    /// What else is another here.
+    pub device_params: Vec<DeviceParam>,
 }
 
 /// How far a machine is from being able to run.
@@ -68,6 +86,7 @@ pub(crate) enum Life {
 pub struct Machine {
     pub(crate) vcpus: Vcpus,
     pub(crate) serial: Arc<Serial>,
+    pub(crate) virtio: VirtioDevices,
     pub(crate) dirty: DirtyLog,
     pub(crate) vm: VmFd,
     pub(crate) memory: Memory,
@@ -78,7 +97,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine and boots it; it is paused at the first instruction.
+    /// Builds a machine and boots it; it is paused at the first instruction, and its disk images
+    /// are locked.
     ///
     /// # Errors
     /// [`MachineError`] names what is missing.
@@ -135,6 +155,7 @@ impl Machine {
         if self.vcpus.is_running() {
             return Ok(());
         }
+        self.acquire_disks()?;
         self.dirty.before_resume(&self.vm)?;
         if self.resumed_at.is_some() {
             // It was paused here: its kernel must not take the gap for a lock-up of its own.
@@ -143,6 +164,7 @@ impl Machine {
             }
         }
         self.serial.resume();
+        self.virtio.resume();
         self.resumed_at = Some(Moment::now());
         self.vcpus.resume();
         Ok(())
@@ -157,13 +179,35 @@ impl Machine {
     pub fn pause(&mut self) -> Result<Moment, MachineError> {
         let was_running = self.vcpus.is_running();
         let last_instruction = self.vcpus.pause();
-        if let Err(error) = self.serial.quiesce() {
+        if let Err(error) = self.serial.quiesce().and_then(|()| self.virtio.quiesce()) {
             if was_running {
+                self.serial.resume();
+                self.virtio.resume();
                 self.vcpus.resume();
             }
             return Err(error.into());
         }
         Ok(last_instruction)
+    }
+
+    /// Takes the locks of the disk images, which only the one who may run the guest holds;
+    /// [`Self::resume`] does it too. Does nothing if they are held.
+    ///
+    /// # Errors
+    /// [`MachineError::Virtio`] names an image that another guest runs on.
+    pub fn acquire_disks(&self) -> Result<(), MachineError> {
+        Ok(self.virtio.acquire()?)
+    }
+
+    /// Gives the locks of the disk images to whoever runs the guest from now on. The guest must be
+    /// paused, and must not run again before [`Self::acquire_disks`].
+    ///
+    /// # Errors
+    /// [`MachineError::NotPaused`] if it runs.
+    pub fn release_disks(&self) -> Result<(), MachineError> {
+        self.must_be_paused()?;
+        self.virtio.release();
+        Ok(())
     }
 
     /// Whether the vCPUs may run.
@@ -256,6 +300,7 @@ impl Machine {
         let state = save_machine(&self.vm, &vcpus, &self.description.cpu)?;
         let mut sections = state.to_sections()?;
         sections.push(self.serial.save()?);
+        sections.extend(self.virtio.save()?);
         Ok(sections)
     }
 
@@ -278,6 +323,7 @@ impl Machine {
         let mut sections = SectionSet::new(sections)?;
         let state = MachineState::from_sections(&mut sections, self.description.vcpus)?;
         self.serial.load(&mut sections)?;
+        self.virtio.load(&mut sections)?;
         sections.finish()?;
         let stopped = self.vcpus.stopped();
         let vcpus: Vec<&VcpuFd> = stopped.iter().map(|vcpu| &**vcpu).collect();
@@ -289,6 +335,7 @@ impl Machine {
     /// Tells the world outside that the guest is here now; for a destination after its resume.
     pub fn announce(&self) {
         self.serial.announce();
+        self.virtio.announce();
     }
 
     /// Stops all threads and gives everything back, as dropping does.

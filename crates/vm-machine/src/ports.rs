@@ -15,6 +15,8 @@ use std::time::Duration;
 use vm_devices::{PowerPorts, PowerRequest, SERIAL_PORTS, Serial};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::virtio::VirtioDevices;
+
 /// A 32-bit write of microseconds, 10 ms at most, puts the vCPU to sleep for that long or until
 /// the machine is paused. It is how a guest at CPL 3, where HLT is not allowed, gives its
 /// processor back: the built-in guest uses it.
@@ -52,6 +54,7 @@ pub(crate) enum Ask {
 pub(crate) struct Ports {
     pub(crate) serial: Arc<Serial>,
     pub(crate) memory: GuestMemoryMmap,
+    pub(crate) virtio: VirtioDevices,
 }
 
 impl Ports {
@@ -124,6 +127,7 @@ mod tests {
         let ports = Ports {
             serial: Serial::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), console),
             memory,
+            virtio: VirtioDevices::default(),
         };
         use_it(&ports);
         drop(ports);

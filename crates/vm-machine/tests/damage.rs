@@ -91,6 +91,7 @@ fn boot(kernel: Kernel, console: &Path, cmdline: &str, mem: Bytes) -> Result<Mac
         cpus: 1,
         console: ConsoleSpec::File(console.to_owned()),
         hugetlb: false,
+        devices: Vec::new(),
     };
     Machine::boot(&config).map_err(|error| error.to_string())
 }
@@ -169,6 +170,7 @@ fn huge_pages_are_used_or_their_lack_is_named() {
         cpus: 1,
         console: common::console(&console),
         hugetlb: true,
+        devices: Vec::new(),
     };
     let text = Machine::boot(&config(Bytes((32 << 20) + 4096))).err().unwrap().to_string();
     assert!(text.contains("2097152 bytes"), "{text}");

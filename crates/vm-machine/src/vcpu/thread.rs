@@ -105,11 +105,15 @@ impl Thread {
                 self.ports.read(port, data);
                 return After::Nothing;
             }
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.ports.virtio.read(address, data);
                 return After::Nothing;
             }
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.ports.virtio.write(address, data);
+                return After::Nothing;
+            }
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {
                 return After::Nothing;
             }
             Ok(VcpuExit::Intr) => return After::Interrupted,

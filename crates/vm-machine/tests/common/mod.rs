@@ -55,6 +55,7 @@ impl Guest {
             cpus,
             console: console(&path),
             hugetlb: false,
+            devices: Vec::new(),
         })
         .unwrap();
         Self { machine, console: path }
@@ -63,7 +64,7 @@ impl Guest {
     /// A machine that waits for this one, with a console of its own.
     pub fn destination(&self, dir: &Path) -> Self {
         let path = dir.join("console-of-destination");
-        let overrides = Overrides { name: None, console: Some(console(&path)) };
+        let overrides = Overrides { console: Some(console(&path)), ..Overrides::default() };
         let machine = Machine::incoming(&self.machine.describe(), &overrides).unwrap();
         Self { machine, console: path }
     }
