@@ -229,6 +229,12 @@ fn a_cancelled_guest_never_stood_still() {
     for how in ["order", "SIGINT", "SIGTERM"] {
         let host = Host::new();
         let mut a = Guest::boot(&host, "a", &spec(64, "500", 200), &["--mem", "256M"]);
+        let events = host
+            .command("vmctl")
+            .args(["events", "a", "--until", "ended"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let sender = host
             .command("mig-send")
             .args(["-q", "--max-bandwidth", "50M", "a", "exec:mig-recv --quiet --name b"])
@@ -257,6 +263,10 @@ fn a_cancelled_guest_never_stood_still() {
         println!("cancelled by {how}: longest gap inside the guest {} us", longest.max().unwrap());
         assert_one_story(&[&a.console]);
         assert_eq!(host.state("a").as_deref(), Some("running"));
+        host.run("vmctl", &["quit", "a"]).expect(0);
+        let events = finish(events, Instant::now()).stdout;
+        assert!(events.contains("ownership migrating"), "{events}");
+        assert!(!events.contains("paused"), "the guest was stopped: {events}");
     }
 }
 
