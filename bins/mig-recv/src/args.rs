@@ -24,6 +24,9 @@ pub struct Args {
     /// null. Without it, as on the source
     #[arg(long, value_name = "CONSOLE")]
     pub console: Option<String>,
+    /// Where the image of a disk is on this host; without it, where it is on the source
+    #[arg(long = "disk", value_name = "ID=PATH", value_parser = named)]
+    pub disks: Vec<(String, String)>,
     /// Run a saved guest a second time, under a new migration id. If the first copy still runs,
     /// the two share every address and disk
     #[arg(long)]
@@ -58,5 +61,14 @@ Exit status:
 impl cli::Program for Args {
     fn common(&self) -> &cli::Common {
         &self.common
+    }
+}
+
+fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((id, value)) if !id.is_empty() && !value.is_empty() => {
+            Ok((id.to_owned(), value.to_owned()))
+        }
+        _ => Err("write ID=VALUE, with the id that vmrun gave it: disk0, disk1, ...".to_owned()),
     }
 }

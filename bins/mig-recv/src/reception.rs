@@ -13,7 +13,7 @@ use mig_engine::ownership::{Input, Standing};
 use mig_stream::{
     FormatVersion, MemoryDigest, Message, Record, ReturnWriter, StreamDigest, StreamReader,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 use units::MigrationId;
 use vm_control::{ClientError, Overrides, Started};
 use vm_state::MachineDescription;
@@ -188,7 +188,7 @@ impl<'a> Reception<'a> {
     /// Has a vmrun build the machine. It checks that this host can run the guest, and remembers
     /// on disk that it may have run here, before the first page is taken.
     fn receive(&mut self) -> Result<(), Stop> {
-        let overrides = Overrides { name: None, console: self.console()?, device_params: vec![] };
+        let overrides = Overrides { name: None, console: self.console()?, device_params: self.device_params()? };
         let vmrun = self.vmrun.insert(Vmrun::find(self.args, &self.name)?);
         self.name.clone_from(&vmrun.name);
         let memory = match vmrun.client.receive(self.id, self.description.clone(), overrides) {
@@ -198,6 +198,17 @@ impl<'a> Reception<'a> {
         self.received = true;
         self.memory = Some(Incoming::new(memory));
         Ok(())
+    }
+
+    /// What belongs to this host in the guest's devices. Paths are those of this process, not of
+    /// the vmrun, which may have another working directory.
+    fn device_params(&self) -> anyhow::Result<Vec<(String, String, String, String)>> {
+        let disk = |(id, path): &(String, String)| {
+            let path = std::path::absolute(path).with_context(|| format!("no such path: {path}"))?;
+            let path = path.to_str().context("a path that is no UTF-8 text")?.to_owned();
+            Ok(("block".to_owned(), id.clone(), "path".to_owned(), path))
+        };
+        self.args.disks.iter().map(disk).collect()
     }
 
     /// The console of the source, unless it makes no sense here: a terminal stays behind.
@@ -308,13 +319,10 @@ impl<'a> Reception<'a> {
     fn refuse(&mut self, why: Option<&anyhow::Error>) -> Result<(), Stop> {
         let id = self.id;
         let received = self.received;
-        if let Some(vmrun) = &mut self.vmrun
-            && received
-            && let Err(error) = vmrun.client.own(Input::Refuse(id))
-        {
-            // Its connection closes with us, and then it refuses by itself.
-            warn!("{}", cli::one_line(&error.into()));
-        }
+        let confirmed = match &self.vmrun {
+            Some(vmrun) if received => vmrun.client.own(Input::Refuse(id)),
+            _ => Ok(()),
+        };
         if let Some(vmrun) = self.vmrun.take() {
             vmrun.wait_end();
         }
@@ -326,7 +334,8 @@ impl<'a> Reception<'a> {
             };
             let _ = back.send(&message);
         }
-        Ok(())
+        // Its connection closes with us, and then it refuses by itself, if it lives.
+        Ok(confirmed?)
     }
 
     fn leave(self, ending: DestinationEnding, why: Option<anyhow::Error>) -> anyhow::Result<u8> {

@@ -37,6 +37,9 @@ pub struct Args {
     /// A disk of the guest; once for each
     #[arg(long = "disk", value_name = vm_machine::DISK_FORM, conflicts_with = "incoming")]
     pub disks: Vec<String>,
+    /// Give the guest randomness from this host
+    #[arg(long, conflicts_with = "incoming")]
+    pub rng: bool,
     /// Back the memory with hugetlbfs pages
     #[arg(long, conflicts_with = "incoming")]
     pub hugepages: bool,

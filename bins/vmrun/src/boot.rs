@@ -65,6 +65,7 @@ fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
     for (number, disk) in args.disks.iter().enumerate() {
         devices.push(VirtioSpec::disk(disk, number)?);
     }
+    devices.extend(args.rng.then(VirtioSpec::rng));
     Ok(devices)
 }
 

@@ -7,7 +7,7 @@
 //! | `transport` | the registers |
 //! | `device` | registers, rings and worker together, as a [`Device`](crate::Device) |
 //! | `backend` | what a kind of device has to do |
-//! | `block` | the kinds |
+//! | `block`, `rng` | the kinds |
 
 mod backend;
 mod block;
@@ -19,6 +19,7 @@ mod error;
 mod interrupt;
 mod ram;
 mod ring;
+mod rng;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use device::VirtioDevice;
 pub use error::VirtioError;
 pub use ram::GuestRam;
 pub use ring::RingState;
+pub use rng::RngState;
 pub use spec::{VirtioKind, VirtioSpec, VirtioSpecError};
 pub use transport::TransportState;
 pub use window::MmioWindow;

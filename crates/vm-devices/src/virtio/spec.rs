@@ -9,12 +9,15 @@ use vm_state::DeviceDescription;
 use super::backend::Backend;
 use super::block::{self, Block};
 use super::error::VirtioError;
+use super::rng::{self, Rng};
 
 /// The kinds of virtio devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VirtioKind {
     /// A disk.
     Block,
+    /// A source of randomness.
+    Rng,
 }
 
 impl VirtioKind {
@@ -22,18 +25,20 @@ impl VirtioKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Block => "block",
+            Self::Rng => "rng",
         }
     }
 
     /// The kind that a machine description calls so.
     pub fn of(name: &str) -> Option<Self> {
-        [Self::Block].into_iter().find(|kind| kind.name() == name)
+        [Self::Block, Self::Rng].into_iter().find(|kind| kind.name() == name)
     }
 
     /// The name of its section.
     pub(super) const fn section(self) -> &'static str {
         match self {
             Self::Block => block::SECTION,
+            Self::Rng => rng::SECTION,
         }
     }
 
@@ -41,6 +46,7 @@ impl VirtioKind {
     pub const fn section_version(self) -> u16 {
         match self {
             Self::Block => block::VERSION,
+            Self::Rng => rng::VERSION,
         }
     }
 }
@@ -125,6 +131,11 @@ impl VirtioSpec {
         Ok(spec)
     }
 
+    /// The source of randomness; a machine has one at most.
+    pub fn rng() -> Self {
+        Self { kind: VirtioKind::Rng, id: "rng0".to_owned(), params: BTreeMap::new() }
+    }
+
     /// The device of a machine description, if it is a virtio device of a kind and version that
     /// this program has.
     pub fn of(description: &DeviceDescription) -> Option<Self> {
@@ -143,6 +154,7 @@ impl VirtioSpec {
     ) -> Result<Box<dyn Backend>, VirtioError> {
         Ok(match self.kind {
             VirtioKind::Block => Box::new(Block::open(self, params)?),
+            VirtioKind::Rng => Box::new(Rng::open(self)?),
         })
     }
 
