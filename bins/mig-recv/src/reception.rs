@@ -188,7 +188,11 @@ impl<'a> Reception<'a> {
     /// Has a vmrun build the machine. It checks that this host can run the guest, and remembers
     /// on disk that it may have run here, before the first page is taken.
     fn receive(&mut self) -> Result<(), Stop> {
-        let overrides = Overrides { name: None, console: self.console()?, device_params: self.device_params()? };
+        let overrides = Overrides {
+            name: None,
+            console: self.console()?,
+            device_params: self.device_params()?,
+        };
         let vmrun = self.vmrun.insert(Vmrun::find(self.args, &self.name)?);
         self.name.clone_from(&vmrun.name);
         let memory = match vmrun.client.receive(self.id, self.description.clone(), overrides) {
@@ -204,7 +208,8 @@ impl<'a> Reception<'a> {
     /// the vmrun, which may have another working directory.
     fn device_params(&self) -> anyhow::Result<Vec<(String, String, String, String)>> {
         let disk = |(id, path): &(String, String)| {
-            let path = std::path::absolute(path).with_context(|| format!("no such path: {path}"))?;
+            let path =
+                std::path::absolute(path).with_context(|| format!("no such path: {path}"))?;
             let path = path.to_str().context("a path that is no UTF-8 text")?.to_owned();
             Ok(("block".to_owned(), id.clone(), "path".to_owned(), path))
         };

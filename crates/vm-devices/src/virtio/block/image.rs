@@ -20,7 +20,7 @@ use crate::virtio::error::VirtioError;
 pub(super) const DIRECT_BLOCK: u64 = 4096;
 
 /// A piece of zeros, where the file system cannot make them by itself.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// See the module.
 pub(super) struct Image {
