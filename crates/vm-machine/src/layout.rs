@@ -9,6 +9,7 @@
 //! | 0x2_0000 | the command line, up to 64 KiB |
 //! | 0xa_0000 - 0xf_ffff | reserved, as on any PC |
 //! | 0xe_0000 | ACPI tables, RSDP first |
+//! | 0xf_fff0 | code that resets the machine |
 //! | 0x10_0000 | the kernel, where its ELF headers or its bzImage header say |
 //! | below 3 GiB | the initial RAM disk, at the end of memory or of what the kernel reaches |
 //! | 0xc000_0000 - 0xffff_ffff | no memory: devices, local APIC, IOAPIC, KVM's own pages |
@@ -35,7 +36,9 @@ pub const COMMAND_LINE_MAX: usize = 0x1_0000;
 /// The memory that PCs reserve for video and firmware.
 pub const LEGACY_HOLE: std::ops::Range<u64> = 0xa_0000..0x10_0000;
 /// Where the ACPI tables are: in what PCs reserve for firmware, and where kernels look for it.
-pub const ACPI: std::ops::Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI: std::ops::Range<u64> = 0xe_0000..0xf_0000;
+/// Where real mode finds the firmware: FFFF:0000.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where KVM has the IOAPIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Where every vCPU has its local APIC.

@@ -43,7 +43,7 @@ pub enum AcpiError {
     TooManyVcpus(u32),
     /// The tables do not fit the firmware's memory.
     #[error(
-        "the ACPI tables of {devices} devices have {bytes} bytes and do not fit below 1 MiB; use fewer devices"
+        "the ACPI tables of {devices} devices have {bytes} bytes and do not fit the 64 KiB set apart for them; use fewer devices"
     )]
     TooLarge {
         /// How many bytes they have.

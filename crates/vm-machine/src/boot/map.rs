@@ -22,7 +22,7 @@ pub(super) fn of(regions: &[MemoryRegion]) -> Vec<(Range<u64>, Kind)> {
         let (start, end) = (region.base.address(), region.base.address() + region.pages.bytes().0);
         if start == 0 {
             map.push((0..LEGACY_HOLE.start.min(end), Kind::Ram));
-            map.push((ACPI.start..ACPI.end, Kind::Reserved));
+            map.push((ACPI.start..LEGACY_HOLE.end, Kind::Reserved));
             map.push((LEGACY_HOLE.end..end, Kind::Ram));
         } else {
             map.push((start..end, Kind::Ram));

@@ -8,6 +8,7 @@ mod linux;
 mod long_mode;
 mod map;
 mod pvh;
+mod reset_vector;
 
 use std::path::PathBuf;
 
@@ -79,6 +80,7 @@ pub(crate) fn boot(
             })?;
             let entry = elf::load(&name, &mut file, memory.mapped(), size)?;
             let rsdp = acpi::write(memory.mapped(), vcpus.len() as u32, windows)?;
+            reset_vector::write(memory)?;
             pvh::write(memory, command_line, rsdp)?;
             if let Some(first) = vcpus.first() {
                 pvh::set_entry(first, 0, entry)?;
@@ -86,6 +88,7 @@ pub(crate) fn boot(
         }
         Kernel::Linux { image, initrd } => {
             let rsdp = acpi::write(memory.mapped(), vcpus.len() as u32, windows)?;
+            reset_vector::write(memory)?;
             let entry = linux::load(image, initrd.as_deref(), command_line, memory, rsdp)?;
             for (number, vcpu) in (0..).zip(vcpus) {
                 let set = long_mode::set_msrs(vcpu).and_then(|()| match number {
