@@ -61,6 +61,7 @@ prepare() {
     mkdir -p "$LAB_DIR/export" "$LAB_DIR/shared" "$LAB_DIR/logs"
     cp -r "$LAB_CODE" "$LAB_DIR/export/code"
     cp -r "$SSHD_TREE" "$LAB_DIR/export/sshd"
+    cp -r "$GUEST" "$LAB_DIR/export/guest"
     cat >"$LAB_DIR/export/config" <<END
 REPO='$REPO'
 LAB_MTU='$LAB_MTU'

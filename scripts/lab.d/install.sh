@@ -6,6 +6,12 @@
 KERNEL=$CACHE/vmlinuz
 BUSYBOX=$CACHE/busybox
 SSHD_TREE=$CACHE/sshd
+# What guests of the lab are made from: the stock cloud kernel, its modules for virtio, a busybox.
+GUEST=$CACHE/guest
+
+# Those that the cloud kernel has as modules; what is built into it is not missed.
+GUEST_MODULES="virtio virtio_ring virtio_mmio virtio_blk failover net_failover virtio_net
+rng-core virtio-rng virtio_console virtio_balloon"
 
 # In the order in which they are loaded: each after what it needs.
 MODULES="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci netfs fscache
@@ -16,7 +22,7 @@ installed() {
     command -v qemu-system-x86_64 >/dev/null && command -v ssh >/dev/null &&
         command -v ip >/dev/null && [ -x /usr/bin/python3 ] &&
         [ -s "$KERNEL" ] && [ -x "$BUSYBOX" ] && [ -x "$SSHD_TREE/usr/sbin/sshd" ] &&
-        [ -e "$CACHE/complete" ]
+        [ -s "$GUEST/vmlinuz" ] && [ -x "$GUEST/busybox" ] && [ -e "$CACHE/complete" ]
 }
 
 # apt-get, quietly; what it says is shown only when it fails.
@@ -40,23 +46,25 @@ apt_file() {
     ls -t "$CACHE/debs/$1"_*.deb | head -1
 }
 
-# linux-image-amd64 is a name that depends on the current kernel's package.
+# kernel_package NAME: linux-image-amd64 and its like are names that depend on the current package.
 kernel_package() {
     local name
-    name=$(apt-cache depends linux-image-amd64 2>/dev/null |
-        awk '/Depends: linux-image-/ { print $2; exit }')
+    name=$(current_kernel "$1")
     if [ -z "$name" ]; then
         apt update || true
-        name=$(apt-cache depends linux-image-amd64 2>/dev/null |
-            awk '/Depends: linux-image-/ { print $2; exit }')
+        name=$(current_kernel "$1")
     fi
-    [ -n "$name" ] || skip "apt knows no linux-image-amd64"
+    [ -n "$name" ] || skip "apt knows no $1"
     echo "$name"
+}
+
+current_kernel() {
+    apt-cache depends "$1" 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'
 }
 
 unpack_kernel() {
     local deb module file
-    deb=$(apt_file "$(kernel_package)") || exit $?
+    deb=$(apt_file "$(kernel_package linux-image-amd64)") || exit $?
     rm -rf "$CACHE/unpacked" && mkdir "$CACHE/unpacked" && dpkg-deb -x "$deb" "$CACHE/unpacked"
     mkdir -p "$CACHE/modules"
     for module in $MODULES; do
@@ -65,6 +73,20 @@ unpack_kernel() {
         cp "$file" "$CACHE/modules/$module.ko"
     done
     cp "$CACHE"/unpacked/boot/vmlinuz-* "$KERNEL"
+    rm -rf "$CACHE/unpacked"
+}
+
+unpack_guest() {
+    local deb module file
+    deb=$(apt_file "$(kernel_package linux-image-cloud-amd64)") || exit $?
+    rm -rf "$CACHE/unpacked" && mkdir "$CACHE/unpacked" && dpkg-deb -x "$deb" "$CACHE/unpacked"
+    mkdir -p "$GUEST/modules"
+    for module in $GUEST_MODULES; do
+        file=$(find "$CACHE/unpacked" -name "$module.ko" | head -1)
+        [ -z "$file" ] || cp "$file" "$GUEST/modules/"
+    done
+    cp "$BUSYBOX" "$GUEST/busybox"
+    cp "$CACHE"/unpacked/boot/vmlinuz-* "$GUEST/vmlinuz"
     rm -rf "$CACHE/unpacked"
 }
 
@@ -98,6 +120,10 @@ install_packages() {
             deb=$(apt_file $deb) || exit $?
             dpkg-deb -x "$deb" "$SSHD_TREE"
         done
+    fi
+    if [ ! -s "$GUEST/vmlinuz" ]; then
+        say "fetching the guests' kernel (linux-image-cloud-amd64, unpacked into $GUEST)"
+        unpack_guest
     fi
     touch "$CACHE/complete"
 }
