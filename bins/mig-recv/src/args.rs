@@ -27,6 +27,9 @@ pub struct Args {
     /// Where the image of a disk is on this host; without it, where it is on the source
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = named)]
     pub disks: Vec<(String, String)>,
+    /// Which tap of this host a network card uses; without it, one of the same name as on the source
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
+    pub nets: Vec<(String, String)>,
     /// Run a saved guest a second time, under a new migration id. If the first copy still runs,
     /// the two share every address and disk
     #[arg(long)]
@@ -69,6 +72,6 @@ fn named(text: &str) -> Result<(String, String), String> {
         Some((id, value)) if !id.is_empty() && !value.is_empty() => {
             Ok((id.to_owned(), value.to_owned()))
         }
-        _ => Err("write ID=VALUE, with the id that vmrun gave it: disk0, disk1, ...".to_owned()),
+        _ => Err("write ID=VALUE, with the id that vmrun gave it: disk0, net0, ...".to_owned()),
     }
 }

@@ -213,7 +213,10 @@ impl<'a> Reception<'a> {
             let path = path.to_str().context("a path that is no UTF-8 text")?.to_owned();
             Ok(("block".to_owned(), id.clone(), "path".to_owned(), path))
         };
-        self.args.disks.iter().map(disk).collect()
+        let tap = |(id, tap): &(String, String)| {
+            Ok(("net".to_owned(), id.clone(), "tap".to_owned(), tap.clone()))
+        };
+        self.args.disks.iter().map(disk).chain(self.args.nets.iter().map(tap)).collect()
     }
 
     /// The console of the source, unless it makes no sense here: a terminal stays behind.

@@ -37,6 +37,9 @@ pub struct Args {
     /// A disk of the guest; once for each
     #[arg(long = "disk", value_name = vm_machine::DISK_FORM, conflicts_with = "incoming")]
     pub disks: Vec<String>,
+    /// A network card of the guest on a tap of this host; once for each
+    #[arg(long = "net", value_name = vm_machine::NET_FORM, conflicts_with = "incoming")]
+    pub nets: Vec<String>,
     /// Give the guest randomness from this host
     #[arg(long, conflicts_with = "incoming")]
     pub rng: bool,

@@ -65,6 +65,9 @@ fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
     for (number, disk) in args.disks.iter().enumerate() {
         devices.push(VirtioSpec::disk(disk, number)?);
     }
+    for (number, net) in args.nets.iter().enumerate() {
+        devices.push(VirtioSpec::net(net, number)?);
+    }
     devices.extend(args.rng.then(VirtioSpec::rng));
     Ok(devices)
 }

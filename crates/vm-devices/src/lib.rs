@@ -3,7 +3,7 @@
 //! [`Device`] is the contract that every device keeps, so that a guest can be stopped, saved and
 //! moved at any instant. Nothing here names a hypervisor: an interrupt line is an
 //! [`EventFd`](vmm_sys_util::eventfd::EventFd).
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 mod console;
@@ -19,6 +19,6 @@ pub use dirty::DeviceDirtyLog;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
 pub use virtio::{
-    BlockState, GuestRam, MmioWindow, RingState, RngState, TransportState, VirtioDevice,
+    BlockState, GuestRam, MmioWindow, NetState, RingState, RngState, TransportState, VirtioDevice,
     VirtioError, VirtioKind, VirtioSpec, VirtioSpecError,
 };

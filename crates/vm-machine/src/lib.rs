@@ -35,3 +35,6 @@ pub use vm_devices::VirtioSpec;
 
 /// How a disk is written on a command line.
 pub const DISK_FORM: &str = VirtioSpec::DISK_FORM;
+
+/// How a network card is written on a command line.
+pub const NET_FORM: &str = VirtioSpec::NET_FORM;

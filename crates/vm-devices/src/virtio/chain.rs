@@ -41,10 +41,6 @@ impl Buffer {
         self.len
     }
 
-    pub(super) fn parts(&self) -> &[(u64, u32)] {
-        &self.parts
-    }
-
     /// Calls `each` for each piece of guest memory in `offset..offset + len` with its place in
     /// that range.
     fn pieces(

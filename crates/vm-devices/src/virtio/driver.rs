@@ -1,6 +1,7 @@
 //! A driver for tests: it does to a device what a guest's driver does, through registers and rings
 //! in memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_state::{MemoryRegion, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backend::Backend;
 use super::device::VirtioDevice;
 use super::ram::GuestRam;
 use super::spec::VirtioSpec;
@@ -66,6 +68,22 @@ impl Driver {
     /// A stopped device that no driver has touched. `marking` is whether what it writes gets into
     /// the log that the test sees.
     pub(super) fn cold(spec: &VirtioSpec, marking: bool) -> Self {
+        let mut params = spec.params.clone();
+        let backend = spec.open(&mut params).unwrap();
+        Self::with(backend, spec, params, marking)
+    }
+
+    /// The same over a backend that the test has made.
+    pub(super) fn over(backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
+        Self::with(backend, spec, spec.params.clone(), true)
+    }
+
+    fn with(
+        backend: Box<dyn Backend>,
+        spec: &VirtioSpec,
+        params: BTreeMap<String, String>,
+        marking: bool,
+    ) -> Self {
         let memory =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), (PAGES * 4096) as usize)]).unwrap();
         let log = Arc::new(DeviceDirtyLog::new(&regions()));
@@ -76,7 +94,8 @@ impl Driver {
         };
         let ram = GuestRam::new(memory.clone(), &regions(), devices_log);
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let device = VirtioDevice::open(spec, 0, ram, line.try_clone().unwrap()).unwrap();
+        let interrupt = line.try_clone().unwrap();
+        let device = VirtioDevice::with_backend(backend, spec, params, 0, ram, interrupt).unwrap();
         let queues = vec![Progress::default(); device.kicks().len()];
         let next_buffer = BUFFERS;
         Self { device, memory, log, line, size: 16, features: 0, queues, next_buffer }
@@ -236,9 +255,17 @@ impl Driver {
 
     /// Stops the device and hands its state and its memory to another; the destination is stopped.
     pub(super) fn move_to(&self, spec: &VirtioSpec) -> Self {
+        self.hand_over(Self::cold(spec, true))
+    }
+
+    /// The same, to a backend that the test has made.
+    pub(super) fn move_over(&self, backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
+        self.hand_over(Self::over(backend, spec))
+    }
+
+    fn hand_over(&self, mut there: Self) -> Self {
         self.device.quiesce().unwrap();
         let section = self.device.save().unwrap();
-        let mut there = Self::cold(spec, true);
         let all = self.bytes(0, (PAGES * 4096) as u32);
         there.memory.write_slice(&all, GuestAddress(0)).unwrap();
         there.load(section);

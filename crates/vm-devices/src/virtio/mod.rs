@@ -7,7 +7,7 @@
 //! | `transport` | the registers |
 //! | `device` | registers, rings and worker together, as a [`Device`](crate::Device) |
 //! | `backend` | what a kind of device has to do |
-//! | `block`, `rng` | the kinds |
+//! | `block`, `rng`, `net` with `tap` | the kinds |
 
 mod backend;
 mod block;
@@ -17,10 +17,12 @@ mod device;
 mod driver;
 mod error;
 mod interrupt;
+mod net;
 mod ram;
 mod ring;
 mod rng;
 mod spec;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -29,6 +31,7 @@ mod window;
 pub use block::BlockState;
 pub use device::VirtioDevice;
 pub use error::VirtioError;
+pub use net::NetState;
 pub use ram::GuestRam;
 pub use ring::RingState;
 pub use rng::RngState;

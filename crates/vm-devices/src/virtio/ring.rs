@@ -1,9 +1,11 @@
 //! A split virtqueue: requests out of it, answers into it, and its saved state.
 
 use std::ops::Deref;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vm_state::PayloadError;
 
 use super::chain::{Chain, Malformed};
@@ -12,6 +14,10 @@ use super::ram::GuestRam;
 /// Bytes of the used ring before its first element, and of an element (VIRTIO 1.2, 2.7.8).
 const USED_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
+const USED_INDEX: u64 = 2;
+/// The same of the available ring (VIRTIO 1.2, 2.7.6).
+const AVAILABLE_HEADER: u64 = 4;
+const AVAILABLE_ELEMENT: u64 = 2;
 
 /// A queue by its registers and how far both rings were used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,12 +42,15 @@ pub struct RingState {
 
 pub(super) struct Ring {
     queue: Queue,
+    /// Elements of the used ring since the driver's wish for an interrupt was looked at.
+    unannounced: u16,
 }
 
 impl Ring {
     /// A queue that no driver has set up, of `max_size` elements at most.
     pub(super) fn new(max_size: u16) -> Self {
-        Self { queue: Queue::new(max_size).expect("queue sizes are powers of two") }
+        let queue = Queue::new(max_size).expect("queue sizes are powers of two");
+        Self { queue, unannounced: 0 }
     }
 
     pub(super) fn registers(&mut self) -> &mut Queue {
@@ -81,18 +90,49 @@ impl Ring {
         head: u16,
         written: u32,
     ) -> Result<(), Malformed> {
-        let used = self.queue.used_ring();
-        let place = u64::from(self.queue.next_used() % self.queue.size());
-        let done = self.queue.add_used(ram.memory(), head, written);
-        ram.mark(used, USED_HEADER);
-        ram.mark(used.saturating_add(USED_HEADER + place * USED_ELEMENT), USED_ELEMENT);
-        done.map_err(|_| Malformed::Ring)
+        self.complete_all(ram, &[(head, written)])
     }
 
-    /// Whether the driver wants to be interrupted for what was completed since the last call.
+    /// The same for several requests, of which the driver sees all or none: it must not find the
+    /// first buffer of a frame without the others (VIRTIO 1.2, 5.1.6.4).
+    pub(super) fn complete_all(
+        &mut self,
+        ram: &GuestRam,
+        done: &[(u16, u32)],
+    ) -> Result<(), Malformed> {
+        let used = self.queue.used_ring();
+        let mut next = self.queue.next_used();
+        for &(head, written) in done {
+            let place = USED_HEADER + u64::from(next % self.queue.size()) * USED_ELEMENT;
+            let address = used.checked_add(place).ok_or(Malformed::Ring)?;
+            let element = u64::from(head) | u64::from(written) << 32;
+            ram.write(address, &element.to_le_bytes()).map_err(|_| Malformed::Ring)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        self.unannounced = self.unannounced.wrapping_add(done.len() as u16);
+        let index = GuestAddress(used.checked_add(USED_INDEX).ok_or(Malformed::Ring)?);
+        // Release: a driver that sees the index sees the elements and what they stand for.
+        let stored = ram.memory().store(next.to_le(), index, Ordering::Release);
+        ram.mark(used, USED_HEADER);
+        stored.map_err(|_| Malformed::Ring)
+    }
+
+    /// Whether the driver wants to be interrupted for what was completed since the last call: if
+    /// used_event lies among it (VIRTIO 1.2, 2.7.10), or always where there is no such thing.
     pub(super) fn must_interrupt(&mut self, ram: &GuestRam) -> bool {
+        let completed = std::mem::take(&mut self.unannounced);
+        if !self.queue.event_idx_enabled() {
+            return true;
+        }
+        // The elements are visible before the wish is read, or both sides could wait.
+        fence(Ordering::SeqCst);
+        let place = AVAILABLE_HEADER + AVAILABLE_ELEMENT * u64::from(self.queue.size());
+        let address = GuestAddress(self.queue.avail_ring().saturating_add(place));
         // A ring that cannot be read is found by the next `pop`.
-        self.queue.needs_notification(ram.memory()).unwrap_or(true)
+        let Ok(wish) = ram.memory().load::<u16>(address, Ordering::Relaxed) else { return true };
+        let behind = self.queue.next_used().wrapping_sub(u16::from_le(wish)).wrapping_sub(1);
+        behind < completed
     }
 
     /// Asks the driver to kick us, and says whether there is a request already.
@@ -147,7 +187,7 @@ impl Ring {
             field: "rings",
             problem: format!("has a queue that no driver can set up: {error}"),
         })?;
-        Ok(Self { queue })
+        Ok(Self { queue, unannounced: 0 })
     }
 }
 

@@ -9,6 +9,7 @@ use vm_state::DeviceDescription;
 use super::backend::Backend;
 use super::block::{self, Block};
 use super::error::VirtioError;
+use super::net::{self, Net};
 use super::rng::{self, Rng};
 
 /// The kinds of virtio devices.
@@ -18,6 +19,8 @@ pub enum VirtioKind {
     Block,
     /// A source of randomness.
     Rng,
+    /// A network card.
+    Net,
 }
 
 impl VirtioKind {
@@ -26,12 +29,13 @@ impl VirtioKind {
         match self {
             Self::Block => "block",
             Self::Rng => "rng",
+            Self::Net => "net",
         }
     }
 
     /// The kind that a machine description calls so.
     pub fn of(name: &str) -> Option<Self> {
-        [Self::Block, Self::Rng].into_iter().find(|kind| kind.name() == name)
+        [Self::Block, Self::Rng, Self::Net].into_iter().find(|kind| kind.name() == name)
     }
 
     /// The name of its section.
@@ -39,6 +43,7 @@ impl VirtioKind {
         match self {
             Self::Block => block::SECTION,
             Self::Rng => rng::SECTION,
+            Self::Net => net::SECTION,
         }
     }
 
@@ -47,6 +52,7 @@ impl VirtioKind {
         match self {
             Self::Block => block::VERSION,
             Self::Rng => rng::VERSION,
+            Self::Net => net::VERSION,
         }
     }
 }
@@ -131,6 +137,35 @@ impl VirtioSpec {
         Ok(spec)
     }
 
+    /// How a network card is written.
+    pub const NET_FORM: &'static str = "tap=NAME[,mac=MAC][,id=NAME]";
+
+    /// The network card that a command line names by `tap=NAME[,mac=MAC][,id=NAME]`; without an id
+    /// it is called net and its `number`, without an address it gets one of its own.
+    ///
+    /// # Errors
+    /// [`VirtioSpecError`] for anything else.
+    pub fn net(text: &str, number: usize) -> Result<Self, VirtioSpecError> {
+        let wrong = || VirtioSpecError::Form {
+            text: text.to_owned(),
+            kind: "network card",
+            form: Self::NET_FORM,
+        };
+        let mut spec =
+            Self { kind: VirtioKind::Net, id: format!("net{number}"), params: BTreeMap::new() };
+        for option in text.split(',') {
+            match option.split_once('=').ok_or_else(wrong)? {
+                (_, "") => return Err(wrong()),
+                ("id", id) => spec.id = id.to_owned(),
+                (name @ ("tap" | "mac"), value) => {
+                    spec.params.insert(name.to_owned(), value.to_owned());
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        if spec.params.contains_key("tap") { Ok(spec) } else { Err(wrong()) }
+    }
+
     /// The source of randomness; a machine has one at most.
     pub fn rng() -> Self {
         Self { kind: VirtioKind::Rng, id: "rng0".to_owned(), params: BTreeMap::new() }
@@ -155,6 +190,7 @@ impl VirtioSpec {
         Ok(match self.kind {
             VirtioKind::Block => Box::new(Block::open(self, params)?),
             VirtioKind::Rng => Box::new(Rng::open(self)?),
+            VirtioKind::Net => Box::new(Net::open(self, params)?),
         })
     }
 
@@ -209,6 +245,16 @@ mod tests {
         assert!(disk.flag("ro").unwrap() && !disk.flag("direct").unwrap());
         assert_eq!(disk.param("serial").unwrap(), "abc");
         assert_eq!(VirtioSpec::disk("/a,id=root", 0).unwrap().id, "root");
+    }
+
+    #[test]
+    fn a_network_card_needs_a_tap() {
+        let net = VirtioSpec::net("tap=tap0,mac=52:54:00:12:34:56", 2).unwrap();
+        assert_eq!((net.to_string().as_str(), net.param("tap").unwrap()), ("net net2", "tap0"));
+        for text in ["", "tap0", "tap=", "mac=52:54:00:12:34:56", "tap=a,speed=1"] {
+            let error = VirtioSpec::net(text, 0).unwrap_err().to_string();
+            assert!(error.contains("tap=NAME"), "{error}");
+        }
     }
 
     #[test]
