@@ -79,7 +79,6 @@ start_host() {
     case $host in hosta) number=1 ;; *) number=2 ;; esac
     mkdir -p "$LAB_DIR/$host/own"
     rm -f "$LAB_DIR/$host/own/up" "$LAB_DIR/$host/ssh"
-    date +%s >"$LAB_DIR/export/now"
     local share=security_model=none,multidevs=remap
     local machine=(
         qemu-system-x86_64 -name "$host" -nodefaults -display none -no-reboot
@@ -115,7 +114,9 @@ on() {
 wait_host() {
     local host=$1 until=$((SECONDS + LAB_TIMEOUT))
     until [ -e "$LAB_DIR/$host/own/up" ]; do
-        host_pid "$host" >/dev/null || die "$host ended while booting: $(why "$host")"
+        # By its number alone: it may not have become QEMU yet.
+        kill -0 "$(cat "$LAB_DIR/$host/pid")" 2>/dev/null ||
+            die "$host ended while booting: $(why "$host")"
         [ $SECONDS -lt $until ] || die "$host is not up after $LAB_TIMEOUT s: $(why "$host")"
         sleep 0.1
     done
