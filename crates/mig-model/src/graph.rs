@@ -60,7 +60,7 @@ pub fn explore(world: &World) -> Findings {
 }
 
 /// Sixty-four bits for each moment in place of the moment itself: with the millions that there are,
-/// two alike are a matter of one in ten million checks.
+/// two alike are a matter of less than one check in ten million.
 fn fingerprint(state: &State) -> u64 {
     let mut hasher = DefaultHasher::new();
     state.hash(&mut hasher);

@@ -58,6 +58,7 @@ impl World {
                 }
                 self.refused(state, number)
             }
+            Reply::Prepared if self.is(Mutation::QuestionIsNotGo) => Phase::Look,
             Reply::Prepared => {
                 let request = Request::Own(Input::Go(id));
                 match live.map(|vm| self.serve(state, vm, NOBODY, request)) {

@@ -1,4 +1,93 @@
-//! The model check of the handover.
+//! The model check of the handover: never two, never lost.
+//!
+//! Two searches go through every moment that a migration can come to, within bounds, and look at
+//! each. What decides in them is the code that runs in production, not a description of it:
+//! [`Ownership`] of the source's and of the destination's vmruns, [`Source`] and [`Destination`]
+//! of mig-send and mig-recv, and [`resolve::reply`]. Only the wiring around those is written anew
+//! here, as small as it can be: [`state`] is what one moment consists of, and each other module
+//! stands for the driver that its first line names. A change of a driver that changes *what is
+//! safe* belongs here too.
+//!
+//! No program depends on this crate. `cargo test -p mig-model -- --nocapture` runs it and prints
+//! what was looked at.
+//!
+//! # What may happen
+//! - A message, a question or an answer is late, or lost with all that follows it; a tool gives up
+//!   waiting at any moment, on the other side or on its own vmrun, which then serves the request
+//!   later. A question breaks off in the middle. Nothing is reordered within a tunnel. The same
+//!   one-way stream is delivered twice, the second time whenever it pleases.
+//! - `kill -9` of mig-send, of mig-recv, of a resolver, of the mig-recv that answers a question, of
+//!   each vmrun; power loss of each host: also between a record and the state that it allows, and
+//!   between the moment when others see a record and the moment when it is on the disk. What is
+//!   recorded "later" may never be. A new mig-recv starts a new vmrun at the same socket.
+//! - The operator cancels, resumes, ends a guest, resolves (again and again, twice at once), starts
+//!   a second migration of the same guest, beside the first or after it.
+//! - The go-timeout comes at any moment at which the guest is prepared. Checks of the destination
+//!   fail before its ACK.
+//!
+//! # What of the wiring matters for safety, and is therefore modelled
+//! - vmrun writes a record before it enters the state, with its lock held, and the first record of
+//!   a migration wins.
+//! - `Begin` belongs to one connection. When that goes, a guest that was not committed runs on; a
+//!   guest that is not complete is refused when its mig-recv goes. Requests that a dead tool sent
+//!   are served before its end is noticed.
+//! - A commit is refused unless the state was saved on that connection and the guest has not run
+//!   since; the operator's resume does nothing in the blackout.
+//! - mig-send sees a cancel before it asks for the commit or not at all.
+//! - A question is GO, so that only a source that was found handed-over asks; every question comes
+//!   by a tunnel of its own, and may arrive after a later one.
+//! - A mig-recv repeats a refusal that it read only when it is on the disk, and "I could not read
+//!   your question" is no refusal.
+//!
+//! # What is checked
+//! In every moment: see [`properties`]. Of the whole graph ([`graph`]): there is no circle but by
+//! the operator's asking again, so every run ends; and from every moment a good end can be reached
+//! by nothing but what goes on by itself and `--resolve`. A good end is one vmrun that runs the
+//! guest and no other copy; or the guest ended where it ran; or, if the one process that knew is
+//! dead, a source that is handed-over and says so.
+//!
+//! That the check can fail is tested as well: [`mutation`] has the mistakes, and each is found by
+//! the property that is there for it.
+//!
+//! # Bounds
+//! One guest, one or two migrations of it, two waiting vmruns on one other host, two questions on
+//! their way. "Faults" are failures, timeouts, losses and cancels.
+//!
+//! | migrations | resolvers | crashes | ends by the operator | faults | moments | steps | depth |
+//! | --- | --- | --- | --- | --- | --- | --- | --- |
+//! | both ways, cuts spelled out | 1 | 0 | 0 | any | 78,478 | 641,134 | 40 |
+//! | both ways | 1 | 1 | 1 | any | 826,890 | 7,191,004 | 41 |
+//! | both ways | 1 | 2 | 0 | 2 | 591,352 | 3,632,707 | 43 |
+//! | both ways | 2 | 0 | 0 | any | 394,740 | 3,293,156 | 44 |
+//! | separate commit | 1 | 1 | 1 | any | 553,731 | 4,552,514 | 39 |
+//! | one way, delivered twice | 1 | 0 | 0 | any | 531,870 | 4,045,945 | 37 |
+//! | one way, delivered twice | 1 | 1 | 0 | 1 | 236,419 | 1,020,160 | 36 |
+//! | one way | 2 | 1 | 1 | 1 | 758,406 | 3,821,757 | 35 |
+//! | both ways, and both ways at once | 1 | 0 | 0 | 1 | 771,032 | 3,152,139 | 63 |
+//! | both ways, then separate commit | 1 | 0 | 0 | 1 | 181,610 | 706,317 | 60 |
+//! | one way, then both ways | 1 | 0 | 0 | 1 | 203,078 | 796,186 | 55 |
+//!
+//! Moments that nobody can tell apart are one: what is only written is written at once, a cut
+//! tunnel is a reader that gives up waiting (the first row has both, and finds the same), and the
+//! end of a connection that vmrun would do nothing about is not waited for.
+//!
+//! # What is not modelled
+//! - Pages and sections: that they arrive whole is a matter of the stream's checks. A stream that
+//!   breaks off anywhere before `End` is one case here.
+//! - Force: `quit --force` and `--resolve --force` may lose or double a guest; that is what they
+//!   say. So does `vmctl commit` on a terminal, which is the operator's own GO.
+//! - A source that boots the guest again from its disk after a crash: it has no memory of a
+//!   handover, and that guest is another one.
+//! - Disks that fail, and state directories that are not the same for all tools of a host: a
+//!   resolve must see the records that the reception wrote.
+//! - The same stream restored on two hosts: a host knows its own records only.
+//! - The operator's pause (a guest that is paused stays so, on either side), and what a guest does
+//!   to itself (power off, reset).
+//!
+//! [`Ownership`]: mig_engine::ownership::Ownership
+//! [`Source`]: mig_engine::handover::Source
+//! [`Destination`]: mig_engine::handover::Destination
+//! [`resolve::reply`]: mig_engine::handover::resolve::reply
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

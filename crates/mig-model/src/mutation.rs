@@ -10,8 +10,9 @@ pub enum Mutation {
     UnknownIsRefusedUnrecorded,
     /// The operator's resume does not look at the ownership.
     ResumeIgnoresOwnership,
-    /// The operator's resume lets the guest run on in the blackout.
-    ResumeIgnoresBlackout,
+    /// The operator's resume lets the guest run on in the blackout, and the commit does not ask
+    /// whether it ran since its state was saved. Each alone does no harm.
+    CommitsAfterResume,
     /// A refusal takes effect first and is recorded some time later.
     RefusalRecordedAfter,
     /// mig-send writes GO and commits then.
@@ -26,12 +27,11 @@ pub enum Mutation {
     GoAfterRefusal,
     /// "May have run" is answered as "refused".
     MayHaveRunIsRefused,
-    /// A vmrun that was released answers a late commit as if it were handed-over.
+    /// Any client that goes away releases the guest, and a vmrun that was released answers a commit
+    /// as if it were handed-over. Each alone does no harm.
     ReleasedAnswersCommit,
     /// A source whose client goes away after the commit runs on.
     ClientGoneAfterCommit,
-    /// The commit does not ask whether the state was saved, and `Begin` binds no connection.
-    CommitUnbound,
     /// One way, the commit comes after `End`.
     EndBeforeCommit,
     /// The destination runs a one-way stream whose `End` never came.
@@ -48,6 +48,8 @@ pub enum Mutation {
     OperatorsGo,
     /// The source's vmrun does not take the guest back.
     IgnoresTakeBack,
+    /// A question about a prepared guest is not GO: it waits until the guest runs.
+    QuestionIsNotGo,
     /// A guest whose sender goes away before the commit is not released.
     ForgetsClient,
 }

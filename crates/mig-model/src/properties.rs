@@ -28,6 +28,12 @@ pub const NEVER: &str = "status 1 of mig-recv is true";
 /// A refusal is on the disk before it leaves the host.
 pub const RECORDED: &str = "a refusal is recorded before it is said";
 
+/// The guest runs at the destination and the source has ended: if this never came about, the others
+/// would say little.
+pub const MOVES: &str = "the guest moves";
+/// The source runs on after a refusal that was resolved.
+pub const RETURNS: &str = "a guest that was handed over comes back";
+
 /// All of them, for the checker.
 pub fn all() -> Vec<Property<World>> {
     vec![
@@ -47,6 +53,14 @@ pub fn all() -> Vec<Property<World>> {
         Property::always(RUNS, |_, state| keeps(state, Rule::RunsMeansRuns)),
         Property::always(NEVER, |_, state| keeps(state, Rule::RefusedMeansNever)),
         Property::always(RECORDED, |_, state| keeps(state, Rule::RecordedBeforeSaid)),
+        Property::sometimes(MOVES, |_, state: &State| {
+            state.vms[SOURCE].ownership.state() == Owner::Finished
+                && state.vms[1].running
+                && is_settled(state)
+        }),
+        Property::sometimes(RETURNS, |_, state: &State| {
+            state.vms[SOURCE].running && state.ghost.committed[0] && is_settled(state)
+        }),
     ]
 }
 

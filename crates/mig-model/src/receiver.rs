@@ -1,11 +1,12 @@
 //! mig-recv around its machine: `bins/mig-recv/src/reception.rs`.
 
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
-use mig_engine::ownership::{Decision, Input, Standing};
+use mig_engine::ownership::{Decision, Input, Ownership, Standing};
 
 use crate::mutation::Mutation;
 use crate::state::{
-    ASKERS, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, State, id_of, vm_of,
+    ASKERS, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, State, Vm, id_of,
+    vm_of,
 };
 use crate::vmrun::Served;
 use crate::world::World;
@@ -17,13 +18,17 @@ impl World {
         if self.bounds.twice { 0 } else { reception as u8 }
     }
 
-    /// A mig-recv has read the header.
+    /// A mig-recv has read the header. It starts a vmrun for the guest, if none lives that waits.
     pub fn start_reception(&self, state: &mut State, reception: usize) -> bool {
         if state.forward[reception].queue[0] != Some(Forward::Header) {
             return false;
         }
         state.forward[reception].read();
         let number = self.number_of_stream(reception);
+        let vm = vm_of(ASKERS + reception);
+        if !state.is_alive(vm) {
+            state.vms[vm] = Vm::new(Ownership::incoming());
+        }
         state.connections[ASKERS + reception] = Connection { line: Line::Open, pending: [None; 2] };
         state.receptions[reception] = Some(Reception {
             machine: Destination::new(self.form(number)),

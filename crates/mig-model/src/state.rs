@@ -65,6 +65,21 @@ pub struct Vm {
     pub later: Option<(u8, Decision)>,
 }
 
+impl Vm {
+    /// A vmrun that has just started.
+    pub const fn new(ownership: Ownership) -> Self {
+        Self {
+            life: Life::Alive,
+            ownership,
+            running: ownership.may_run(),
+            leaving: None,
+            receiver: None,
+            busy: None,
+            later: None,
+        }
+    }
+}
+
 /// See `Migration` in `bins/vmrun/src/guest.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leaving {
@@ -350,17 +365,12 @@ pub struct State {
 impl State {
     /// A guest that runs at the source, and two vmruns that wait on another host.
     pub fn initial(crashes: u8, quits: u8, faults: u8) -> Self {
-        let vm = |ownership: Ownership| Vm {
-            life: Life::Alive,
-            ownership,
-            running: ownership.may_run(),
-            leaving: None,
-            receiver: None,
-            busy: None,
-            later: None,
-        };
         Self {
-            vms: [vm(Ownership::booted()), vm(Ownership::incoming()), vm(Ownership::incoming())],
+            vms: [
+                Vm::new(Ownership::booted()),
+                Vm::new(Ownership::incoming()),
+                Vm::new(Ownership::incoming()),
+            ],
             connections: [Connection::IDLE; TOOLS],
             askers: [None; ASKERS],
             receptions: [None; 2],

@@ -49,7 +49,7 @@ impl World {
                 if owner == Owner::Owned && self.is(Mutation::ReleasedAnswersCommit) {
                     return Served::Done;
                 }
-                let bound = self.is(Mutation::CommitUnbound)
+                let bound = self.is(Mutation::CommitsAfterResume)
                     || mine(&state.vms[vm].leaving)
                         && state.vms[vm].leaving.is_some_and(|it| it.saved);
                 if matches!(owner, Owner::Migrating(_)) && !bound {
@@ -195,7 +195,7 @@ impl World {
             || self.is(Mutation::ResumeIgnoresOwnership)
                 && matches!(here.ownership.state(), Owner::HandedOver(_));
         let blackout = here.leaving.is_some_and(|it| it.paused) && here.ownership.may_run();
-        if !may || blackout && !self.is(Mutation::ResumeIgnoresBlackout) {
+        if !may || blackout && !self.is(Mutation::CommitsAfterResume) {
             return;
         }
         if let Owner::Migrating(id) | Owner::HandedOver(id) = here.ownership.state() {
@@ -206,10 +206,12 @@ impl World {
     /// vmrun notices that a connection is gone.
     pub fn closed(&self, state: &mut State, vm: usize, client: u8) {
         match state.vms[vm].ownership.state() {
-            Owner::Migrating(id) if state.vms[vm].leaving.is_some_and(|it| it.client == client) => {
-                if !self.is(Mutation::ForgetsClient) {
-                    self.serve(state, vm, client, Request::Own(Input::Release(id)));
-                }
+            Owner::Migrating(_) if self.is(Mutation::ForgetsClient) => {}
+            Owner::Migrating(id)
+                if state.vms[vm].leaving.is_some_and(|it| it.client == client)
+                    || self.is(Mutation::ReleasedAnswersCommit) =>
+            {
+                self.serve(state, vm, client, Request::Own(Input::Release(id)));
             }
             Owner::HandedOver(id) if self.is(Mutation::ClientGoneAfterCommit) => {
                 self.serve(state, vm, client, Request::Own(Input::TakeBack(id)));

@@ -15,8 +15,6 @@ use crate::vmrun::Served;
 /// How much of the world is looked at. Delays are not bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// What the operator calls it.
-    pub name: &'static str,
     /// The senders that may be started, in any order and at once: the form of each one's
     /// migration.
     pub forms: [Option<Form>; 2],
@@ -228,7 +226,8 @@ impl World {
         let matters = leaving && matches!(vm.ownership.state(), Owner::Migrating(_))
             || vm.receiver == Some(client) && matches!(vm.ownership.state(), Owner::Receiving(_))
             || state.connections[tool].pending[0].is_some()
-            || leaving && self.is(Mutation::ClientGoneAfterCommit);
+            || leaving && self.is(Mutation::ClientGoneAfterCommit)
+            || self.is(Mutation::ReleasedAnswersCommit);
         state.connections[tool].line = match state.is_alive(vm_of(tool)) && matters {
             true => Line::Gone,
             false => Line::Idle,

@@ -1,69 +1,107 @@
-use mig_engine::handover::Form;
+//! The handover as it is, within bounds: no rule is broken in any moment, every run ends, and from
+//! every moment the pair can come to rest well.
+
+use std::time::Instant;
+
+use mig_engine::handover::Form::{self, BothWays, OneWay, SeparateCommit};
 use mig_model::graph;
-use mig_model::world::{Bounds, World};
+use mig_model::world::{Bounds, UNBOUNDED, World};
 use stateright::{Checker, Model};
 
-fn check(bounds: Bounds) {
+const ALONE: Bounds = Bounds {
+    forms: [Some(BothWays), None],
+    at_once: false,
+    twice: false,
+    resolvers: 1,
+    crashes: 0,
+    quits: 0,
+    cuts: false,
+    faults: UNBOUNDED,
+};
+
+const fn alone(form: Form) -> Bounds {
+    Bounds { forms: [Some(form), None], ..ALONE }
+}
+
+const fn two(first: Form, second: Form) -> Bounds {
+    Bounds { forms: [Some(first), Some(second)], ..ALONE }
+}
+
+fn holds(bounds: Bounds) {
     let world = World::new(bounds);
-    let t = std::time::Instant::now();
-    let checker = world.checker().threads(2).spawn_bfs().join();
-    println!(
-        "{}: {} unique, depth {}, {:?}",
-        bounds.name,
-        checker.unique_state_count(),
-        checker.max_depth(),
-        t.elapsed()
-    );
-    for (name, path) in checker.discoveries() {
-        println!("== {name}");
-        println!("{:?}", path.last_state());
-        for a in path.into_actions() {
-            println!("   {a:?}");
-        }
-    }
-    let t = std::time::Instant::now();
-    if std::env::var("NOG").is_ok() {
-        return;
-    }
+    let started = Instant::now();
+    let checker = world.checker().spawn_bfs().join();
     let found = graph::explore(&world);
     println!(
-        "{} {} {} stuck {} circular {} {:?}",
-        found.states,
+        "{bounds:?}: {} moments, {} steps, depth {}, {} good ends, {:.1} s",
+        checker.unique_state_count(),
         found.steps,
+        checker.max_depth(),
         found.settled,
-        found.stuck_states,
-        found.circular,
-        t.elapsed()
+        started.elapsed().as_secs_f32()
     );
+    checker.assert_properties();
+    assert_eq!(checker.unique_state_count(), found.states, "the two searches disagree");
+    assert_eq!(found.circular, 0, "a run need not end");
     if let Some((actions, state)) = found.stuck {
-        println!("{state:#?}");
-        for a in actions {
-            println!("   {a:?}");
-        }
+        panic!(
+            "{} moments have no good end; the first: {actions:?}\n{state:#?}",
+            found.stuck_states
+        );
     }
 }
 
 #[test]
-fn probe() {
-    let v: Vec<u8> = std::env::var("B")
-        .unwrap_or("0,0,1,0,0".into())
-        .split(',')
-        .map(|x| x.parse().unwrap())
-        .collect();
-    let form = |x| match x {
-        0 => None,
-        1 => Some(Form::BothWays),
-        2 => Some(Form::SeparateCommit),
-        _ => Some(Form::OneWay),
-    };
-    check(Bounds {
-        name: "probe",
-        forms: [form(v[0]), form(v[1])],
-        twice: v[2] == 1,
-        resolvers: v[3] as usize,
-        crashes: v[4],
-        quits: v[5],
-        faults: v[6],
-        cuts: v[7] == 1, at_once: v[8] == 1,
-    });
+fn both_ways_with_tunnels_that_break_anywhere() {
+    holds(Bounds { cuts: true, ..alone(BothWays) });
+}
+
+#[test]
+fn both_ways_with_a_crash_anywhere_and_a_guest_that_is_ended() {
+    holds(Bounds { crashes: 1, quits: 1, ..alone(BothWays) });
+}
+
+#[test]
+fn both_ways_with_two_crashes() {
+    holds(Bounds { crashes: 2, faults: 2, ..alone(BothWays) });
+}
+
+#[test]
+fn both_ways_with_two_resolvers_at_once() {
+    holds(Bounds { resolvers: 2, ..alone(BothWays) });
+}
+
+#[test]
+fn a_separate_commit_with_a_crash_anywhere_and_a_guest_that_is_ended() {
+    holds(Bounds { crashes: 1, quits: 1, ..alone(SeparateCommit) });
+}
+
+#[test]
+fn one_way_with_a_stream_that_is_delivered_twice() {
+    holds(Bounds { twice: true, ..alone(OneWay) });
+}
+
+#[test]
+fn one_way_with_a_stream_that_is_delivered_twice_and_a_crash_anywhere() {
+    holds(Bounds { twice: true, crashes: 1, faults: 1, ..alone(OneWay) });
+}
+
+#[test]
+fn one_way_with_two_resolvers_at_once_and_a_crash_anywhere() {
+    holds(Bounds { resolvers: 2, crashes: 1, quits: 1, faults: 1, ..alone(OneWay) });
+}
+
+#[test]
+fn two_senders_at_once() {
+    holds(Bounds { at_once: true, faults: 1, ..two(BothWays, BothWays) });
+}
+
+#[test]
+fn a_second_migration_after_a_first_one() {
+    holds(Bounds { faults: 1, ..two(BothWays, SeparateCommit) });
+}
+
+#[test]
+fn a_second_migration_after_a_one_way_stream() {
+    holds(Bounds { faults: 1, ..two(OneWay, BothWays) });
 }

@@ -1,0 +1,164 @@
+//! Each mistake is found, and by the property that is there for it: a check that finds nothing
+//! might look at nothing.
+
+use std::collections::BTreeSet;
+
+use mig_engine::handover::Form::{self, BothWays, OneWay, SeparateCommit};
+use mig_model::graph;
+use mig_model::mutation::Mutation::{self, *};
+use mig_model::properties::*;
+use mig_model::world::{Bounds, World};
+use stateright::{Checker, HasDiscoveries, Model};
+
+const fn bounds(form: Form) -> Bounds {
+    Bounds {
+        forms: [Some(form), None],
+        at_once: false,
+        twice: matches!(form, OneWay),
+        resolvers: 1,
+        crashes: 1,
+        quits: 0,
+        cuts: false,
+        faults: 2,
+    }
+}
+
+fn breaks(bounds: Bounds, mutation: Mutation, property: &'static str) {
+    let wanted = HasDiscoveries::AnyOf(BTreeSet::from([property]));
+    let world = World::with(bounds, mutation);
+    let checker = world.checker().finish_when(wanted).spawn_bfs().join();
+    let path =
+        checker.discovery(property).unwrap_or_else(|| panic!("{mutation:?} keeps: {property}"));
+    println!("{mutation:?} breaks \"{property}\" in {:?}", path.into_actions());
+}
+
+#[test]
+fn a_destination_that_runs_before_go() {
+    breaks(bounds(BothWays), RunsWhenPrepared, NEVER_TWO);
+    breaks(bounds(BothWays), RunsWhenPrepared, GO_BEFORE_RUNNING);
+}
+
+#[test]
+fn never_heard_of_answered_without_a_record() {
+    breaks(bounds(OneWay), UnknownIsRefusedUnrecorded, NEVER_TWO);
+}
+
+#[test]
+fn a_resume_after_the_commit() {
+    breaks(bounds(BothWays), ResumeIgnoresOwnership, OWNER_RUNS);
+    breaks(bounds(BothWays), ResumeIgnoresOwnership, NEVER_TWO);
+}
+
+#[test]
+fn a_commit_of_a_state_that_the_guest_has_left_behind() {
+    breaks(bounds(BothWays), CommitsAfterResume, CONTINUED_ONCE);
+}
+
+#[test]
+fn a_refusal_that_is_recorded_after_it_takes_effect() {
+    breaks(bounds(BothWays), RefusalRecordedAfter, RECORDED);
+}
+
+#[test]
+fn a_commit_after_go_is_written() {
+    breaks(bounds(BothWays), CommitAfterGo, COMMIT_BEFORE_GO);
+    breaks(bounds(BothWays), CommitAfterGo, NEVER_TWO);
+}
+
+#[test]
+fn a_one_way_end_before_the_commit() {
+    breaks(bounds(OneWay), EndBeforeCommit, COMMIT_BEFORE_GO);
+    breaks(bounds(OneWay), EndBeforeCommit, NEVER_TWO);
+}
+
+#[test]
+fn a_go_timeout_without_a_record() {
+    breaks(bounds(SeparateCommit), TimeoutUnrecorded, RECORDED);
+}
+
+#[test]
+fn may_run_recorded_after_the_first_page() {
+    breaks(bounds(BothWays), MayRunRecordedLate, NEVER_TWO);
+}
+
+#[test]
+fn may_run_not_recorded_at_all() {
+    breaks(bounds(BothWays), MayRunUnrecorded, NEVER_TWO);
+}
+
+#[test]
+fn a_second_go_that_runs_after_a_refusal() {
+    breaks(bounds(BothWays), GoAfterRefusal, CONTINUED_ONCE);
+}
+
+#[test]
+fn may_have_run_answered_as_refused() {
+    breaks(bounds(BothWays), MayHaveRunIsRefused, CONTINUED_ONCE);
+}
+
+#[test]
+fn a_released_source_that_answers_a_commit() {
+    let two = Bounds {
+        forms: [Some(BothWays), Some(BothWays)],
+        at_once: true,
+        crashes: 0,
+        faults: 0,
+        ..bounds(BothWays)
+    };
+    breaks(two, ReleasedAnswersCommit, COMMIT_BEFORE_GO);
+    breaks(two, ReleasedAnswersCommit, NEVER_TWO);
+}
+
+#[test]
+fn a_source_that_runs_on_when_its_client_goes_after_the_commit() {
+    breaks(bounds(BothWays), ClientGoneAfterCommit, NEVER_TWO);
+}
+
+#[test]
+fn a_one_way_stream_that_runs_without_its_end() {
+    breaks(bounds(OneWay), RunsAtEof, GO_BEFORE_RUNNING);
+}
+
+#[test]
+fn a_refusal_repeated_before_its_writer_has_synced_it() {
+    breaks(bounds(OneWay), RepeatsUnsynced, RECORDED);
+    let two_ask = Bounds { resolvers: 2, faults: 0, ..bounds(OneWay) };
+    breaks(two_ask, RepeatsUnsynced, NEVER_TWO);
+}
+
+#[test]
+fn a_question_that_broke_off_taken_for_a_refusal() {
+    breaks(bounds(BothWays), UnreadableIsRefused, NEVER_TWO);
+}
+
+#[test]
+fn a_slow_vmrun_taken_for_one_that_refused() {
+    breaks(bounds(SeparateCommit), SlowIsRefused, NEVER);
+}
+
+#[test]
+fn a_refusal_that_vmrun_was_not_told_of() {
+    breaks(bounds(OneWay), UntoldIsRefused, NEVER);
+}
+
+#[test]
+fn an_operators_go_at_the_destination_before_the_commit() {
+    breaks(bounds(BothWays), OperatorsGo, NEVER_TWO);
+}
+
+#[test]
+fn a_source_that_does_not_take_its_guest_back() {
+    breaks(bounds(BothWays), IgnoresTakeBack, STAYS);
+}
+
+#[test]
+fn a_source_that_forgets_a_client_that_went_away() {
+    let found = graph::explore(&World::with(bounds(BothWays), ForgetsClient));
+    assert!(found.stuck.is_some(), "the guest is never lost");
+}
+
+#[test]
+fn a_question_that_waits_for_a_go_that_nobody_sends() {
+    let found = graph::explore(&World::with(bounds(BothWays), QuestionIsNotGo));
+    assert!(found.circular > 0, "every run ends");
+}
