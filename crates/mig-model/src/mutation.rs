@@ -40,7 +40,8 @@ pub enum Mutation {
     RepeatsUnsynced,
     /// "I could not read your question" counts as a refusal of the guest.
     UnreadableIsRefused,
-    /// A vmrun that is slow to say how the guest stands counts as one that refused it.
+    /// A vmrun that is slow to say how the guest stands, or cannot run it now, or is gone, counts as
+    /// one that refused it.
     SlowIsRefused,
     /// The vmrun is not told that mig-recv gives up, and mig-recv calls that a refusal.
     UntoldIsRefused,

@@ -65,7 +65,7 @@ impl World {
             DestinationStep::AwaitGo => match self.read(state, reception) {
                 Some(Ok(Forward::Go)) => Outcome::Done,
                 Some(Ok(Forward::Abort)) => Outcome::Refused,
-                Some(_) => Outcome::Failed,
+                Some(_) => self.without_go(state, reception),
                 None => return false,
             },
             DestinationStep::AwaitCommit => match self.look(state, reception) {
@@ -124,6 +124,15 @@ impl World {
             Some(Decision::Ran) => Outcome::Done,
             _ => Outcome::Failed,
         })
+    }
+
+    /// No GO comes through the stream: has vmrun refused the guest meanwhile?
+    fn without_go(&self, state: &State, reception: usize) -> Outcome {
+        match self.look(state, reception) {
+            Some(Outcome::Refused) => Outcome::Refused,
+            _ if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
+            _ => Outcome::Failed,
+        }
     }
 
     fn wanted(&self, state: &State, reception: usize) -> Option<Request> {
@@ -211,10 +220,12 @@ impl World {
         }
         use DestinationStep::*;
         let outcome = match tool.machine.step() {
-            AwaitCommit if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
+            AwaitGo => self.without_go(state, reception),
+            // Go: the guest's disks are not free, say, and it stays prepared.
+            AwaitCommit | Go if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
             // Prepare: the digest is wrong, or a section does not load.
-            Receive | Read | AwaitEof | Prepare | AwaitGo | AwaitCommit => Outcome::Failed,
-            SendReady | SendAck | SendRunning | Go | Refuse | Finished(_) => return false,
+            Receive | Read | AwaitEof | Prepare | AwaitCommit | Go => Outcome::Failed,
+            SendReady | SendAck | SendRunning | Refuse | Finished(_) => return false,
         };
         self.advance_reception(state, reception, outcome);
         true

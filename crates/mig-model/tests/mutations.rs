@@ -133,7 +133,9 @@ fn a_question_that_broke_off_taken_for_a_refusal() {
 
 #[test]
 fn a_slow_vmrun_taken_for_one_that_refused() {
-    breaks(bounds(SeparateCommit), SlowIsRefused, NEVER);
+    for form in [BothWays, SeparateCommit, OneWay] {
+        breaks(bounds(form), SlowIsRefused, NEVER);
+    }
 }
 
 #[test]

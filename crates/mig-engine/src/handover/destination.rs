@@ -96,7 +96,8 @@ impl Destination {
             // The vmrun may be prepared all the same, and one way its source has committed: if it
             // resolves, the guest runs here.
             (Refuse, _, Form::OneWay) => Finished(DestinationEnding::Prepared),
-            // A source that was not answered does not commit, so that no GO will come.
+            // The source was not answered or gave up itself, so that no GO will come; or the vmrun
+            // had refused already.
             (Refuse, _, _) => Finished(DestinationEnding::Refused),
             // Before the ACK is on its way the source cannot have committed both ways, and one
             // way an unfinished stream must not run: the guest is given up here.
