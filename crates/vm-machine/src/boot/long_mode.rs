@@ -104,7 +104,7 @@ fn page_tables() -> Vec<u64> {
         tables[entries + gib as usize] = table(2 + gib);
     }
     let pages = MAPPED_GIB * entries as u64;
-    tables.extend((0..pages).map(|page| page * LARGE_PAGE_BYTES | LARGE_PAGE));
+    tables.extend((0..pages).map(|page| (page * LARGE_PAGE_BYTES) | LARGE_PAGE));
     tables
 }
 
