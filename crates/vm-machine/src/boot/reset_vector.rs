@@ -42,7 +42,8 @@ mod tests {
         let found: [u8; 9] = memory.mapped().read_obj(GuestAddress(0xffff << 4)).unwrap();
         assert_eq!(found, [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd]);
         const {
-            assert!(layout::ACPI.end <= RESET_VECTOR && RESET_VECTOR + 9 <= layout::LEGACY_HOLE.end)
-        };
+            assert!(layout::ACPI.end <= RESET_VECTOR);
+            assert!(RESET_VECTOR + 9 <= layout::LEGACY_HOLE.end);
+        }
     }
 }
