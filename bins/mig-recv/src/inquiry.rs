@@ -54,7 +54,10 @@ pub fn resolve(id: MigrationId, records: &Records) -> anyhow::Result<Outcome> {
         let live = vmrun.as_ref().map(|vmrun| vmrun.inquire(id)).transpose()?;
         match reply(record.as_ref().map(|record| record.decision), live) {
             Reply::Running => return Ok(Outcome::Running),
-            Reply::Refused => return Ok(Outcome::Refused),
+            Reply::Refused => {
+                records.settle()?;
+                return Ok(Outcome::Refused);
+            }
             Reply::Prepared => {
                 if let Some(vmrun) = &vmrun
                     && vmrun.go(id).is_ok()
@@ -80,6 +83,8 @@ pub fn resolve(id: MigrationId, records: &Records) -> anyhow::Result<Outcome> {
                     Err(error) => return Err(error.into()),
                 }
             }
+            // Its vmrun may have refused, and ended, since the record was read.
+            Reply::MayHaveRun if records.read(id)? != record => {}
             Reply::MayHaveRun => {
                 let name = record.map(|record| record.name).unwrap_or_default();
                 return Ok(Outcome::MayHaveRun {

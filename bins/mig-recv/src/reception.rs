@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use mig_channel::{ChannelReader, ChannelWriter};
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
-use mig_engine::ownership::{Input, Standing};
+use mig_engine::ownership::{Decision, Input, Standing};
 use mig_stream::{
     FormatVersion, MemoryDigest, Message, Record, ReturnWriter, StreamDigest, StreamReader,
 };
 use tracing::debug;
 use units::MigrationId;
-use vm_control::{ClientError, Overrides, Started};
+use vm_control::record::Records;
+use vm_control::{Overrides, Started};
 use vm_state::MachineDescription;
 
 use crate::NAME;
@@ -272,17 +273,25 @@ impl<'a> Reception<'a> {
     fn await_go(&mut self) -> Result<(), Stop> {
         self.reader.get_mut().set_deadline(Some(self.args.go_timeout + GO_GRACE));
         match self.next_word() {
-            Err(stop) if self.is_refused() => Err(Stop { outcome: Outcome::Refused, ..stop }),
-            other => other,
+            Err(stop) => self.found(stop.why),
+            Ok(()) => Ok(()),
         }
     }
 
-    /// Whether the guest's vmrun has given it up by itself, or is gone.
-    fn is_refused(&mut self) -> bool {
+    /// What became of the guest after `why`, as far as its vmrun says, or the host's record when
+    /// the vmrun is gone. A vmrun that is slow, or cannot run the guest now, says nothing of that.
+    fn found(&mut self, why: anyhow::Error) -> Result<(), Stop> {
         let id = self.id;
-        self.vmrun().is_ok_and(|vmrun| {
-            !matches!(vmrun.client.inquire(id), Ok(Standing::Prepared | Standing::Running))
-        })
+        let standing = self.vmrun()?.client.inquire(id);
+        let decision = match standing {
+            Ok(_) => None,
+            Err(_) => Records::of_this_host().read(id)?.map(|record| record.decision),
+        };
+        match (standing, decision) {
+            (Ok(Standing::Running), _) | (_, Some(Decision::Ran)) => Ok(()),
+            (Ok(Standing::Refused), _) | (_, Some(Decision::Refused)) => Err(refused(why)),
+            _ => Err(why.into()),
+        }
     }
 
     fn next_word(&mut self) -> Result<(), Stop> {
@@ -295,19 +304,15 @@ impl<'a> Reception<'a> {
     }
 
     fn await_commit(&mut self) -> Result<(), Stop> {
-        let deadline = Instant::now() + self.args.go_timeout + COMMIT_POLL;
+        let deadline = Instant::now() + self.args.go_timeout + GO_GRACE;
         let id = self.id;
-        loop {
-            match self.vmrun()?.client.inquire(id) {
-                Ok(Standing::Running) => return Ok(()),
-                Ok(Standing::Prepared) if Instant::now() < deadline => thread::sleep(COMMIT_POLL),
-                Ok(Standing::Prepared) => return Err(anyhow!("no GO came").into()),
-                Ok(_) | Err(ClientError::Lost { .. }) => {
-                    return Err(refused(anyhow!("no GO came in time: the guest is refused")));
-                }
-                Err(error) => return Err(error.into()),
+        while let Ok(Standing::Prepared) = self.vmrun()?.client.inquire(id) {
+            if Instant::now() > deadline {
+                break;
             }
+            thread::sleep(COMMIT_POLL);
         }
+        self.found(anyhow!("no GO came in time"))
     }
 
     fn go(&mut self) -> Result<(), Stop> {
@@ -318,8 +323,7 @@ impl<'a> Reception<'a> {
                 self.started = started;
                 Ok(())
             }
-            Err(error @ ClientError::Refused(_)) => Err(refused(error.into())),
-            Err(error) => Err(vmrun.explain(error).into()),
+            Err(error) => self.found(error.into()),
         }
     }
 
@@ -342,8 +346,14 @@ impl<'a> Reception<'a> {
             };
             let _ = back.send(&message);
         }
-        // Its connection closes with us, and then it refuses by itself, if it lives.
-        Ok(confirmed?)
+        match confirmed {
+            Ok(()) => Ok(()),
+            // Its connection has closed with us, and then it refuses by itself, if it lives.
+            Err(error) => match Records::of_this_host().read(id)?.map(|record| record.decision) {
+                Some(Decision::Refused) => Ok(()),
+                _ => Err(error.into()),
+            },
+        }
     }
 
     fn leave(self, ending: DestinationEnding, why: Option<anyhow::Error>) -> anyhow::Result<u8> {

@@ -82,9 +82,13 @@ impl Answers {
 
     /// What became of the migration.
     pub fn outcome(&mut self, timeout: Duration) -> Result<Outcome, Stop> {
-        match self.next(timeout)? {
-            Message::Resolved(outcome) => Ok(outcome),
-            other => Err(out_of_turn("the outcome", &other)),
+        match self.next(timeout) {
+            Ok(Message::Resolved(outcome)) => Ok(outcome),
+            Ok(other) => Err(out_of_turn("the outcome", &other)),
+            // That the question could not be read says nothing of the guest: only an outcome is a
+            // refusal that was recorded.
+            Err(Stop::Refused(reason)) => Err(anyhow!("the destination: {reason}").into()),
+            Err(other) => Err(other),
         }
     }
 

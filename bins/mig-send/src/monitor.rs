@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -22,6 +22,11 @@ use crate::args::{Args, ProgressMode};
 /// second.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Neither cancelled nor committed yet.
+const UNDECIDED: u8 = 0;
+const CANCELLED: u8 = 1;
+const COMMITTED: u8 = 2;
+
 /// What the migration and its monitor share.
 #[derive(Debug)]
 pub struct Shared {
@@ -30,9 +35,8 @@ pub struct Shared {
     changed: Condvar,
     /// Ends a read or write that waits.
     pub interrupt: Interrupt,
-    cancelled: AtomicBool,
-    /// Nothing can be cancelled any more.
-    committed: AtomicBool,
+    /// One of [`UNDECIDED`], [`CANCELLED`] and [`COMMITTED`]: whichever comes first.
+    fate: AtomicU8,
     ended: AtomicBool,
 }
 
@@ -49,8 +53,7 @@ impl Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
             interrupt: Interrupt::new()?,
-            cancelled: AtomicBool::new(false),
-            committed: AtomicBool::new(false),
+            fate: AtomicU8::new(UNDECIDED),
             ended: AtomicBool::new(false),
         }))
     }
@@ -83,33 +86,29 @@ impl Shared {
 
     /// Whether the operator wants the migration to end, and it still can.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst)
+        self.fate.load(Ordering::SeqCst) == CANCELLED
     }
 
     /// Cancels, unless it is too late.
     pub fn cancel(&self) {
-        if self.committed.load(Ordering::SeqCst) {
-            return;
+        if self.decide(CANCELLED) {
+            self.interrupt.trigger();
+            self.changed.notify_all();
         }
-        self.cancelled.store(true, Ordering::SeqCst);
-        self.interrupt.trigger();
-        self.changed.notify_all();
     }
 
     /// From here on the migration cannot be cancelled. False if it was cancelled before.
     pub fn commit(&self) -> bool {
-        self.committed.store(true, Ordering::SeqCst);
-        if self.is_cancelled() {
-            return false;
-        }
-        // A cancel that came between the two lines finds nothing to interrupt.
-        self.interrupt.reset();
-        true
+        self.decide(COMMITTED)
+    }
+
+    fn decide(&self, fate: u8) -> bool {
+        self.fate.compare_exchange(UNDECIDED, fate, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Teardown after a cancel must not be interrupted by it.
     pub fn disarm(&self) {
-        self.committed.store(true, Ordering::SeqCst);
+        self.decide(COMMITTED);
         self.interrupt.reset();
     }
 

@@ -96,11 +96,14 @@ pub enum Command {
     },
     /// On a destination: run the guest that is here, whole, and waits for GO
     ///
-    /// mig-send --commit starts it with a question on stdin; on a terminal it takes the word of
-    /// whoever types it.
+    /// mig-send --commit starts it with a question on stdin. On a terminal it needs --force: it takes
+    /// the word of whoever types it, and if the source has not handed the guest over, two run.
     Commit {
         /// The guest
         guest: String,
+        /// GO without a question of the source
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -17,10 +17,15 @@ pub fn resolve(guest: &str, destination: Option<&str>, force: bool) -> anyhow::R
     replace(command)
 }
 
-/// On a terminal the operator's word is GO. Else a question of the source is on stdin, and
-/// mig-recv answers those.
-pub fn commit(guest: &str) -> anyhow::Result<u8> {
-    if !io::stdin().is_terminal() {
+/// A question of the source is on stdin, and mig-recv answers those; or the operator's word is GO.
+pub fn commit(guest: &str, force: bool) -> anyhow::Result<u8> {
+    if !force && io::stdin().is_terminal() {
+        bail!(
+            "mig-send --resolve on the source asks for GO; --force gives it without the source, \
+             and if that has not handed {guest} over, two run"
+        );
+    }
+    if !force {
         return replace(program("mig-recv"));
     }
     let client = connect(guest)?;

@@ -56,7 +56,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Resolve { guest, destination, force } => {
             return handover::resolve(guest, destination.as_deref(), *force);
         }
-        Command::Commit { guest } => return handover::commit(guest),
+        Command::Commit { guest, force } => return handover::commit(guest, *force),
     }
     Ok(0)
 }

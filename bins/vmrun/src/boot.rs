@@ -33,7 +33,7 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         console: args.console.clone(),
         migration: None,
         receiver: None,
-        parent: args.control_stdin,
+        parent: None,
     })
 }
 

@@ -50,7 +50,7 @@ pub struct Inner {
     /// The connection that brings a guest.
     pub receiver: Option<ConnectionId>,
     /// The connection without which an incoming vmrun has no purpose.
-    pub parent: bool,
+    pub parent: Option<ConnectionId>,
 }
 
 /// The migration by which the guest leaves.
@@ -265,7 +265,7 @@ impl Guest {
                     self.end(End::Failed(refusal.message));
                 }
             }
-            State::Incoming if inner.parent => self.end(End::NothingCame),
+            State::Incoming if inner.parent == Some(connection) => self.end(End::NothingCame),
             _ => {}
         }
     }

@@ -45,7 +45,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
     signals::watch(signals, &guest);
     let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);
     if args.control_stdin {
-        server.serve_connection(boot::adopted()?, Arc::clone(&service))?;
+        // With the lock held, so that it is known before its end can be noticed.
+        let mut inner = guest.lock();
+        inner.parent = Some(server.serve_connection(boot::adopted()?, Arc::clone(&service))?);
     }
     server.serve(service)?;
     boot::start(&guest, args.paused).context("cannot start the guest")?;

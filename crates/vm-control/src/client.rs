@@ -1,6 +1,7 @@
 //! The client's end of the control socket.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -152,7 +153,11 @@ impl Client {
         match frame::receive(&self.stream) {
             Ok((Reply::Refused(refusal), _)) => Err(refusal.into()),
             Ok(answer) => Ok(answer),
-            Err(error) => Err(self.lost(sent.err().unwrap_or(error))),
+            Err(error) => {
+                // A late answer must not be taken for that to the next request.
+                let _ = self.stream.shutdown(Shutdown::Both);
+                Err(self.lost(sent.err().unwrap_or(error)))
+            }
         }
     }
 

@@ -114,6 +114,15 @@ impl Records {
             .map_err(|source| RecordError::Damaged { path, source })
     }
 
+    /// Waits until the records that can be seen are on the disk: another process may have made one
+    /// and not be so far. To be called before a record that was read is acted upon.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`] if the disk does not take them.
+    pub fn settle(&self) -> Result<(), RecordError> {
+        self.sync_dir()
+    }
+
     /// Makes the first record of `id`.
     ///
     /// # Errors

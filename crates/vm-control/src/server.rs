@@ -165,7 +165,7 @@ impl Server {
         &self,
         stream: UnixStream,
         service: Arc<dyn Service>,
-    ) -> Result<(), ServerError> {
+    ) -> Result<ConnectionId, ServerError> {
         spawn(stream, service, &self.connections)
             .map_err(|source| ServerError::Listen { path: self.path.clone(), source })
     }
@@ -209,7 +209,7 @@ fn spawn(
     stream: UnixStream,
     service: Arc<dyn Service>,
     connections: &Arc<Connections>,
-) -> io::Result<()> {
+) -> io::Result<ConnectionId> {
     let shared = Arc::clone(connections);
     let id = ConnectionId(connections.next.fetch_add(1, Ordering::Relaxed));
     connections.open.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +224,7 @@ fn spawn(
     if spawned.is_err() {
         connections.open.fetch_sub(1, Ordering::Relaxed);
     }
-    spawned.map(|_| ())
+    spawned.map(|_| id)
 }
 
 /// Why this peer is not served, if it is not: only vmrun's own user and root are.

@@ -9,7 +9,7 @@ use vm_state::MemoryRegion;
 use crate::dirty::DeviceDirtyLog;
 
 /// The memory of one guest and the log of what devices write to it. It is the only way by which a
-/// virtio device touches guest memory; the rings are the exception, whose writes [`super::ring`]
+/// virtio device touches guest memory; the rings are the exception, whose writes the ring module
 /// marks here.
 #[derive(Clone)]
 pub struct GuestRam {
