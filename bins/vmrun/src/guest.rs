@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use mig_engine::ownership::{Decision, Effect, Input, Ownership, State, Transition};
+use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
 use tracing::{info, warn};
 use units::MigrationId;
 use vm_control::memory::SharedBitmap;
@@ -186,6 +186,9 @@ impl Guest {
 
     /// The operator wants the guest to run.
     pub fn resume(&self, inner: &mut Inner) -> Result<(), Refusal> {
+        if let State::HandedOver(id) = inner.ownership.state() {
+            return Err(Refusal::new(Denied::HandedOver(id)));
+        }
         if !inner.ownership.may_run() {
             return Err(Refusal::new(format!(
                 "the guest may not run here: it is {}",
