@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use mig_channel::{ChannelWriter, SenderChannel, Tunnel, open_sender};
+use mig_channel::{ChannelWriter, SenderChannel, Tunnel, TunnelError, open_sender};
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::Input;
 use mig_engine::precopy::{Bitmap, Pacer, Policy, RateMeter, Wws};
@@ -31,6 +31,9 @@ const TUNNEL_END: Duration = Duration::from_secs(10);
 
 /// How long a failed destination may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long a tunnel that broke the stream may take to end, so that its status is known.
+const TUNNEL_STATUS: Duration = Duration::from_millis(500);
 
 /// One migration of one guest.
 pub struct Migration<'a> {
@@ -67,7 +70,7 @@ impl<'a> Migration<'a> {
         let channel =
             open_sender(&args.destination, args.return_path, args.one_way, &shared.interrupt)?;
         let form = form_of(args, &channel)?;
-        let SenderChannel { mut forward, back, tunnel } = channel;
+        let SenderChannel { mut forward, back, mut tunnel } = channel;
         forward.set_stall_limit(Some(args.timeout));
         let flags = Flags {
             return_path: form != Form::OneWay,
@@ -77,6 +80,7 @@ impl<'a> Migration<'a> {
         };
         let header = header_of(&machine)?;
         let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
+            .map_err(|error| failed_tunnel(&mut tunnel).unwrap_or_else(|| error.into()))
             .context("cannot send the header")?;
         let limits = args.limits();
         Ok(Self {
@@ -202,13 +206,10 @@ impl<'a> Migration<'a> {
         {
             return Stop::Failed(anyhow::anyhow!("the destination: {reason}"));
         }
-        if let Some(tunnel) = &mut self.tunnel
-            && let Err(ended) = tunnel.wait_for_success(LAST_WORDS / 4)
-            && matches!(ended, mig_channel::TunnelError::Ended { .. })
-        {
-            return Stop::Failed(anyhow::Error::from(ended));
+        match failed_tunnel(&mut self.tunnel) {
+            Some(ended) => Stop::Failed(ended),
+            None => Stop::Failed(error).context(report::doing(step)),
         }
-        Stop::Failed(error).context(report::doing(step))
     }
 
     fn leave(mut self, ending: SourceEnding, why: Option<Stop>) -> anyhow::Result<u8> {
@@ -245,6 +246,13 @@ impl<'a> Migration<'a> {
     fn destination_is_durable(&self) -> bool {
         matches!(self.args.destination, mig_channel::Endpoint::File(_))
     }
+}
+
+/// How the tunnel ended, if that is what broke the stream: its status says more than the broken
+/// pipe it leaves behind.
+fn failed_tunnel(tunnel: &mut Option<Tunnel>) -> Option<anyhow::Error> {
+    let ended = tunnel.as_mut()?.wait_for_success(TUNNEL_STATUS).err()?;
+    matches!(ended, TunnelError::Ended { .. }).then(|| ended.into())
 }
 
 fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
