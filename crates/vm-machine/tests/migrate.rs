@@ -154,7 +154,7 @@ fn each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back() {
     guest.machine.resume().unwrap();
     guest.wait_until_ready();
     guest.machine.dirty_log_start().unwrap();
-    guest.wait_for_ticks(3);
+    guest.wait_for_writes(300);
     let machine = &mut guest.machine;
     machine.pause().unwrap();
     let words = machine.dirty_log_words();
@@ -167,7 +167,7 @@ fn each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back() {
     assert!(machine.dirty_log_put_back(&all[1..]).is_err());
     // Nothing that is written after a harvest in a pause is missed by the next.
     machine.resume().unwrap();
-    guest.wait_for_ticks(3);
+    guest.wait_for_writes(300);
     let machine = &mut guest.machine;
     machine.pause().unwrap();
     assert!(machine.dirty_log_harvest(&mut again).unwrap() >= Pages(300));

@@ -127,6 +127,15 @@ impl Guest {
         self.wait_for("tick", |guest| guest.ticks().len() >= wanted);
     }
 
+    /// Waits until the guest has written so many pages that it had not begun to write when this
+    /// was called.
+    pub fn wait_for_writes(&self, pages: u64) {
+        // The first new line may count what was written before.
+        self.wait_for_ticks(2);
+        let wanted = self.last_tick().writes + pages;
+        self.wait_for("written page", |guest| guest.last_tick().writes >= wanted);
+    }
+
     /// A figure of the ready line, such as `hot-gfn`.
     pub fn ready(&self, key: &str) -> u64 {
         number(&self.lines()[0], key)
