@@ -57,27 +57,37 @@ impl Vmrun {
         let Self { client, started, .. } = self;
         // Without its parent it has no purpose.
         drop(client);
-        let Some(mut started) = started else { return };
-        let began = Instant::now();
-        while began.elapsed() < END {
-            match started.process.try_wait() {
-                Ok(None) => thread::sleep(Duration::from_millis(2)),
-                Ok(Some(_)) | Err(_) => return,
-            }
+        if let Some(mut started) = started {
+            started.ends();
         }
     }
 
-    /// What went wrong, if `error` is that the vmrun that we started is gone: its log knows.
+    /// What went wrong, if `error` is that the vmrun that we started is gone (its log knows) or
+    /// does not answer.
     pub fn explain(&mut self, error: ClientError) -> anyhow::Error {
         let Some(started) = &mut self.started else { return error.into() };
         if !matches!(error, ClientError::Lost { .. }) {
             return error.into();
         }
-        let _ = started.process.wait();
-        match last_line(&started.log, started.log_start) {
-            Some(line) => anyhow::anyhow!("{line}"),
-            None => anyhow::Error::from(error)
-                .context(format!("vmrun ended; its log is {}", started.log.display())),
+        if started.ends()
+            && let Some(line) = last_line(&started.log, started.log_start)
+        {
+            return anyhow::anyhow!("{line}");
+        }
+        anyhow::Error::from(error).context(format!("see {}", started.log.display()))
+    }
+}
+
+impl Started {
+    /// Whether it ends within [`END`].
+    fn ends(&mut self) -> bool {
+        let began = Instant::now();
+        loop {
+            match self.process.try_wait() {
+                Ok(None) if began.elapsed() < END => thread::sleep(Duration::from_millis(2)),
+                Ok(None) => return false,
+                Ok(Some(_)) | Err(_) => return true,
+            }
         }
     }
 }
@@ -109,7 +119,7 @@ fn start(args: &Args, name: &str) -> anyhow::Result<Vmrun> {
     match Client::over(ours, &socket, NAME, START) {
         Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: Some(started) }),
         Err(error) => {
-            let _ = started.process.wait();
+            started.ends();
             match last_line(&started.log, started.log_start) {
                 Some(line) => bail!("{line}"),
                 None => Err(error)
