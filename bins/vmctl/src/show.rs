@@ -49,7 +49,24 @@ pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
     if let Some(progress) = progress(guest)? {
         writeln!(text, "migration  {}", progress.line())?;
     }
+    if let Some(next) = what_next(guest) {
+        writeln!(text, "next       {next}")?;
+    }
     Ok(text)
+}
+
+/// What the operator can do about a guest that waits for an answer from the other host.
+fn what_next(guest: &Status) -> Option<String> {
+    match guest.ownership {
+        State::HandedOver(_) if guest.progress.is_none() => Some(format!(
+            "mig-send --resolve {} DEST asks the destination what became of it",
+            guest.name
+        )),
+        State::Prepared(_) => {
+            Some("it waits for its source's GO; mig-send --resolve on the source brings it".into())
+        }
+        _ => None,
+    }
 }
 
 /// The migration of a guest.
@@ -160,6 +177,15 @@ mod tests {
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["migration"], id.to_string());
         assert_eq!(value["state"], "handed-over");
+    }
+
+    #[test]
+    fn a_guest_that_nobody_resolves_says_how() {
+        let id = MigrationId::from_bytes([7; 16]);
+        let mut guest = guest(State::HandedOver(id), false);
+        assert!(status(&guest, false).unwrap().contains("mig-send --resolve web DEST"));
+        guest.progress = serde_json::to_string(&Progress::default()).ok();
+        assert!(!status(&guest, false).unwrap().contains("--resolve"), "mig-send is at it");
     }
 
     #[test]

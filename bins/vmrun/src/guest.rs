@@ -262,6 +262,14 @@ impl Guest {
                     warn!("cannot run the guest on: {refusal}");
                 }
             }
+            State::HandedOver(_) => {
+                if let Some(migration) = &mut inner.migration
+                    && migration.client == connection
+                {
+                    // Nobody works on it now, whatever was said last.
+                    migration.progress = None;
+                }
+            }
             State::Receiving(id) if inner.receiver == Some(connection) => {
                 if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
                     // Whoever asks finds "may have run", which is safe.
