@@ -1,8 +1,9 @@
 //! The command line of vmctl.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use units::BytesPerSec;
 
 /// The monitor of running guests and migrations.
@@ -105,6 +106,31 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Draw a report of mig-send: pages per round, how often a page was sent, downtime by phase
+    ///
+    /// Writes PREFIX-rounds, PREFIX-sent and PREFIX-downtime and prints their names. It needs no
+    /// guest and no fonts.
+    Plot {
+        /// What mig-send --report wrote
+        report: PathBuf,
+        /// The beginning of the figures' names, instead of the report's without .json
+        #[arg(long, value_name = "PREFIX")]
+        out: Option<PathBuf>,
+        /// What to write
+        #[arg(long, value_enum, default_value = "both")]
+        format: Format,
+    },
+}
+
+/// The files that a figure becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Lines and letters, for a page or a slide
+    Svg,
+    /// 1200 by 675 pixels
+    Png,
+    /// Each
+    Both,
 }
 
 const EXAMPLES: &str = "\
@@ -114,6 +140,7 @@ Examples:
   vmctl set-speed web 200M
   vmctl resolve web exec:'ssh hostb mig-recv'
   vmctl events web --until ended
+  vmctl plot r.json --format svg        # after: mig-send --report r.json web ...
 
 Exit status:
   0  done

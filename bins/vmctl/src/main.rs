@@ -3,6 +3,7 @@
 
 mod args;
 mod handover;
+mod plot;
 mod show;
 
 use std::io::{self, Write};
@@ -57,6 +58,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
             return handover::resolve(guest, destination.as_deref(), *force);
         }
         Command::Commit { guest, force } => return handover::commit(guest, *force),
+        Command::Plot { report, out, format } => {
+            let files = plot::draw(report, out.as_deref(), *format)?;
+            print(&show::files(&files, args.json))?;
+        }
     }
     Ok(0)
 }

@@ -1,6 +1,7 @@
 //! Guests, migrations and events as text for people, or JSON for scripts.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use mig_engine::ownership::State;
@@ -91,6 +92,15 @@ pub fn event(event: &Event, as_json: bool) -> anyhow::Result<String> {
         (false, Some(detail)) => format!("{} {detail}\n", event.name()),
         (false, None) => format!("{}\n", event.name()),
     })
+}
+
+/// Files that were written.
+pub fn files(paths: &[PathBuf], as_json: bool) -> String {
+    let names = paths.iter().map(|path| path.display().to_string());
+    if as_json {
+        return line(&names.collect());
+    }
+    names.map(|name| name + "\n").collect()
 }
 
 /// How a guest is, in a word.

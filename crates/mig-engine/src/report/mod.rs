@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use units::{Bytes, MigrationId, Pages};
 
 pub use progress::{Phase, Progress};
+pub use text::{Time, clean, grouped};
 
 use crate::precopy::{RoundStats, Rule, nanos};
 

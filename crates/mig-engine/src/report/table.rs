@@ -54,7 +54,8 @@ impl Report {
         Some(line.trim_end().to_owned())
     }
 
-    fn headline(&self) -> String {
+    /// Which guest, how it ended and whether there was a return path: one line.
+    pub fn headline(&self) -> String {
         let mode = match self.mode {
             Mode::OneWay => "one way",
             Mode::BothWays => "both ways",

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// A time in three digits and the unit that fits: `42.0 ms`, `1.84 s`, `2 min 5 s`.
-pub(crate) struct Time(pub(crate) Duration);
+pub struct Time(pub Duration);
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,7 +41,7 @@ fn minutes(seconds: u128) -> String {
 }
 
 /// A count with its thousands apart: `133,168`.
-pub(crate) fn grouped(count: u64) -> String {
+pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -64,7 +64,7 @@ pub(crate) fn bar(part: u128, whole: u128, width: usize) -> String {
 }
 
 /// Text from outside, made safe for a terminal line: printable, and at most `width` characters.
-pub(crate) fn clean(text: &str, width: usize) -> String {
+pub fn clean(text: &str, width: usize) -> String {
     let shown = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     if text.chars().count() <= width {
         return shown.collect();
