@@ -43,6 +43,11 @@ pub struct Args {
     /// Say nothing when all went well
     #[arg(short, long)]
     pub quiet: bool,
+    /// Serve the mig-recv that started this one; see the module host
+    #[arg(long, hide = true)]
+    pub broker: bool,
+    #[command(flatten)]
+    pub confinement: cli::Confinement,
     #[command(flatten)]
     pub common: cli::Common,
 }
@@ -62,6 +67,8 @@ Exit status:
   4  the guest is here, paused, and no GO came: the source resolves it";
 
 impl cli::Program for Args {
+    const FILTERS: &'static [confine::Filter] = &[crate::confinement::FILTER];
+
     fn common(&self) -> &cli::Common {
         &self.common
     }

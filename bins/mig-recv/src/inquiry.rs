@@ -18,6 +18,7 @@ use vm_control::record::{Record, RecordError, Records};
 use vm_control::{Client, ClientError};
 
 use crate::NAME;
+use crate::host::Host;
 
 /// How long a vmrun may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -27,9 +28,13 @@ const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Answers the question and returns the exit status.
-pub fn run(id: MigrationId, back: Option<ReturnWriter<ChannelWriter>>) -> anyhow::Result<u8> {
+pub fn run(
+    id: MigrationId,
+    host: &mut Host,
+    back: Option<ReturnWriter<ChannelWriter>>,
+) -> anyhow::Result<u8> {
     let mut back = back.context("a question without a way back")?;
-    let outcome = match resolve(id, &Records::of_this_host()) {
+    let outcome = match host.resolve(id) {
         Ok(outcome) => outcome,
         Err(error) => Outcome::MayHaveRun { why: cli::one_line(&error) },
     };
@@ -43,7 +48,7 @@ pub fn run(id: MigrationId, back: Option<ReturnWriter<ChannelWriter>>) -> anyhow
     Ok(status)
 }
 
-/// Finishes the migration `id` on this host and says how.
+/// Finishes the migration `id` on this host and says how. Runs in the broker.
 pub fn resolve(id: MigrationId, records: &Records) -> anyhow::Result<Outcome> {
     for _ in 0..ATTEMPTS {
         let record = records.read(id)?;

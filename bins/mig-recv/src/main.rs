@@ -3,14 +3,17 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod confinement;
+mod host;
 mod inquiry;
+mod launch;
 mod memory;
 mod reception;
-mod vmrun;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
+use confine::Outside;
 use mig_channel::{
     BackHalf, ChannelWriter, Endpoint, Interrupt, ReceiverChannel, activated_endpoint,
     open_receiver,
@@ -19,6 +22,7 @@ use mig_stream::{Kind, Message, ReturnWriter, StreamReader};
 use units::MigrationId;
 
 use crate::args::Args;
+use crate::host::Host;
 use crate::reception::Reception;
 
 /// What vmrun's log calls us.
@@ -29,10 +33,18 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
+    if args.broker {
+        return host::serve(&args);
+    }
+    confine::begin(args.confinement.confine, Outside::Killed);
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
-    let ReceiverChannel { mut forward, mut back, tunnel: _tunnel } =
+    let ReceiverChannel { mut forward, mut back, tunnel } =
         open_receiver(&source(&args)?, None, &interrupt)?;
     forward.set_stall_limit(Some(args.timeout));
+    // The broker after the channel: it inherits no end of it. Everything below reads what others
+    // have written.
+    let mut host = Host::new(&args)?;
+    confinement::enter(tunnel.as_ref())?;
     let reader = match StreamReader::open(forward) {
         Ok(reader) => reader,
         Err(error) => {
@@ -48,8 +60,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
         false => None,
     };
     match preamble.kind {
-        Kind::Resolve => inquiry::run(preamble.id, answers),
-        Kind::Migrate => Reception::new(&args, reader, answers)?.run(),
+        Kind::Resolve => inquiry::run(preamble.id, &mut host, answers),
+        Kind::Migrate => Reception::new(&args, &mut host, reader, answers)?.run(),
     }
 }
 

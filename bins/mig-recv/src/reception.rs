@@ -15,14 +15,13 @@ use mig_stream::{
 };
 use tracing::debug;
 use units::MigrationId;
-use vm_control::record::Records;
 use vm_control::{Overrides, Started};
 use vm_state::MachineDescription;
 
 use crate::NAME;
 use crate::args::Args;
+use crate::host::{Host, Vmrun};
 use crate::memory::{Incoming, check_regions};
-use crate::vmrun::Vmrun;
 
 /// How often a guest whose GO comes another way is looked at.
 const COMMIT_POLL: Duration = Duration::from_millis(20);
@@ -33,6 +32,7 @@ const GO_GRACE: Duration = Duration::from_millis(500);
 /// One guest that arrives.
 pub struct Reception<'a> {
     args: &'a Args,
+    host: &'a mut Host,
     reader: StreamReader<ChannelReader>,
     back: Option<ReturnWriter<ChannelWriter>>,
     id: MigrationId,
@@ -73,6 +73,7 @@ impl<'a> Reception<'a> {
     /// A stream whose header was read; a header that is of no use is answered at once.
     pub fn new(
         args: &'a Args,
+        host: &'a mut Host,
         reader: StreamReader<ChannelReader>,
         mut back: Option<ReturnWriter<ChannelWriter>>,
     ) -> anyhow::Result<Self> {
@@ -110,6 +111,7 @@ impl<'a> Reception<'a> {
         }
         Ok(Self {
             args,
+            host,
             reader,
             back,
             id,
@@ -194,11 +196,11 @@ impl<'a> Reception<'a> {
             console: self.console()?,
             device_params: self.device_params()?,
         };
-        let vmrun = self.vmrun.insert(Vmrun::find(self.args, &self.name)?);
+        let vmrun = self.vmrun.insert(self.host.vmrun(&self.name)?);
         self.name.clone_from(&vmrun.name);
         let memory = match vmrun.client.receive(self.id, self.description.clone(), overrides) {
             Ok(memory) => memory,
-            Err(error) => return Err(refused(vmrun.explain(error))),
+            Err(error) => return Err(refused(self.host.explain(vmrun, error))),
         };
         self.received = true;
         self.memory = Some(Incoming::new(memory));
@@ -260,13 +262,13 @@ impl<'a> Reception<'a> {
         }
         let sections = std::mem::take(&mut self.sections);
         let id = self.id;
-        let vmrun = self.vmrun()?;
+        let vmrun = self.vmrun.as_ref().ok_or_else(|| anyhow!("no vmrun"))?;
         match vmrun.client.prepare(id, sections) {
             Ok(loaded) => {
                 self.load = loaded.load;
                 Ok(())
             }
-            Err(error) => Err(vmrun.explain(error).into()),
+            Err(error) => Err(self.host.explain(vmrun, error).into()),
         }
     }
 
@@ -285,7 +287,7 @@ impl<'a> Reception<'a> {
         let standing = self.vmrun()?.client.inquire(id);
         let decision = match standing {
             Ok(_) => None,
-            Err(_) => Records::of_this_host().read(id)?.map(|record| record.decision),
+            Err(_) => self.host.decision(id)?,
         };
         match (standing, decision) {
             (Ok(Standing::Running), _) | (_, Some(Decision::Ran)) => Ok(()),
@@ -336,7 +338,7 @@ impl<'a> Reception<'a> {
             _ => Ok(()),
         };
         if let Some(vmrun) = self.vmrun.take() {
-            vmrun.wait_end();
+            self.host.wait_end(vmrun);
         }
         let reason = why.map(cli::one_line).unwrap_or_default();
         if let Some(back) = &mut self.back {
@@ -349,7 +351,7 @@ impl<'a> Reception<'a> {
         match confirmed {
             Ok(()) => Ok(()),
             // Its connection has closed with us, and then it refuses by itself, if it lives.
-            Err(error) => match Records::of_this_host().read(id)?.map(|record| record.decision) {
+            Err(error) => match self.host.decision(id)? {
                 Some(Decision::Refused) => Ok(()),
                 _ => Err(error.into()),
             },

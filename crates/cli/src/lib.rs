@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
 use clap_complete::Shell;
+use confine::{Filter, Mode};
 use tracing::level_filters::LevelFilter;
 
 /// Exit status for a command line that makes no sense; clap's own.
@@ -28,8 +29,23 @@ pub struct Common {
     pub completions: Option<Shell>,
 }
 
+/// The options of a program that confines itself.
+#[derive(Args, Clone, Debug)]
+pub struct Confinement {
+    /// What to do about a system call or file that this program has no use for: enforce refuses it,
+    /// log has the kernel log such calls, off keeps all rights of the user
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Enforce)]
+    pub confine: Mode,
+    /// Print the system calls that are left to this program and exit
+    #[arg(long)]
+    pub show_confinement: bool,
+}
+
 /// A command line that holds the common options.
 pub trait Program: Parser + CommandFactory {
+    /// What its threads may call once they are confined; nothing for a program that is not.
+    const FILTERS: &'static [Filter] = &[];
+
     /// Its common options.
     fn common(&self) -> &Common;
 }
@@ -90,12 +106,15 @@ pub fn one_line(error: &anyhow::Error) -> String {
     line.replace('\n', " ")
 }
 
-/// The man page and the completions need no argument that the program itself insists on.
-fn documentation<P: CommandFactory>() -> Option<io::Result<()>> {
+/// The man page, the completions and the filters need no argument that the program itself insists on.
+fn documentation<P: Program>() -> Option<io::Result<()>> {
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("--man"), None) => {
             Some(clap_mangen::Man::new(P::command()).render(&mut io::stdout().lock()))
+        }
+        (Some("--show-confinement"), None) if !P::FILTERS.is_empty() => {
+            Some(io::stdout().write_all(confine::show(P::FILTERS).as_bytes()))
         }
         (Some("--completions"), Some(shell)) => {
             let Ok(shell) = shell.parse::<Shell>() else {

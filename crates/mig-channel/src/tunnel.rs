@@ -153,6 +153,11 @@ impl Tunnel {
         &self.command
     }
 
+    /// The id of its process group, which [`Self::kill`] signals.
+    pub fn process_group(&self) -> i32 {
+        self.group().as_raw()
+    }
+
     fn group(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }

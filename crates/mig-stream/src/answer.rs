@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bytes::{Malformed, Put, Take};
 use crate::checksum::StreamDigest;
 use crate::preamble::FormatVersion;
@@ -17,8 +19,9 @@ pub const MAX_PHASES: usize = 64;
 /// How long each phase took at the destination, in the order in which they ended.
 pub type Timings = Vec<(String, Duration)>;
 
-/// What became of a migration, as the destination knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What became of a migration, as the destination knows it. The serde form is for the processes of
+/// one program; the wire has its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The guest is complete there and waits for `Go`.
     Prepared,

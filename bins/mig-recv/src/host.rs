@@ -1,0 +1,194 @@
+//! What mig-recv does to its host, as seen from the confined process that reads the stream.
+//!
+//! A stream says what its guest is called, which migration it is, and what is to become of it; so
+//! something must start a vmrun and look into the host's memory of migrations after the first
+//! hostile byte was read. The process that reads does neither: a [`broker`] does it,
+//! which is started before and stays outside. It takes a [`Question`], whose parameters are a guest's
+//! name, checked once more there, and ids. Everything else about the vmrun that it starts - the
+//! program, the timeout, where its log is - comes from mig-recv's own command line, and the control
+//! connection is one end of a socket pair that exists already.
+//!
+//! The other ways would be worse. A vmrun that is started before the first byte has no name yet, and
+//! is started for every question and every port scan too. One that the confined process may
+//! execute inherits its landlock and its filter, and with those it could open no /dev/kvm, no tap
+//! and no disk. That a program may start nothing at all is also the easier thing to check.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use confine::broker::{self, Broker};
+use mig_engine::ownership::Decision;
+use mig_stream::Outcome;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use units::MigrationId;
+use vm_control::record::Records;
+use vm_control::{Client, ClientError, place};
+
+use crate::args::Args;
+use crate::launch::Launched;
+use crate::{NAME, inquiry};
+
+/// A vmrun that was just started answers within this time: it has nothing to do before.
+const START: Duration = Duration::from_secs(20);
+
+/// All that the broker can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+enum Question {
+    /// Start the vmrun of a guest of this name. Answered with the path of its socket; once.
+    Start { name: String },
+    /// Wait until that vmrun has ended, for a while.
+    AwaitEnd,
+    /// Wait as long for its end, and say what it said last and where its log is.
+    LastWords,
+    /// What this host remembers of a migration.
+    Decision(MigrationId),
+    /// Finish a migration whose source asks what became of it.
+    Resolve(MigrationId),
+}
+
+/// What was done, or why not.
+type Answer<T> = Result<T, String>;
+
+/// The broker, and what else was opened before the first byte was read.
+#[derive(Debug)]
+pub struct Host {
+    broker: Broker,
+    /// The vmrun of `--vm`.
+    waiting: Option<Result<Client, ClientError>>,
+    /// Our end of the control connection of a vmrun that is started.
+    control: Option<UnixStream>,
+}
+
+impl Host {
+    /// Connects to the vmrun of `--vm`, and starts the broker.
+    pub fn new(args: &Args) -> anyhow::Result<Self> {
+        let waiting = match &args.vm {
+            Some(vm) => Some(Client::connect(&place::socket_of(vm)?, NAME)),
+            None => None,
+        };
+        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+        let mut command = broker::this_program();
+        command
+            .args(["--broker", "--go-timeout"])
+            .arg(args.go_timeout.as_secs_f64().to_string())
+            .arg(format!("--confine={}", args.confinement.confine))
+            .arg(format!("--log={}", args.common.log))
+            .stdout(Stdio::from(OwnedFd::from(theirs)));
+        Ok(Self { broker: Broker::start(command)?, waiting, control: Some(ours) })
+    }
+
+    fn ask<T: serde::de::DeserializeOwned>(&mut self, question: &Question) -> anyhow::Result<T> {
+        self.broker.ask::<Answer<T>>(question)?.map_err(|why| anyhow!("{why}"))
+    }
+
+    /// The vmrun of `--vm`, or a new one for a guest that is to be called `name`.
+    pub fn vmrun(&mut self, name: &str) -> anyhow::Result<Vmrun> {
+        if let Some(connected) = self.waiting.take() {
+            let client = connected?;
+            let name = client.name().to_owned();
+            return Ok(Vmrun { client, name, started: false });
+        }
+        let socket: PathBuf = self.ask(&Question::Start { name: name.to_owned() })?;
+        let control = self.control.take().context("a second vmrun was to be started")?;
+        match Client::over(control, &socket, NAME, START) {
+            Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: true }),
+            Err(error) => Err(self.last_words(error)),
+        }
+    }
+
+    /// What went wrong, if `error` is that the vmrun that we started is gone (its log knows) or
+    /// does not answer.
+    pub fn explain(&mut self, vmrun: &Vmrun, error: ClientError) -> anyhow::Error {
+        match error {
+            ClientError::Lost { .. } if vmrun.started => self.last_words(error),
+            error => error.into(),
+        }
+    }
+
+    fn last_words(&mut self, error: ClientError) -> anyhow::Error {
+        match self.ask::<(Option<String>, PathBuf)>(&Question::LastWords) {
+            Ok((Some(words), _)) => anyhow!("{words}"),
+            Ok((None, log)) => anyhow::Error::from(error).context(format!("see {}", log.display())),
+            Err(_) => error.into(),
+        }
+    }
+
+    /// Waits until a vmrun that we started has ended, so that nothing is left over when we end.
+    pub fn wait_end(&mut self, vmrun: Vmrun) {
+        let Vmrun { client, started, .. } = vmrun;
+        // Without its parent it has no purpose.
+        drop(client);
+        if started {
+            // At worst it ends a little later than we do.
+            let _ = self.ask::<()>(&Question::AwaitEnd);
+        }
+    }
+
+    /// What this host remembers of a migration.
+    pub fn decision(&mut self, id: MigrationId) -> anyhow::Result<Option<Decision>> {
+        self.ask(&Question::Decision(id))
+    }
+
+    /// Finishes the migration `id` on this host and says how.
+    pub fn resolve(&mut self, id: MigrationId) -> anyhow::Result<Outcome> {
+        self.ask(&Question::Resolve(id))
+    }
+}
+
+/// The vmrun that takes the guest: one that waited for it, or one that was started for it.
+#[derive(Debug)]
+pub struct Vmrun {
+    pub client: Client,
+    /// The guest's name on this host.
+    pub name: String,
+    started: bool,
+}
+
+/// The broker itself.
+pub fn serve(args: &Args) -> anyhow::Result<u8> {
+    // What ps and the kernel's log call it.
+    nix::sys::prctl::set_name(c"mig-broker").context("cannot set a name")?;
+    let mut launched = None;
+    broker::serve(|question| -> Answer<Value> {
+        answer(args, question, &mut launched).map_err(|error| cli::one_line(&error))
+    })?;
+    Ok(0)
+}
+
+fn answer(
+    args: &Args,
+    question: Question,
+    launched: &mut Option<Launched>,
+) -> anyhow::Result<Value> {
+    let value = match question {
+        Question::Start { .. } if launched.is_some() => anyhow::bail!("a vmrun runs already"),
+        Question::Start { name } => {
+            place::check_name(&name)?;
+            let launched = launched.insert(Launched::start(args, &name)?);
+            serde_json::to_value(&launched.socket)
+        }
+        Question::AwaitEnd => {
+            if let Some(launched) = launched {
+                launched.ends();
+            }
+            Ok(Value::Null)
+        }
+        Question::LastWords => {
+            let launched = launched.as_mut().context("no vmrun was started")?;
+            serde_json::to_value(launched.last_words())
+        }
+        Question::Decision(id) => {
+            let record = Records::of_this_host().read(id)?;
+            serde_json::to_value(record.map(|record| record.decision))
+        }
+        Question::Resolve(id) => {
+            serde_json::to_value(inquiry::resolve(id, &Records::of_this_host())?)
+        }
+    };
+    value.context("an answer that cannot be written")
+}

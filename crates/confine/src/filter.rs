@@ -1,0 +1,80 @@
+//! From a table to a BPF program.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch, sock_filter,
+};
+
+use crate::call::{Call, Check};
+
+/// The calls of one kind of thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Filter {
+    /// What the thread is called.
+    pub thread: &'static str,
+    /// What it may call.
+    pub tables: &'static [&'static [Call]],
+}
+
+impl Filter {
+    /// Every line of it.
+    pub fn calls(&self) -> impl Iterator<Item = &'static Call> {
+        self.tables.iter().copied().flatten()
+    }
+
+    /// The program that answers everything outside with `outside`.
+    pub(crate) fn compile(
+        &self,
+        also: &[Call],
+        outside: SeccompAction,
+    ) -> Result<BpfProgram, BackendError> {
+        let mut rules: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
+        for call in self.tables.iter().copied().flatten().chain(also) {
+            let entry = rules.entry(call.number).or_insert_with(|| Some(Vec::new()));
+            if call.checks.is_empty() {
+                // Allowed whatever the arguments: no other line matters.
+                *entry = None;
+            } else if let Some(entry) = entry {
+                let checks = call.checks.iter().map(condition).collect::<Result<_, _>>()?;
+                entry.push(SeccompRule::new(checks)?);
+            }
+        }
+        let rules = rules.into_iter().map(|(call, rules)| (call, rules.unwrap_or_default()));
+        let filter =
+            SeccompFilter::new(rules.collect(), outside, SeccompAction::Allow, TargetArch::x86_64)?;
+        let mut program = no_clone3();
+        program.extend(BpfProgram::try_from(filter)?);
+        Ok(program)
+    }
+}
+
+fn condition(check: &Check) -> Result<SeccompCondition, BackendError> {
+    let (arg, length, op, value) = match *check {
+        Check::Is(arg, value) => (arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value)),
+        Check::Bits { arg, mask, set } => {
+            (arg, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), set)
+        }
+        Check::ThisProcess(arg) => {
+            let own = u64::from(std::process::id());
+            (arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own)
+        }
+    };
+    SeccompCondition::new(arg, length, op, value)
+}
+
+/// Answers clone3 with ENOSYS and leaves everything else to what follows. Not a matter of
+/// [`SeccompAction`]: it is called by every program that starts a thread, so it is neither allowed
+/// nor a reason to kill.
+fn no_clone3() -> BpfProgram {
+    /// Offset of the number in struct seccomp_data.
+    const NUMBER: u32 = 0;
+    let op = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, NUMBER),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_clone3 as u32),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+    ]
+}
