@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
-use units::{BytesPerSec, Pages};
+use units::{BytesPerSec, MigrationId, Pages};
 
 /// Sends a running guest to another host as a byte stream.
 #[derive(Parser, Debug)]
@@ -98,6 +98,16 @@ pub struct Args {
     /// No table at the end
     #[arg(short, long)]
     pub quiet: bool,
+    /// Have questions about this migration asked for the mig-send that started this one; see the
+    /// module question
+    #[arg(long, value_name = "ID", hide = true)]
+    pub broker: Option<MigrationId>,
+    /// Ask DEST once what became of this migration, and print the answer for the mig-send that
+    /// started this one
+    #[arg(long, value_name = "ID", hide = true)]
+    pub ask: Option<MigrationId>,
+    #[command(flatten)]
+    pub confinement: cli::Confinement,
     #[command(flatten)]
     pub common: cli::Common,
 }
@@ -132,6 +142,9 @@ Exit status:
   4  outcome not known: the guest is handed-over here; run mig-send --resolve";
 
 impl cli::Program for Args {
+    const FILTERS: &'static [confine::Filter] =
+        &[crate::confinement::MAIN, crate::confinement::SIGNALS];
+
     fn common(&self) -> &cli::Common {
         &self.common
     }

@@ -13,19 +13,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use mig_channel::open_sender;
 use mig_engine::handover::Form;
 use mig_engine::ownership::Input;
 use mig_engine::precopy::RoundStats;
 use mig_engine::report::Phase;
-use mig_stream::{Header, Preamble, StreamDigest, StreamWriter};
+use mig_stream::StreamDigest;
 use units::Pages;
 use vm_control::memory::SharedBitmap;
 
-use crate::answers::{Answers, phase};
+use crate::answers::phase;
 use crate::migration::Migration;
-use crate::pages;
 use crate::stop::{Stop, is_timeout};
+use crate::{pages, resolve};
 
 /// How long the destination may take to load the state, and to run the guest after GO.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -157,27 +156,19 @@ impl Migration<'_> {
         if self.form != Form::SeparateCommit {
             return Ok(self.stream.go()?);
         }
-        let commit = self.args.commit.as_ref().ok_or_else(|| anyhow!("no --commit"))?;
-        let channel = open_sender(commit, None, false, &self.shared.interrupt)
-            .map_err(anyhow::Error::from)?;
-        let header = Header { guest: self.machine.name.clone(), ..Header::default() };
-        let mut question = StreamWriter::new(channel.forward, Preamble::resolve(self.id), header)?;
-        question.get_mut().close()?;
-        self.tunnel = channel.tunnel;
-        self.answers = channel.back.map(|back| Answers::new(back, self.id));
-        Ok(())
+        self.asker.as_mut().ok_or_else(|| anyhow!("no --commit"))?.ask()
     }
 
     /// Waits until the guest runs at the destination.
     pub fn await_running(&mut self) -> Result<(), Stop> {
         let form = self.form;
-        let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
-        let timings = match form {
-            Form::SeparateCommit => {
-                answers.resolved(ANSWER)?;
+        let timings = match (form, &mut self.asker, &mut self.answers) {
+            (Form::SeparateCommit, Some(asker), _) => {
+                resolve::verdict(asker.answer()?)?;
                 Vec::new()
             }
-            _ => answers.running(ANSWER)?,
+            (_, _, Some(answers)) => answers.running(ANSWER)?,
+            _ => return Err(anyhow!("no return path").into()),
         };
         let now = Instant::now();
         let downtime = &mut self.report.downtime;

@@ -5,17 +5,20 @@
 mod answers;
 mod args;
 mod blackout;
+mod confinement;
 mod dry_run;
 mod migration;
 mod monitor;
 mod pages;
 mod precopy;
+mod question;
 mod report;
 mod resolve;
 mod stop;
 
 use std::process::ExitCode;
 
+use confine::Outside;
 use vm_control::{Client, place};
 
 use crate::args::Args;
@@ -30,6 +33,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
+    if let Some(id) = args.broker {
+        return question::serve(&args, id);
+    }
+    confine::begin(args.confinement.confine, Outside::Killed);
+    if let Some(id) = args.ask {
+        return question::run(&args, id);
+    }
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = monitor::block_signals()?;
     let client = Client::connect(&place::socket_of(&args.guest)?, NAME)?;

@@ -3,10 +3,11 @@
 //! The order of the steps, and what a failure of each leads to, is decided by
 //! [`mig_engine::handover::Source`]; here is what each step does.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use mig_channel::{ChannelWriter, SenderChannel, Tunnel, TunnelError, open_sender};
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::Input;
@@ -21,10 +22,11 @@ use vm_state::MachineDescription;
 use crate::answers::Answers;
 use crate::args::Args;
 use crate::blackout::Blackout;
-use crate::monitor::{Monitor, Shared};
+use crate::monitor::{Monitor, Shared, Watch};
 use crate::pages::PageSender;
+use crate::question::Asker;
 use crate::stop::{Stop, is_timeout};
-use crate::{NAME, report, resolve};
+use crate::{NAME, confinement, report, resolve};
 
 /// How long a tunnel may take to end by itself after the last word was said.
 const TUNNEL_END: Duration = Duration::from_secs(10);
@@ -47,6 +49,11 @@ pub struct Migration<'a> {
     pub stream: StreamWriter<ChannelWriter>,
     pub answers: Option<Answers>,
     pub tunnel: Option<Tunnel>,
+    /// Who asks the destination, where it can be asked.
+    pub asker: Option<Asker>,
+    /// What the monitor will need, until it is started.
+    watch: Option<Watch>,
+    report_file: Option<File>,
     pub started: Instant,
     pub policy: Policy,
     pub pacer: Pacer,
@@ -63,7 +70,13 @@ pub struct Migration<'a> {
 
 impl<'a> Migration<'a> {
     /// Looks at the guest, opens the channel and writes the header. The guest is not touched.
+    ///
+    /// Everything that will be needed is opened or started here, in this order: first what may
+    /// fail without a trace, then the channel, then the broker, which must inherit no end of it;
+    /// then the rights are given up, and only after that something is sent that can be answered.
     pub fn new(args: &'a Args, client: Client, shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let report_file = args.report.as_deref().map(report::open).transpose()?;
+        let watch = Some(Watch::new(Client::connect(client.path(), NAME)?, args));
         let machine = client.describe()?;
         let memory = client.map_memory(&machine)?;
         let id = MigrationId::random();
@@ -72,6 +85,11 @@ impl<'a> Migration<'a> {
         let form = form_of(args, &channel)?;
         let SenderChannel { mut forward, back, mut tunnel } = channel;
         forward.set_stall_limit(Some(args.timeout));
+        let asker = match resolve::can_be_asked(args) {
+            true => Some(Asker::start(args, id)?),
+            false => None,
+        };
+        confinement::enter(tunnel.as_ref(), &args.destination)?;
         let flags = Flags {
             return_path: form != Form::OneWay,
             page_sums: !args.zero_copy,
@@ -108,13 +126,15 @@ impl<'a> Migration<'a> {
             form,
             stream,
             tunnel,
+            asker,
+            watch,
+            report_file,
         })
     }
 
     /// Runs it to its end and returns the exit status.
     pub fn run(mut self) -> anyhow::Result<u8> {
-        let watcher = Client::connect(self.client.path(), NAME)?;
-        let monitor = Monitor::start(watcher, self.id, self.args, &self.shared);
+        let monitor = self.watch.take().map(|watch| Monitor::start(watch, self.id, &self.shared));
         let mut source = Source::new(self.form);
         let mut why = None;
         let ending = loop {
@@ -165,7 +185,12 @@ impl<'a> Migration<'a> {
     fn resolve(&mut self) -> Result<(), Stop> {
         self.shared.progress(|progress| progress.phase = Phase::Resolve);
         let destination = self.args.commit.as_ref().unwrap_or(&self.args.destination);
-        resolve::until_known(destination, self.id, self.args.resolve_for, &self.shared)
+        let asker = &mut self.asker;
+        resolve::until_known(destination, self.args.resolve_for, || {
+            let asker = asker.as_mut().ok_or_else(|| anyhow!("nobody can ask"))?;
+            asker.ask()?;
+            asker.answer()
+        })
     }
 
     /// The guest goes on at the source.
@@ -229,8 +254,8 @@ impl<'a> Migration<'a> {
         }
         let complaint = report::complaint(ending, &self, why.as_ref());
         report::finish(&mut self, ending, why);
-        if let Some(path) = &self.args.report {
-            report::write(&self.report, path)?;
+        if let (Some(path), Some(file)) = (&self.args.report, &self.report_file) {
+            report::write(&self.report, file, path)?;
         }
         if !self.args.quiet && !self.report.rounds.is_empty() {
             eprint!("{}", self.report.table());

@@ -17,6 +17,7 @@ use units::{BytesPerSec, MigrationId};
 use vm_control::{Client, Order};
 
 use crate::args::{Args, ProgressMode};
+use crate::confinement::SIGNALS;
 
 /// How often orders are taken and progress is shown: an order takes effect within a tenth of a
 /// second.
@@ -136,6 +137,7 @@ pub fn block_signals() -> nix::Result<SigSet> {
 pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     thread::spawn(move || {
+        confine::thread(&SIGNALS);
         while let Ok(signal) = signals.wait() {
             if signal == Signal::SIGUSR1 {
                 let line = shared.lock().progress.line();
@@ -147,6 +149,19 @@ pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
     });
 }
 
+/// What the monitor needs: opened while that is still possible.
+pub struct Watch {
+    /// A connection of its own, so that nobody waits for the other.
+    client: Client,
+    output: Output,
+}
+
+impl Watch {
+    pub fn new(client: Client, args: &Args) -> Self {
+        Self { client, output: Output::new(args) }
+    }
+}
+
 /// The thread that shows progress and takes orders.
 #[derive(Debug)]
 pub struct Monitor {
@@ -155,9 +170,9 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Starts it; `client` is a connection of its own, so that nobody waits for the other.
-    pub fn start(client: Client, id: MigrationId, args: &Args, shared: &Arc<Shared>) -> Self {
-        let mut output = Output::new(args);
+    /// Starts it.
+    pub fn start(watch: Watch, id: MigrationId, shared: &Arc<Shared>) -> Self {
+        let Watch { client, mut output } = watch;
         let thread_shared = Arc::clone(shared);
         let thread = thread::spawn(move || {
             let shared = thread_shared;

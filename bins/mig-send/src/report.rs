@@ -1,5 +1,7 @@
 //! The report of a migration, and what is said of one that did not succeed.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -75,11 +77,24 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
     };
 }
 
+/// Opens the file that the report will be written to; what is in it stays until then. Before
+/// anything is sent: later nothing can be opened any more, and a path that is wrong is known at
+/// once.
+pub fn open(path: &Path) -> anyhow::Result<File> {
+    let file = File::options().write(true).create(true).truncate(false).open(path);
+    file.with_context(|| format!("cannot write the report {}", path.display()))
+}
+
 /// Writes `report` as JSON.
-pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
+pub fn write(report: &Report, mut file: &File, path: &Path) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
-    std::fs::write(path, text).with_context(|| {
+    // What is no regular file has no length.
+    let emptied = match file.metadata().is_ok_and(|there| there.is_file()) {
+        true => file.set_len(0),
+        false => Ok(()),
+    };
+    emptied.and_then(|()| file.write_all(text.as_bytes())).with_context(|| {
         format!("the migration is over, but its report {} was not written", path.display())
     })
 }

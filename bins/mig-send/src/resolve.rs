@@ -4,20 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use mig_channel::{Endpoint, open_sender};
+use mig_channel::Endpoint;
 use mig_engine::ownership::{Input, State};
-use mig_stream::{Header, Outcome, Preamble, StreamWriter};
-use units::MigrationId;
+use mig_stream::Outcome;
 use vm_control::Client;
 
 use crate::NAME;
-use crate::answers::Answers;
 use crate::args::Args;
 use crate::monitor::Shared;
+use crate::question::{Asked, Question};
 use crate::stop::Stop;
-
-/// How long one attempt may take: an ssh connection over a bad network takes seconds.
-const ATTEMPT: Duration = Duration::from_secs(15);
 
 /// How long to wait between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -34,7 +30,8 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
         anyhow::bail!("{name} is not handed-over: there is nothing to resolve");
     };
     let destination = args.commit.as_ref().unwrap_or(&args.destination);
-    match until_known(destination, id, args.resolve_for, shared) {
+    let ask = || Question::start(args, id).map_err(Stop::from)?.answer_or_cancel(shared);
+    match until_known(destination, args.resolve_for, ask) {
         Ok(()) => {
             client.own(Input::Confirm(id))?;
             eprintln!("{NAME}: {name} runs at its destination");
@@ -58,17 +55,25 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
     }
 }
 
+/// Whether what became of a migration can be found out.
+pub fn can_be_asked(args: &Args) -> bool {
+    can_be_opened_again(args.commit.as_ref().unwrap_or(&args.destination))
+}
+
+fn can_be_opened_again(destination: &Endpoint) -> bool {
+    !matches!(destination, Endpoint::Standard | Endpoint::Fd(_) | Endpoint::File(_))
+}
+
 /// Asks again and again, for `limit` at most. A refusal of the destination is a [`Stop::Refused`].
 pub fn until_known(
     destination: &Endpoint,
-    id: MigrationId,
     limit: Duration,
-    shared: &Arc<Shared>,
+    mut ask: impl FnMut() -> Result<Asked, Stop>,
 ) -> Result<(), Stop> {
     if limit.is_zero() {
         return Err(anyhow!("it was not asked: --resolve-for is 0").into());
     }
-    if matches!(destination, Endpoint::Standard | Endpoint::Fd(_) | Endpoint::File(_)) {
+    if !can_be_opened_again(destination) {
         return Err(anyhow!(
             "{destination} can be opened only once: ask with mig-send --resolve GUEST \
              exec:'ssh HOST mig-recv'"
@@ -77,7 +82,7 @@ pub fn until_known(
     }
     let started = Instant::now();
     loop {
-        match ask(destination, id, shared) {
+        match ask().and_then(verdict) {
             // Asking again does not change what the destination cannot know.
             Err(Stop::Failed(error)) if error.is::<Unknowable>() => return Err(error.into()),
             Err(Stop::Failed(error)) if started.elapsed() >= limit => return Err(error.into()),
@@ -87,6 +92,19 @@ pub fn until_known(
             }
             known => return known,
         }
+    }
+}
+
+/// What an answer means for the source: it is gone there, or refused there.
+pub fn verdict(asked: Asked) -> Result<(), Stop> {
+    match asked {
+        Asked::Known(Outcome::Running) => Ok(()),
+        Asked::Known(Outcome::Refused) => Err(Stop::Refused("for ever".into())),
+        Asked::Known(Outcome::Prepared) => {
+            Err(anyhow!("the destination has the guest, paused").into())
+        }
+        Asked::Known(Outcome::MayHaveRun { why }) => Err(Stop::Failed(Unknowable(why).into())),
+        Asked::Failed(why) => Err(anyhow!("{why}").into()),
     }
 }
 
@@ -105,40 +123,3 @@ impl std::fmt::Display for Unknowable {
 }
 
 impl std::error::Error for Unknowable {}
-
-/// Asks once. The question is GO as well: only a source that has committed asks.
-fn ask(destination: &Endpoint, id: MigrationId, shared: &Arc<Shared>) -> Result<(), Stop> {
-    let channel =
-        open_sender(destination, None, false, &shared.interrupt).map_err(anyhow::Error::from)?;
-    let mut tunnel = channel.tunnel;
-    let asked = (|| {
-        let mut forward = channel.forward;
-        forward.set_deadline(Some(ATTEMPT));
-        let header = Header { guest: "resolve".into(), ..Header::default() };
-        let mut question = StreamWriter::new(forward, Preamble::resolve(id), header)?;
-        // The end of the question flushes filters that hold data back.
-        question.get_mut().close()?;
-        let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
-        Answers::new(back, id).resolved(ATTEMPT)
-    })();
-    if let (Err(Stop::Failed(error)), Some(tunnel)) = (&asked, &mut tunnel)
-        && !error.is::<Unknowable>()
-        && let Err(ended @ mig_channel::TunnelError::Ended { .. }) =
-            tunnel.wait_for_success(Duration::from_millis(500))
-    {
-        return Err(anyhow::Error::from(ended).into());
-    }
-    asked
-}
-
-impl Answers {
-    /// The answer to a question.
-    pub fn resolved(&mut self, timeout: Duration) -> Result<(), Stop> {
-        match self.outcome(timeout)? {
-            Outcome::Running => Ok(()),
-            Outcome::Refused => Err(Stop::Refused("for ever".into())),
-            Outcome::Prepared => Err(anyhow!("the destination has the guest, paused").into()),
-            Outcome::MayHaveRun { why } => Err(Stop::Failed(Unknowable(why).into())),
-        }
-    }
-}

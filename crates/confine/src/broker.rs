@@ -105,7 +105,10 @@ pub fn serve<Q: DeserializeOwned, A: Serialize>(mut answer: impl FnMut(Q) -> A) 
     let mut questions = BufReader::new(stream.try_clone()?);
     let mut answers = stream;
     while let Some(question) = read_line(&mut questions)? {
-        write_line(&mut answers, &answer(question))?;
+        if write_line(&mut answers, &answer(question)).is_err() {
+            // Nobody waits for it any more.
+            break;
+        }
     }
     Ok(())
 }

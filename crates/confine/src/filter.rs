@@ -42,10 +42,10 @@ impl Filter {
                 entry.push(SeccompRule::new(checks)?);
             }
         }
+        let mut program = absent(|number| !rules.contains_key(&number));
         let rules = rules.into_iter().map(|(call, rules)| (call, rules.unwrap_or_default()));
         let filter =
             SeccompFilter::new(rules.collect(), outside, SeccompAction::Allow, TargetArch::x86_64)?;
-        let mut program = no_clone3();
         program.extend(BpfProgram::try_from(filter)?);
         Ok(program)
     }
@@ -65,16 +65,25 @@ fn condition(check: &Check) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(arg, length, op, value)
 }
 
-/// Answers clone3 with ENOSYS and leaves everything else to what follows. Not a matter of
-/// [`SeccompAction`]: it is called by every program that starts a thread, so it is neither allowed
-/// nor a reason to kill.
-fn no_clone3() -> BpfProgram {
+/// Calls that the C library makes by itself in any thread and does without: they are answered with
+/// ENOSYS where a filter does not have them, whatever becomes of other calls outside.
+pub(crate) const ABSENT: &[Call] = crate::calls![
+    SYS_clone3 => "its flags are in memory, where no filter sees them; clone has them in an argument";
+    SYS_openat => "where it is not listed: glibc counts the processors for its heaps";
+];
+
+/// The beginning of a program, which answers those of [`ABSENT`] that are `missing` and leaves
+/// everything else to what follows.
+fn absent(missing: impl Fn(i64) -> bool) -> BpfProgram {
     /// Offset of the number in struct seccomp_data.
     const NUMBER: u32 = 0;
     let op = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
-    vec![
-        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, NUMBER),
-        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_clone3 as u32),
-        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-    ]
+    let mut program = vec![op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, NUMBER)];
+    for call in ABSENT.iter().filter(|call| missing(call.number)) {
+        program.extend([
+            op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call.number as u32),
+            op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+        ]);
+    }
+    program
 }

@@ -59,8 +59,7 @@ pub const RUNTIME: &[Call] = crate::calls![
     SYS_exit_group;
 ];
 
-/// Starting threads. clone3(2) is answered with ENOSYS, since its flags are in memory, where no
-/// filter sees them; the C library then takes clone(2).
+/// Starting threads.
 pub const THREADS: &[Call] = crate::calls![
     SYS_clone(THREAD);
     SYS_sched_getaffinity => "glibc looks at the stack and the processors";

@@ -4,9 +4,10 @@
 use std::fmt::Write;
 
 use crate::call::{Call, Check};
-use crate::filter::Filter;
+use crate::filter::{ABSENT, Filter};
 
-/// The tables of `filters`, one call to a line: its name, what is checked, and why it is there.
+/// The tables of `filters`, one call to a line: its name, what is checked, and why it is there; and
+/// the calls that are answered without being done.
 pub fn show(filters: &[Filter]) -> String {
     let mut text = String::new();
     for filter in filters {
@@ -14,6 +15,10 @@ pub fn show(filters: &[Filter]) -> String {
         for call in filter.calls() {
             let _ = writeln!(text, "{}", line(call).trim_end());
         }
+    }
+    let _ = writeln!(text, "answered with ENOSYS");
+    for call in ABSENT {
+        let _ = writeln!(text, "{}", line(call).trim_end());
     }
     text
 }

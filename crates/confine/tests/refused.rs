@@ -166,6 +166,14 @@ fn a_tool_is_killed_at_the_first_call_outside() {
 }
 
 #[test]
+fn a_filter_without_files_lets_the_c_library_go_on_without_them() {
+    const NO_FILES: Filter = Filter { thread: "no files", tables: &[RUNTIME] };
+    confined(&NO_FILES, &Files::none(), || {
+        assert_eq!(errno(File::open("/dev/null")), Some(libc::ENOSYS));
+    });
+}
+
+#[test]
 fn the_kernel_says_that_a_confined_thread_is() {
     let status = confined(
         &READER,

@@ -1,0 +1,189 @@
+//! Asking a destination what became of a migration, in a process of its own.
+//!
+//! A question needs a new channel: a command is started, a host is connected to. A mig-send that
+//! reads answers has given up the right to do either. So each question is asked by a process that
+//! opens the channel first, confines itself as mig-send does, and only then reads; it prints one
+//! line, [`Asked`], for the one that started it. A confined mig-send has it started by a
+//! [`broker`], which can be asked for nothing else: what is asked, and where, is on
+//! the broker's command line.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use confine::broker::{self, Broker};
+use mig_channel::{Endpoint, Interrupt, TunnelError, open_sender};
+use mig_stream::{Header, Outcome, Preamble, StreamWriter};
+use serde::{Deserialize, Serialize};
+use units::MigrationId;
+
+use crate::answers::Answers;
+use crate::args::Args;
+use crate::confinement;
+use crate::monitor::{Shared, block_signals};
+use crate::stop::Stop;
+
+/// How long one attempt may take: an ssh connection over a bad network takes seconds.
+const ATTEMPT: Duration = Duration::from_secs(15);
+
+/// How long a tunnel that brought no answer may take to end, so that its status is known.
+const TUNNEL_STATUS: Duration = Duration::from_millis(500);
+
+/// How often the end of a question is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// An answer is no longer (bytes).
+const LONGEST: u64 = broker::LONGEST / 2;
+
+/// What came of one question.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Asked {
+    /// The destination's answer.
+    Known(Outcome),
+    /// There was none, and why.
+    Failed(String),
+}
+
+/// All that a broker of mig-send does.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ask;
+
+/// The command line that this process gives on: who asks whom, and how it is confined.
+fn this_program(args: &Args, id: MigrationId, role: &str) -> Command {
+    let destination = args.commit.as_ref().unwrap_or(&args.destination);
+    let mut command = broker::this_program();
+    command
+        .arg(format!("--{role}={id}"))
+        .arg(format!("--confine={}", args.confinement.confine))
+        .arg(format!("--log={}", args.common.log))
+        .args(["--", &args.guest, &destination.to_string()]);
+    command
+}
+
+/// Who asks for a mig-send that must not start anything any more.
+#[derive(Debug)]
+pub struct Asker(Broker);
+
+impl Asker {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(args: &Args, id: MigrationId) -> anyhow::Result<Self> {
+        let mut command = this_program(args, id, "broker");
+        command.stdout(Stdio::null());
+        Ok(Self(Broker::start(command)?))
+    }
+
+    /// Asks; [`Self::answer`] has the answer.
+    pub fn ask(&mut self) -> Result<(), Stop> {
+        self.0.send(&Ask).map_err(|error| anyhow::Error::from(error).into())
+    }
+
+    /// What came of it.
+    pub fn answer(&mut self) -> Result<Asked, Stop> {
+        self.0.answer().map_err(|error| anyhow::Error::from(error).into())
+    }
+}
+
+/// The broker itself.
+pub fn serve(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
+    // What ps and the kernel's log call it.
+    nix::sys::prctl::set_name(c"mig-broker")?;
+    // A Ctrl-C is for the mig-send beside it.
+    block_signals()?;
+    broker::serve(|Ask| match Question::start(args, id) {
+        Ok(mut question) => question.answer(),
+        Err(error) => Asked::Failed(cli::one_line(&error)),
+    })?;
+    Ok(0)
+}
+
+/// A process that asks.
+#[derive(Debug)]
+pub struct Question {
+    process: Child,
+    answer: BufReader<ChildStdout>,
+}
+
+impl Question {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(args: &Args, id: MigrationId) -> anyhow::Result<Self> {
+        let mut command = this_program(args, id, "ask");
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let answer = process.stdout.take().ok_or_else(|| anyhow!("no way back from it"))?;
+        Ok(Self { process, answer: BufReader::new(answer) })
+    }
+
+    /// Waits for what came of it.
+    pub fn answer(&mut self) -> Asked {
+        let mut line = String::new();
+        let read = (&mut self.answer).take(LONGEST).read_line(&mut line);
+        let status = self.process.wait();
+        match read.and_then(|_| Ok(serde_json::from_str(&line)?)) {
+            Ok(asked) => asked,
+            Err(_) => Asked::Failed(match status {
+                Ok(status) => format!("the process that asks has ended: {status}"),
+                Err(error) => format!("the process that asks is lost: {error}"),
+            }),
+        }
+    }
+
+    /// As [`Self::answer`], unless the operator gives up.
+    pub fn answer_or_cancel(mut self, shared: &Shared) -> Result<Asked, Stop> {
+        while let Ok(None) = self.process.try_wait() {
+            if shared.is_cancelled() {
+                let _ = self.process.kill();
+                let _ = self.process.wait();
+                return Err(Stop::Cancelled);
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        Ok(self.answer())
+    }
+}
+
+/// The process that asks: prints what came of it.
+pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
+    // Whoever started it kills it if nobody waits any more.
+    block_signals()?;
+    let asked = match ask(&args.destination, id) {
+        Ok(outcome) => Asked::Known(outcome),
+        Err(Stop::Failed(error)) => Asked::Failed(cli::one_line(&error)),
+        Err(stop) => Asked::Failed(format!("{stop:?}")),
+    };
+    let mut line = serde_json::to_vec(&asked)?;
+    line.push(b'\n');
+    // Nobody may wait for it any more.
+    let _ = io::stdout().write_all(&line);
+    Ok(0)
+}
+
+/// Asks once. The question is GO as well: only a source that has committed asks.
+fn ask(destination: &Endpoint, id: MigrationId) -> Result<Outcome, Stop> {
+    let channel =
+        open_sender(destination, None, false, &Interrupt::new()?).map_err(anyhow::Error::from)?;
+    let mut tunnel = channel.tunnel;
+    confinement::enter(tunnel.as_ref(), destination)?;
+    let asked = (|| {
+        let mut forward = channel.forward;
+        forward.set_deadline(Some(ATTEMPT));
+        let header = Header { guest: "resolve".into(), ..Header::default() };
+        let mut question = StreamWriter::new(forward, Preamble::resolve(id), header)?;
+        // The end of the question flushes filters that hold data back.
+        question.get_mut().close()?;
+        let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
+        Answers::new(back, id).outcome(ATTEMPT)
+    })();
+    if let (Err(Stop::Failed(_)), Some(tunnel)) = (&asked, &mut tunnel)
+        && let Err(ended @ TunnelError::Ended { .. }) = tunnel.wait_for_success(TUNNEL_STATUS)
+    {
+        return Err(anyhow::Error::from(ended).into());
+    }
+    asked
+}
