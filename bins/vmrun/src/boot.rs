@@ -76,7 +76,7 @@ fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
 pub fn start(guest: &Guest, paused: bool) -> anyhow::Result<()> {
     let mut inner = guest.lock();
     let Some(machine) = &inner.machine else { return Ok(()) };
-    guest.watch(machine);
+    guest.watch(machine).context("cannot watch the guest")?;
     if !paused {
         guest.resume(&mut inner)?;
     }

@@ -154,12 +154,15 @@ impl Guest {
 
     fn record_later(&self, name: String, id: MigrationId, decision: Decision) {
         let Some(this) = self.this() else { return };
-        thread::spawn(move || {
+        // Without it the host says "may have run" after a crash: safe, but less helpful.
+        let spawned = thread::Builder::new().spawn(move || {
             if let Err(refusal) = this.record(&name, id, decision) {
-                // Without it the host says "may have run" after a crash: safe, but less helpful.
                 warn!("{refusal}");
             }
         });
+        if let Err(error) = spawned {
+            warn!("cannot record that the guest runs: {error}");
+        }
     }
 
     /// Lets the vCPUs run if the operator wants that.
@@ -229,10 +232,16 @@ impl Guest {
         }
     }
 
-    /// Starts the clock of a guest that waits for GO: after `go_timeout` it is refused.
-    pub fn expect_go(&self, id: MigrationId) {
-        let Some(this) = self.this() else { return };
-        thread::spawn(move || {
+    /// A clock for a guest that is about to wait for GO: `go_timeout` after it was started the
+    /// guest is refused. It is made before the guest is prepared, so that a host that is out of
+    /// memory does not leave one that waits for ever.
+    pub fn go_clock(&self, id: MigrationId) -> Result<SyncSender<()>, Refusal> {
+        let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
+        let (start, started) = sync_channel(1);
+        let run = move || {
+            if started.recv().is_err() {
+                return;
+            }
             thread::sleep(this.go_timeout);
             loop {
                 {
@@ -247,7 +256,11 @@ impl Guest {
                 }
                 thread::sleep(REFUSE_AGAIN);
             }
-        });
+        };
+        match thread::Builder::new().name("go-timeout".into()).spawn(run) {
+            Ok(_) => Ok(start),
+            Err(error) => Err(Refusal::new(format!("cannot wait for GO: {error}"))),
+        }
     }
 
     /// A connection is gone: what it had begun and nobody can finish is undone.

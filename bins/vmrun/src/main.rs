@@ -50,7 +50,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         inner.parent = Some(server.serve_connection(boot::adopted()?, Arc::clone(&service))?);
     }
     server.serve(service)?;
-    boot::start(&guest, args.paused).context("cannot start the guest")?;
+    if !args.incoming {
+        // One that is to arrive may be arriving already: its mig-recv is served since above.
+        boot::start(&guest, args.paused).context("cannot start the guest")?;
+    }
     info!("{} listens on {}", args.name, server.path().display());
 
     let end = guest.ending.wait();

@@ -181,8 +181,9 @@ impl Guest {
         };
         let machine = Machine::incoming(&description, &here).map_err(refusal)?;
         let fds = memory_of(&machine)?;
+        // It ends with the machine, if the step is denied.
+        self.watch(&machine).map_err(refusal)?;
         self.step(inner, Input::Receive(id))?;
-        self.watch(&machine);
         inner.machine = Some(machine);
         inner.description = Some(description);
         inner.receiver = Some(connection);
@@ -204,8 +205,9 @@ impl Guest {
         inner.wanted = RunState::take(&mut sections)?.wanted;
         inner.machine()?.load(sections).map_err(refusal)?;
         debug_assert_eq!(expected.before, None);
+        let clock = self.go_clock(id)?;
         self.step(inner, Input::Prepared(id))?;
-        self.expect_go(id);
+        let _ = clock.send(());
         Ok(Reply::Prepared(Loaded { load: started.elapsed() }))
     }
 

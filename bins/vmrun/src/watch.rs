@@ -1,6 +1,6 @@
 //! What the guest itself does to its vmrun: power off, ask for a reset, fail.
 
-use std::thread;
+use std::{io, thread};
 
 use vm_machine::{Machine, MachineEvent};
 
@@ -9,10 +9,10 @@ use crate::guest::Guest;
 
 impl Guest {
     /// Ends the process when the guest does.
-    pub fn watch(&self, machine: &Machine) {
+    pub fn watch(&self, machine: &Machine) -> io::Result<()> {
         let events = machine.events();
-        let Some(this) = self.this() else { return };
-        thread::spawn(move || {
+        let Some(this) = self.this() else { return Ok(()) };
+        thread::Builder::new().name("guest-end".into()).spawn(move || {
             if let Ok(event) = events.recv() {
                 this.end(match event {
                     MachineEvent::PowerOff => End::PowerOff,
@@ -20,6 +20,7 @@ impl Guest {
                     MachineEvent::Failed(why) => End::Failed(why),
                 });
             }
-        });
+        })?;
+        Ok(())
     }
 }

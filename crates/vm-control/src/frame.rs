@@ -22,7 +22,10 @@ pub enum FrameError {
     /// The other side closed the connection between two frames.
     #[error("the connection was closed")]
     Closed,
-    /// The socket failed, timed out, or ended inside a frame.
+    /// The other side neither reads nor writes within the time that it was given.
+    #[error("it does not answer")]
+    TimedOut,
+    /// The socket failed, or ended inside a frame.
     #[error("the connection failed")]
     Io(#[source] io::Error),
     /// The length is beyond every real message.
@@ -31,6 +34,16 @@ pub enum FrameError {
     /// The bytes are no message of this protocol.
     #[error("the message is damaged, or from another release")]
     Damaged(#[source] postcard::Error),
+}
+
+impl FrameError {
+    /// A socket with a timeout says "would block" when it is over (socket(7), SO_RCVTIMEO).
+    fn io(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Sends `message`, and `fds` beside it.
@@ -55,9 +68,9 @@ pub(crate) fn send<T: Serialize>(
         MsgFlags::MSG_NOSIGNAL,
         None,
     )
-    .map_err(|errno| FrameError::Io(errno.into()))?;
+    .map_err(|errno| FrameError::io(errno.into()))?;
     let mut stream = stream;
-    stream.write_all(&frame[sent..]).map_err(FrameError::Io)
+    stream.write_all(&frame[sent..]).map_err(FrameError::io)
 }
 
 /// Waits for the next frame, as long as the socket's read timeout allows.
@@ -83,9 +96,9 @@ pub(crate) fn receive_length(stream: &UnixStream) -> Result<(u32, Vec<OwnedFd>),
             MsgFlags::MSG_CMSG_CLOEXEC,
         ) {
             Err(nix::errno::Errno::EINTR) => continue,
-            other => other.map_err(|errno| FrameError::Io(errno.into()))?,
+            other => other.map_err(|errno| FrameError::io(errno.into()))?,
         };
-        for part in message.cmsgs().map_err(|errno| FrameError::Io(errno.into()))? {
+        for part in message.cmsgs().map_err(|errno| FrameError::io(errno.into()))? {
             if let ControlMessageOwned::ScmRights(raw) = part {
                 fds.extend(raw.into_iter().map(|fd| {
                     // SAFETY: the kernel has just made this descriptor for us, and nobody else
@@ -113,7 +126,7 @@ pub(crate) fn receive_body<T: DeserializeOwned>(
     length: u32,
 ) -> Result<T, FrameError> {
     let mut body = Vec::new();
-    stream.take(length.into()).read_to_end(&mut body).map_err(FrameError::Io)?;
+    stream.take(length.into()).read_to_end(&mut body).map_err(FrameError::io)?;
     if body.len() < length as usize {
         return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into()));
     }

@@ -214,17 +214,31 @@ fn spawn(
     let id = ConnectionId(connections.next.fetch_add(1, Ordering::Relaxed));
     connections.open.fetch_add(1, Ordering::Relaxed);
     let spawned = thread::Builder::new().name(format!("client-{}", id.0)).spawn(move || {
+        let _end = End { id, service: Arc::clone(&service), connections: Arc::clone(&shared) };
         match converse(&stream, id, service.as_ref(), &shared) {
             Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
             Err(error) => warn!("client {}: {error}", id.0),
         }
-        service.closed(id);
-        shared.open.fetch_sub(1, Ordering::Relaxed);
     });
     if spawned.is_err() {
         connections.open.fetch_sub(1, Ordering::Relaxed);
     }
     spawned.map(|_| id)
+}
+
+/// What has to be done when a connection ends, also by a panic in the service: what its client had
+/// begun must not wait for ever for somebody who is gone.
+struct End {
+    id: ConnectionId,
+    service: Arc<dyn Service>,
+    connections: Arc<Connections>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.service.closed(self.id);
+        self.connections.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why this peer is not served, if it is not: only vmrun's own user and root are.
@@ -328,6 +342,7 @@ mod tests {
                     Reply::Hello { version: PROTOCOL_VERSION, name: "web".into(), pid: 1 }.into()
                 }
                 Request::Resume => Reply::Done.into(),
+                Request::Throttle(_) => panic!("a mistake of the service"),
                 _ => Reply::Refused(Refusal::new("no")).into(),
             }
         }
@@ -365,6 +380,15 @@ mod tests {
         let (_dir, server, closed) = served();
         drop(Client::connect(server.path(), "test").unwrap());
         closed.recv_timeout(Duration::from_secs(5)).unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_the_service_is_the_end_of_that_connection_and_is_noticed() {
+        let (_dir, server, closed) = served();
+        let client = Client::connect(server.path(), "test").unwrap();
+        assert!(matches!(client.throttle(1), Err(ClientError::Lost { .. })));
+        closed.recv_timeout(Duration::from_secs(5)).unwrap();
+        Client::connect(server.path(), "test").unwrap().resume().unwrap();
     }
 
     #[test]
