@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use mig_channel::Endpoint;
+use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::{Input, State};
-use mig_stream::Outcome;
 use vm_control::Client;
 
 use crate::NAME;
@@ -18,12 +18,8 @@ use crate::stop::Stop;
 /// How long to wait between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Exit statuses, as in the table of `--help`.
-const RUNS_THERE: u8 = 0;
-const RUNS_HERE: u8 = 1;
-const UNKNOWN: u8 = 4;
-
-/// `mig-send --resolve`.
+/// `mig-send --resolve`. What each answer leads to is decided by
+/// [`mig_engine::handover::Source::resolving`].
 pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result<u8> {
     let name = client.name();
     let State::HandedOver(id) = client.status()?.ownership else {
@@ -31,28 +27,53 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
     };
     let destination = args.commit.as_ref().unwrap_or(&args.destination);
     let ask = || Question::start(args, id).map_err(Stop::from)?.answer_or_cancel(shared);
-    match until_known(destination, args.resolve_for, ask) {
-        Ok(()) => {
-            client.own(Input::Confirm(id))?;
+    // How the guest left makes no difference any more.
+    let mut source = Source::resolving(Form::BothWays);
+    let mut refusal = None;
+    let mut why: Option<anyhow::Error> = None;
+    let ending = loop {
+        let step = source.step();
+        let done = match step {
+            SourceStep::Resolve => until_known(destination, args.resolve_for, ask),
+            SourceStep::Confirm => client.own(Input::Confirm(id)).map_err(Stop::from),
+            SourceStep::TakeBack => client.own(Input::TakeBack(id)).map_err(Stop::from),
+            SourceStep::Finished(ending) => break ending,
+            other => unreachable!("{other:?} is no step of a question"),
+        };
+        source.advance(done.as_ref().err().map_or(Outcome::Done, Stop::outcome));
+        match done {
+            Err(Stop::Refused(reason)) => refusal = Some(reason),
+            Err(Stop::Failed(error)) => why = Some(error),
+            Ok(()) | Err(Stop::Cancelled | Stop::GaveUp { .. }) => {}
+        }
+    };
+    match ending {
+        SourceEnding::Moved => {
             eprintln!("{NAME}: {name} runs at its destination");
-            Ok(RUNS_THERE)
+            if let Some(error) = why {
+                cli::complain(NAME, &error.context(format!("{name} is still here, handed-over")));
+            }
         }
-        Err(Stop::Refused(why)) => {
-            client.own(Input::TakeBack(id))?;
-            eprintln!("{NAME}: the destination refused {name} ({why}); it runs here");
-            Ok(RUNS_HERE)
+        SourceEnding::Unknown => {
+            if args.force {
+                match client.own(Input::TakeBack(id)) {
+                    Ok(()) => {
+                        eprintln!("{NAME}: {name} runs here, by force");
+                        return Ok(SourceEnding::Stayed.exit_status());
+                    }
+                    Err(error) => why = Some(error.into()),
+                }
+            }
+            if let Some(error) = why {
+                cli::complain(NAME, &error.context(format!("{name} stays handed-over")));
+            }
         }
-        Err(_) if args.force => {
-            client.own(Input::TakeBack(id))?;
-            eprintln!("{NAME}: {name} runs here, by force");
-            Ok(RUNS_HERE)
+        SourceEnding::Stayed | SourceEnding::Cancelled => {
+            let reason = refusal.unwrap_or_default();
+            eprintln!("{NAME}: the destination refused {name} ({reason}); it runs here");
         }
-        Err(Stop::Failed(error)) => {
-            cli::complain(NAME, &error.context(format!("{name} stays handed-over")));
-            Ok(UNKNOWN)
-        }
-        Err(Stop::Cancelled | Stop::GaveUp { .. }) => Ok(UNKNOWN),
     }
+    Ok(ending.exit_status())
 }
 
 /// Whether what became of a migration can be found out.
@@ -98,12 +119,14 @@ pub fn until_known(
 /// What an answer means for the source: it is gone there, or refused there.
 pub fn verdict(asked: Asked) -> Result<(), Stop> {
     match asked {
-        Asked::Known(Outcome::Running) => Ok(()),
-        Asked::Known(Outcome::Refused) => Err(Stop::Refused("for ever".into())),
-        Asked::Known(Outcome::Prepared) => {
+        Asked::Known(mig_stream::Outcome::Running) => Ok(()),
+        Asked::Known(mig_stream::Outcome::Refused) => Err(Stop::Refused("for ever".into())),
+        Asked::Known(mig_stream::Outcome::Prepared) => {
             Err(anyhow!("the destination has the guest, paused").into())
         }
-        Asked::Known(Outcome::MayHaveRun { why }) => Err(Stop::Failed(Unknowable(why).into())),
+        Asked::Known(mig_stream::Outcome::MayHaveRun { why }) => {
+            Err(Stop::Failed(Unknowable(why).into()))
+        }
         Asked::Failed(why) => Err(anyhow!("{why}").into()),
     }
 }
