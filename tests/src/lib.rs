@@ -8,11 +8,13 @@
 mod console;
 mod guest;
 mod host;
+mod image;
 mod program;
 
 pub use console::{Console, Tick, assert_one_story, wait};
 pub use guest::{Guest, spec};
 pub use host::Host;
+pub use image::Image;
 pub use program::{Done, finish, report, run, wait_within};
 
 use std::time::Duration;

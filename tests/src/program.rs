@@ -33,7 +33,13 @@ impl Done {
     /// Panics unless it failed with status 1 and said one line, with `words` in it.
     #[track_caller]
     pub fn refused_with(self, words: &[&str]) -> Self {
-        let done = self.expect(1);
+        self.refused_as(1, words)
+    }
+
+    /// Panics unless it ended with `status` and said one line, with `words` in it.
+    #[track_caller]
+    pub fn refused_as(self, status: i32, words: &[&str]) -> Self {
+        let done = self.expect(status);
         let lines: Vec<_> = done.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
         assert_eq!(lines.len(), 1, "not one line: {:#?}", done.stderr);
         for word in words {
