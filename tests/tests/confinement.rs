@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -60,6 +61,63 @@ fn every_thread_is_confined_while_a_guest_moves() {
     }
     finish(sending, Instant::now()).expect(0);
     assert_eq!(guest.ended(), Some(0));
+}
+
+/// The user and the group nobody.
+const NOBODY: u32 = 65534;
+
+/// Runs `$SCRIPT` as nobody, who may open a /dev/kvm of its own.
+const AS_NOBODY: &str = r#"exec unshare --mount bash -ec '
+    [ -e "$KVM" ] || mknod --mode=666 "$KVM" c $(stat --format="0x%t 0x%T" /dev/kvm)
+    mount --bind "$KVM" /dev/kvm
+    exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -c "$SCRIPT"'"#;
+
+fn as_nobody(host: &Host, script: &str) -> Command {
+    let mut command = host.shell(AS_NOBODY);
+    command.env("KVM", host.path("kvm")).env("SCRIPT", script);
+    command
+}
+
+/// Gives the host to nobody; says what is missing where that is not possible.
+fn give_to_nobody(host: &Host) -> Result<(), String> {
+    if fs::metadata("/proc/self").expect("this process").uid() != 0 {
+        return Err("only root can become nobody".into());
+    }
+    for dir in ["", "run", "state"] {
+        chown(host.path(dir), Some(NOBODY), Some(NOBODY)).expect("root gives directories away");
+    }
+    let tried = run(&mut as_nobody(host, "vmrun --version >/dev/null && : <>/dev/kvm"));
+    if tried.status == Some(0) { Ok(()) } else { Err(tried.stderr) }
+}
+
+#[test]
+fn an_ordinary_user_moves_a_guest_and_is_confined() {
+    needs_kvm!();
+    let host = Host::new();
+    if let Err(why) = give_to_nobody(&host) {
+        println!("SKIPPED a migration by nobody: {}", why.trim());
+        return;
+    }
+    let kernel = spec(64, "500", 48);
+    let vmrun = format!("exec vmrun --log=error --name a --kernel {kernel}");
+    let mut guest = as_nobody(&host, &vmrun).spawn().expect("a shell starts");
+    wait("a to run", || host.state("a").is_some_and(|state| state == "running"));
+    let send = "exec mig-send --quiet --max-bandwidth=20M --max-downtime=10000 a \
+                'exec:exec mig-recv --name b'";
+    let sending = as_nobody(&host, send)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a shell starts");
+    wait("b to arrive", || host.state("b").is_some_and(|state| state.starts_with("receiving")));
+    for (name, pid) in CONFINED.iter().map(|name| (*name, process(&host, name))) {
+        let owner = fs::metadata(format!("/proc/{pid}/task")).expect("a process").uid();
+        assert_eq!(owner, NOBODY, "of {name}");
+        assert_eq!(unconfined(pid), [] as [String; 0], "of {name}");
+    }
+    finish(sending, Instant::now()).expect(0);
+    assert_eq!(host.state("b").as_deref(), Some("running"));
+    assert!(guest.wait().expect("a child").success());
 }
 
 /// The programs that confine themselves.
