@@ -9,21 +9,28 @@ SSHD_TREE=$CACHE/sshd
 # What guests of the lab are made from: the stock cloud kernel, its modules for virtio, a busybox.
 GUEST=$CACHE/guest
 
-# Those that the cloud kernel has as modules; what is built into it is not missed.
+# In the order in which they are loaded; what is built into the cloud kernel is not missed.
 GUEST_MODULES="virtio virtio_ring virtio_mmio virtio_blk failover net_failover virtio_net
-rng-core virtio-rng virtio_console virtio_balloon"
+virtio-rng virtio_console virtio_balloon"
 
 # In the order in which they are loaded: each after what it needs.
 MODULES="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci netfs fscache
 9pnet 9pnet_virtio 9p overlay irqbypass ccp kvm kvm-amd failover net_failover virtio_net
 llc stp bridge tun virtio_console"
 
+# What the cache holds when it is complete: it is made anew when that changes.
+cached() { echo $MODULES / $GUEST_MODULES; }
+
 installed() {
     command -v qemu-system-x86_64 >/dev/null && command -v ssh >/dev/null &&
-        command -v ip >/dev/null && [ -x /usr/bin/python3 ] &&
+        command -v ip >/dev/null && has_python && command -v mke2fs >/dev/null &&
         [ -s "$KERNEL" ] && [ -x "$BUSYBOX" ] && [ -x "$SSHD_TREE/usr/sbin/sshd" ] &&
-        [ -s "$GUEST/vmlinuz" ] && [ -x "$GUEST/busybox" ] && [ -e "$CACHE/complete" ]
+        [ -s "$GUEST/vmlinuz" ] && [ -x "$GUEST/busybox" ] &&
+        [ "$(cat "$CACHE/complete" 2>/dev/null)" = "$(cached)" ]
 }
+
+# The one of the distribution, with its standard library: the tests read reports with it.
+has_python() { /usr/bin/python3 -c 'import json' 2>/dev/null; }
 
 # apt-get, quietly; what it says is shown only when it fails.
 apt() {
@@ -81,9 +88,12 @@ unpack_guest() {
     deb=$(apt_file "$(kernel_package linux-image-cloud-amd64)") || exit $?
     rm -rf "$CACHE/unpacked" && mkdir "$CACHE/unpacked" && dpkg-deb -x "$deb" "$CACHE/unpacked"
     mkdir -p "$GUEST/modules"
+    : >"$GUEST/modules/order"
     for module in $GUEST_MODULES; do
         file=$(find "$CACHE/unpacked" -name "$module.ko" | head -1)
-        [ -z "$file" ] || cp "$file" "$GUEST/modules/"
+        [ -n "$file" ] || continue
+        cp "$file" "$GUEST/modules/"
+        echo "$module" >>"$GUEST/modules/order"
     done
     cp "$BUSYBOX" "$GUEST/busybox"
     cp "$CACHE"/unpacked/boot/vmlinuz-* "$GUEST/vmlinuz"
@@ -99,10 +109,13 @@ install_packages() {
     command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
     command -v ssh >/dev/null || missing+=(openssh-client)
     command -v ip >/dev/null || missing+=(iproute2)
-    [ -x /usr/bin/python3 ] || missing+=(python3-minimal)
+    has_python || missing+=(python3)
+    command -v mke2fs >/dev/null || missing+=(e2fsprogs)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
     installed && return
-    rm -f "$CACHE/complete"
+    if [ "$(cat "$CACHE/complete" 2>/dev/null)" != "$(cached)" ]; then
+        rm -rf "$CACHE/complete" "$KERNEL" "$CACHE/modules" "$GUEST"
+    fi
     if [ ! -s "$KERNEL" ] || [ ! -d "$CACHE/modules" ]; then
         say "fetching a kernel with its modules (linux-image-amd64, unpacked into $CACHE)"
         unpack_kernel
@@ -125,5 +138,5 @@ install_packages() {
         say "fetching the guests' kernel (linux-image-cloud-amd64, unpacked into $GUEST)"
         unpack_guest
     fi
-    touch "$CACHE/complete"
+    cached >"$CACHE/complete"
 }

@@ -13,8 +13,6 @@ done
 clear_guests
 consoles
 
-console() { echo "$CONSOLES/$1.console"; }
-
 # both_ways FROM TO CONSOLE: with the handover; the source ends by itself.
 both_ways() {
     local report=$CONSOLES/$3.json

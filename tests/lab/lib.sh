@@ -76,6 +76,9 @@ consoles() {
     mkdir -p "$CONSOLES"
 }
 
+# The console of that name.
+console() { echo "$CONSOLES/$1.console"; }
+
 # The whole tick lines of a console: the last line may still be being written.
 ticks() { grep -a '^tick .*max-gap-us [0-9]*.$\|^tick .*max-gap-us [0-9]*$' "$1" 2>/dev/null | tr -d '\r'; }
 

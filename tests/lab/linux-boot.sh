@@ -2,22 +2,11 @@
 # The stock Debian cloud kernel on vmrun: it boots with 1 and 2 vCPUs to a script of its own,
 # resets and switches itself off, and moves to another vmrun of this host while it counts time.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/lib/linux.sh"
 
-# A kernel boots in 10 s on an idle lab, and in several times that on a busy one.
-[ "$PATIENCE" -ge 180 ] || PATIENCE=180
-
-GUEST=${LAB_GUEST:-/lab/guest}
-[ -s "$GUEST/vmlinuz" ] && [ -x "$GUEST/busybox" ] ||
-    skip "no guest kernel and busybox in $GUEST; on the machine: scripts/lab down, scripts/lab up"
-
-# Emulated AMD-V does not tell KVM of XSETBV, so that a kernel that uses XSAVE there finds sizes
-# which do not fit, warns, and goes on without; it may as well not begin.
-APPEND='console=ttyS0 panic=-1 quiet noxsave'
-
+need_guest_kernel
 clear_guests
 consoles
-console() { echo "$CONSOLES/$1.console"; }
-
 # What the guest runs: a busybox that counts, and then does what the command line says.
 make_initrd() {
     local tree
@@ -53,42 +42,18 @@ echo "guest done"
 $end -f
 END
     chmod +x "$tree/init"
-    (cd "$tree" && find . | ./bin/busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$CONSOLES/initrd.img"
+    pack "$tree" "$CONSOLES/initrd.img"
     rm -rf "$tree"
 }
 
-# start NAME CPUS COUNT END: the guest, in the background; its vmrun is $vmrun.
-start() {
-    setsid vmrun --name "$1" --kernel "$GUEST/vmlinuz" --initrd "$CONSOLES/initrd.img" \
-        --append "$APPEND count=$3 end=$4" --mem 128M --cpus "$2" --console "file:$(console "$1")" \
-        </dev/null >"$CONSOLES/$1.log" 2>&1 &
-    vmrun=$!
-}
-
-said() { grep -aq "$2" "$(console "$1")" 2>/dev/null; }
+# start NAME CPUS COUNT END: the guest, in the background.
+start() { boot "$1" "$2" "count=$3 end=$4" --initrd "$CONSOLES/initrd.img" --mem 128M; }
 
 # The whole lines of a counter on a console, as: number, uptime, wall clock.
 counted() {
     tr -d '\r' <"$(console "$1")" | awk '/^count [0-9]+ uptime [0-9.]+ wall [0-9]+$/ { print $2, $4, $6 }'
 }
 has_counted() { [ "$(counted "$1" 2>/dev/null | wc -l)" -ge "$2" ]; }
-
-# ends NAME STATUS: vmrun ends with it, and the guest had nothing to complain about.
-ends() {
-    local until=$((SECONDS + PATIENCE)) status=0
-    while kill -0 $vmrun 2>/dev/null; do
-        [ $SECONDS -lt $until ] || fail "vmrun of $1 does not end: $(tail -3 "$(console "$1")")"
-        sleep 0.2
-    done
-    wait $vmrun || status=$?
-    [ $status = "$2" ] || fail "vmrun of $1 ended with $status: $(cat "$CONSOLES/$1.log")"
-    said "$1" '^guest done' || fail "$1 did not come to its end: $(tail -3 "$(console "$1")")"
-    assert_no_trouble "$1"
-}
-
-assert_no_trouble() {
-    ! grep -a '^trouble:' "$(console "$1")" || fail "the kernel of $1 complains"
-}
 
 make_initrd
 
@@ -97,12 +62,14 @@ for cpus in 1 2; do
     wait_for "boot$cpus to reach its script" said "boot$cpus" '^guest up'
     said "boot$cpus" "^guest up: $cpus cpus, clock kvm-clock, serial 4-edge" ||
         fail "not the machine that was asked for: $(grep -a '^guest up' "$(console "boot$cpus")")"
-    ends "boot$cpus" 0
+    vmrun_ends "boot$cpus" 0
+    the_end "boot$cpus"
     say "$cpus vCPU(s): booted, and powered off with status 0"
 done
 
 start reset 1 1 reboot
-ends reset 3
+vmrun_ends reset 3
+the_end reset
 say "reboot: vmrun says so by status 3"
 
 for cpus in 1 2; do
@@ -113,13 +80,10 @@ for cpus in 1 2; do
     # The source's socket has the name, so the destination gets another here.
     expect 0 mig-send $name "exec:mig-recv -q --name $name-there --console file:$(console $name-there)" \
         -q --max-downtime "$DOWNTIME" --report "$report" >/dev/null
-    status=0
-    wait $vmrun || status=$?
-    [ $status = 0 ] || fail "the source's vmrun ended with $status: $(cat "$CONSOLES/$name.log")"
+    vmrun_ends $name 0
     wait_for "$name to go on" has_counted $name-there 20
     wait_for "$name to come to its end" said $name-there '^guest done'
-    said $name-there '^guest end: clock kvm-clock' || fail "$name has changed its clock"
-    assert_no_trouble $name-there
+    the_end $name-there
     wait_for "$name's second vmrun to end" is_state hosta $name-there ''
     # One counter on two consoles: a line may be cut in two by the move, and only that one.
     { counted $name && counted $name-there; } | awk '
