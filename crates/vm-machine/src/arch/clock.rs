@@ -15,7 +15,7 @@
 //! A guest computes its wall clock from the same source, so that it stays as right, or as wrong, as
 //! it was: it is off by what the hosts' clocks differ from each other, and no NTP in the guest has to
 //! catch up with the blackout. (A Linux guest that moved four times between two hosts, whose clocks were
-//! kept together to some milliseconds, was as late after that as before, within 3 ms.)
+//! kept together to some milliseconds, was as late after that as before, within 4 ms.)
 //!
 //! After more than a minute a guest is better off as one that was suspended: a monotonic clock
 //! that leaps by a week fires every timeout there is, while a wall clock that is late is what NTP
