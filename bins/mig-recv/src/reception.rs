@@ -15,7 +15,7 @@ use mig_stream::{
 };
 use tracing::debug;
 use units::MigrationId;
-use vm_control::{Overrides, Started};
+use vm_control::{Overrides, Started, place};
 use vm_state::MachineDescription;
 
 use crate::NAME;
@@ -86,6 +86,8 @@ impl<'a> Reception<'a> {
         let read = || -> anyhow::Result<_> {
             let description = MachineDescription::decode(&reader.header().machine)?;
             check_regions(&reader.header().regions, &description.memory)?;
+            place::check_name(&description.name)
+                .context("the guest's name cannot be used on this host")?;
             if args.clone && form != Form::OneWay {
                 bail!("--clone is for saved guests; the source of this one waits for an answer");
             }

@@ -37,7 +37,10 @@ pub enum PlaceError {
 /// [`PlaceError::BadName`].
 pub fn check_name(name: &str) -> Result<(), PlaceError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > MAX_NAME || name.starts_with('.') || !name.chars().all(fits)
+    if name.is_empty()
+        || name.len() > MAX_NAME
+        || name.starts_with(['.', '-'])
+        || !name.chars().all(fits)
     {
         return Err(PlaceError::BadName(name.chars().take(80).collect()));
     }
@@ -108,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_lead_out_of_the_directory() {
-        for name in ["", ".", "..", ".hidden", "a b", "a\0b", "ü", &"x".repeat(49)] {
+        for name in ["", ".", "..", ".hidden", "--incoming", "a b", "a\0b", "ü", &"x".repeat(49)] {
             assert!(check_name(name).is_err(), "{name:?}");
         }
         assert!(check_name("web-1.example_2").is_ok());
