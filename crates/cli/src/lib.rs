@@ -103,7 +103,18 @@ pub fn one_line(error: &anyhow::Error) -> String {
         }
         line.push_str(&text);
     }
-    line.replace('\n', " ")
+    printable(&line)
+}
+
+/// `text` on one line and without control characters: what a peer wrote cannot drive the terminal
+/// or the log that shows it.
+pub fn printable(text: &str) -> String {
+    let plain = |c: char| match c {
+        '\n' | '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(plain).collect()
 }
 
 /// The man page, the completions and the filters need no argument that the program itself insists on.
@@ -171,6 +182,8 @@ mod tests {
     fn an_error_is_one_line_with_each_cause_once() {
         let error = anyhow!("disk\nfull").context("cannot write").context("cannot save web");
         assert_eq!(one_line(&error), "cannot save web: cannot write: disk full");
+        let hostile = anyhow!("no device \x1b[2J\u{9b}1mgone");
+        assert_eq!(one_line(&hostile), "no device \u{fffd}[2J\u{fffd}1mgone");
         let repeated: anyhow::Result<()> = Err(anyhow!("same")).context("same");
         assert_eq!(one_line(&repeated.unwrap_err()), "same");
     }
