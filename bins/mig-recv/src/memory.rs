@@ -19,7 +19,7 @@ pub struct Incoming {
     memory: GuestMemory,
     /// Pages that hold something: a fill of zeros is not written where nothing was.
     written: Vec<Bitmap>,
-    populate: Option<Sender<PageRange>>,
+    populate: Option<Sender<Vec<PageRange>>>,
 }
 
 impl Incoming {
@@ -55,23 +55,20 @@ impl Incoming {
         }
     }
 
-    /// Makes the pages that will come exist, ahead of the stream and in another thread.
+    /// Makes the pages that will come exist, ahead of the stream and in another thread. What waits
+    /// for it are the extents as they came, which are bounded: not their pages, which are not.
     pub fn expect(&mut self, extents: Vec<PageRange>) {
         let sender = self.populate.get_or_insert_with(|| {
-            let (sender, receiver) = channel::<PageRange>();
+            let (sender, receiver) = channel::<Vec<PageRange>>();
             let populator = self.memory.populator();
-            thread::spawn(move || receiver.into_iter().for_each(|range| populator.populate(range)));
+            thread::spawn(move || {
+                receiver.into_iter().flatten().flat_map(steps).for_each(|step| {
+                    populator.populate(step);
+                });
+            });
             sender
         });
-        for extent in extents {
-            let mut at = extent.first;
-            let end = extent.first + extent.count.0;
-            while at < end {
-                let count = Pages(POPULATE_STEP.0.min(end - at));
-                let _ = sender.send(PageRange { first: at, count, ..extent });
-                at += count.0;
-            }
-        }
+        let _ = sender.send(extents);
     }
 
     /// Compares the whole memory with what the source had.
@@ -86,6 +83,15 @@ impl Incoming {
         }
         Ok(())
     }
+}
+
+/// The pages of `range`, so many at a time.
+fn steps(range: PageRange) -> impl Iterator<Item = PageRange> {
+    let end = range.first + range.count.0;
+    (range.first..end).step_by(POPULATE_STEP.0 as usize).map(move |first| {
+        let count = Pages(POPULATE_STEP.0.min(end - first));
+        PageRange { first, count, ..range }
+    })
 }
 
 /// Checks that the regions of the stream and those of the machine are the same: the pages of the
