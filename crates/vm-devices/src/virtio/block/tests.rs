@@ -164,11 +164,14 @@ fn migrated_whole(marking: bool) -> bool {
     let whole = (PAGES * 4096) as u32;
     let mut there = driver.bytes(0, whole);
     driver.marked();
+    // A worker that is late would serve the request before it is copied.
+    driver.device.quiesce().unwrap();
     let places = driver
         .put(0, &[Part::Says(&header(VIRTIO_BLK_T_IN, 40)), Part::Takes(8192), Part::Takes(1)]);
     // What the vCPUs write is KVM's to log.
     let by_vcpus = driver.bytes(0, whole);
     there.copy_from_slice(&by_vcpus);
+    driver.device.resume();
     driver.kick(0);
     driver.take(0);
     driver.device.quiesce().unwrap();
