@@ -24,6 +24,9 @@ pub struct Args {
     /// null. Without it, as on the source
     #[arg(long, value_name = "CONSOLE")]
     pub console: Option<String>,
+    /// Where the guest's virtio console goes, if it has one; likewise
+    #[arg(long, value_name = "CONSOLE")]
+    pub virtio_console: Option<String>,
     /// Where the image of a disk is on this host; without it, where it is on the source
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = named)]
     pub disks: Vec<(String, String)>,

@@ -29,6 +29,13 @@ const COMMIT_POLL: Duration = Duration::from_millis(20);
 /// After its timeout the vmrun refuses, and that is known so much later.
 const GO_GRACE: Duration = Duration::from_millis(500);
 
+/// Kind, id and parameter of the devices that say where a console goes.
+const SERIAL_CONSOLE: (&str, &str, &str) = ("serial", "serial0", "console");
+const VIRTIO_CONSOLE: (&str, &str, &str) = ("console", "console0", "console");
+
+/// The console that is the vmrun's own terminal.
+const TERMINAL: &str = "stdio";
+
 /// One guest that arrives.
 pub struct Reception<'a> {
     args: &'a Args,
@@ -195,7 +202,7 @@ impl<'a> Reception<'a> {
     fn receive(&mut self) -> Result<(), Stop> {
         let overrides = Overrides {
             name: None,
-            console: self.console()?,
+            console: self.console(&self.args.console, SERIAL_CONSOLE)?,
             device_params: self.device_params()?,
         };
         let vmrun = self.vmrun.insert(self.host.vmrun(&self.name)?);
@@ -209,7 +216,7 @@ impl<'a> Reception<'a> {
         Ok(())
     }
 
-    /// What belongs to this host in the guest's devices. Paths are those of this process, not of
+    /// What belongs to this host in the guest's devices, beside its serial console. Paths are those of this process, not of
     /// the vmrun, which may have another working directory.
     fn device_params(&self) -> anyhow::Result<Vec<(String, String, String, String)>> {
         let disk = |(id, path): &(String, String)| {
@@ -221,17 +228,35 @@ impl<'a> Reception<'a> {
         let tap = |(id, tap): &(String, String)| {
             Ok(("net".to_owned(), id.clone(), "tap".to_owned(), tap.clone()))
         };
-        self.args.disks.iter().map(disk).chain(self.args.nets.iter().map(tap)).collect()
+        let console = self.console(&self.args.virtio_console, VIRTIO_CONSOLE)?;
+        let console = console.map(|to| {
+            let (kind, id, param) = VIRTIO_CONSOLE;
+            Ok((kind.to_owned(), id.to_owned(), param.to_owned(), to))
+        });
+        let (disks, nets) = (self.args.disks.iter(), self.args.nets.iter());
+        disks.map(disk).chain(nets.map(tap)).chain(console).collect()
     }
 
-    /// The console of the source, unless it makes no sense here: a terminal stays behind.
-    fn console(&self) -> anyhow::Result<Option<String>> {
-        if self.args.console.is_some() || self.args.vm.is_some() {
-            return Ok(self.args.console.clone());
+    /// Where a console goes that is the parameter of a device: as the command line says, or as on
+    /// the source, unless that makes no sense here: a terminal stays behind.
+    fn console(
+        &self,
+        named: &Option<String>,
+        (kind, id, param): (&str, &str, &str),
+    ) -> anyhow::Result<Option<String>> {
+        if self.args.vm.is_some() {
+            return Ok(named.clone());
         }
-        let serial = self.description.devices.iter().find(|device| device.kind == "serial");
-        let spec = serial.and_then(|device| device.params.get("console"));
-        Ok(spec.filter(|spec| *spec != "stdio").cloned())
+        if named.as_deref() == Some(TERMINAL) {
+            bail!(
+                "the vmrun that is started here has no terminal: send the console to file:PATH or \
+                 unix:PATH"
+            );
+        }
+        let mut devices = self.description.devices.iter();
+        let device = devices.find(|device| device.kind == kind && device.id == id);
+        let there = device.and_then(|device| device.params.get(param));
+        Ok(named.clone().or_else(|| there.filter(|there| *there != TERMINAL).cloned()))
     }
 
     /// Reads records up to `End`.

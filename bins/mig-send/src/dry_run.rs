@@ -22,7 +22,7 @@ pub fn run(args: &Args, client: &Client) -> anyhow::Result<u8> {
             }
         }
     }
-    let untouched = machine.pages() - raw - fills;
+    let holes = machine.pages() - raw - fills;
     eprintln!(
         "{}: {} of memory for {} vCPU{}, to {}",
         machine.name,
@@ -33,7 +33,7 @@ pub fn run(args: &Args, client: &Client) -> anyhow::Result<u8> {
     );
     eprintln!("  round 0 would send  {:>10} as they are ({raw})", raw.bytes().to_string());
     eprintln!("  as one pattern each {:>10} ({fills})", fills.bytes().to_string());
-    eprintln!("  never touched       {:>10} ({untouched})", untouched.bytes().to_string());
+    eprintln!("  holes, not sent     {:>10} ({holes})", holes.bytes().to_string());
     if let Some(limit) = args.bandwidth() {
         eprintln!("  at {limit} that takes {:.1} s", limit.time_for(raw.bytes()).as_secs_f64());
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use units::BytesPerSec;
+use units::{Bytes, BytesPerSec};
 
 /// The monitor of running guests and migrations.
 #[derive(Parser, Debug)]
@@ -46,6 +46,16 @@ pub enum Command {
         /// Even if this may be its last copy
         #[arg(long)]
         force: bool,
+    },
+    /// Ask a guest to do with so much of its memory, such as 256M: the rest goes back to this host
+    ///
+    /// The guest needs a balloon (vmrun --balloon) and its driver. It does when it can; vmctl status
+    /// shows how far it is. Asked for all of its memory it takes everything back.
+    Balloon {
+        /// The guest
+        guest: String,
+        /// How much of its memory the guest keeps
+        size: Bytes,
     },
     /// Print what happens to a guest, a line each, until it ends
     Events {
@@ -138,6 +148,7 @@ Examples:
   vmctl list
   vmctl info web
   vmctl set-speed web 200M
+  vmctl balloon web 256M
   vmctl resolve web exec:'ssh hostb mig-recv'
   vmctl events web --until ended
   vmctl plot r.json --format svg        # after: mig-send --report r.json web ...

@@ -43,6 +43,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Quit { guest, force } => {
             connect(guest)?.own(Input::Quit { force: *force })?;
         }
+        Command::Balloon { guest, size } => connect(guest)?.balloon(*size)?,
         Command::Cancel { guest } => connect(guest)?.order(Order::Cancel)?,
         Command::SetSpeed { guest, rate } => {
             let limit = Some(*rate).filter(|rate| *rate > BytesPerSec(0));

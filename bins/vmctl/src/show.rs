@@ -44,6 +44,10 @@ pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
     writeln!(text, "vmrun      {}", guest.pid)?;
     writeln!(text, "vcpus      {}", guest.vcpus)?;
     writeln!(text, "memory     {}", guest.memory)?;
+    if let Some(balloon) = guest.balloon {
+        let (target, actual) = (balloon.target, balloon.actual);
+        writeln!(text, "balloon    the guest has {actual}, and was asked to do with {target}")?;
+    }
     if guest.throttle > 0 {
         writeln!(text, "throttle   {}%", guest.throttle)?;
     }
@@ -144,6 +148,10 @@ fn value(guest: &Status) -> Value {
         "vcpus": guest.vcpus,
         "memory_bytes": guest.memory.0,
         "throttle_percent": guest.throttle,
+        "balloon": guest.balloon.map(|balloon| json!({
+            "target_bytes": balloon.target.0,
+            "actual_bytes": balloon.actual.0,
+        })),
         "progress": progress,
     })
 }
@@ -156,6 +164,7 @@ fn line(value: &Value) -> String {
 mod tests {
     use super::*;
     use units::{Bytes, MigrationId};
+    use vm_control::Balloon;
 
     fn guest(ownership: State, running: bool) -> Status {
         Status {
@@ -167,6 +176,7 @@ mod tests {
             memory: Bytes(512 << 20),
             throttle: 0,
             progress: None,
+            balloon: None,
         }
     }
 
@@ -196,6 +206,19 @@ mod tests {
         assert!(status(&guest, false).unwrap().contains("mig-send --resolve web DEST"));
         guest.progress = serde_json::to_string(&Progress::default()).ok();
         assert!(!status(&guest, false).unwrap().contains("--resolve"), "mig-send is at it");
+    }
+
+    #[test]
+    fn a_balloon_is_shown_where_there_is_one() {
+        let without = guest(State::Owned, true);
+        assert!(!status(&without, false).unwrap().contains("balloon"));
+        let sizes = Balloon { target: Bytes(256 << 20), actual: Bytes(300 << 20) };
+        let with = Status { balloon: Some(sizes), ..without };
+        let text = status(&with, false).unwrap();
+        let line = text.lines().find(|line| line.starts_with("balloon")).unwrap();
+        assert!(line.contains("has 300 MiB") && line.contains("with 256 MiB"), "{line}");
+        let value: Value = serde_json::from_str(&status(&with, true).unwrap()).unwrap();
+        assert_eq!(value["balloon"]["target_bytes"], 256 << 20);
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub struct Args {
     /// Where the guest's serial console goes: stdio, file:PATH, unix:PATH or null
     #[arg(long, value_name = "CONSOLE", default_value = "null")]
     pub console: String,
+    /// Give the guest a second console, a virtio one (Linux: hvc0), that goes to one of the same
+    /// places. stdio is for one of the two
+    #[arg(long, value_name = "CONSOLE")]
+    pub virtio_console: Option<String>,
     /// A disk of the guest; once for each
     #[arg(long = "disk", value_name = vm_machine::DISK_FORM, conflicts_with = "incoming")]
     pub disks: Vec<String>,
@@ -43,6 +47,10 @@ pub struct Args {
     /// Give the guest randomness from this host
     #[arg(long, conflicts_with = "incoming")]
     pub rng: bool,
+    /// Give the guest a balloon: memory that it does not use goes back to this host, by itself or
+    /// when vmctl balloon asks for it
+    #[arg(long, conflicts_with_all = ["incoming", "hugepages"])]
+    pub balloon: bool,
     /// Back the memory with hugetlbfs pages
     #[arg(long, conflicts_with = "incoming")]
     pub hugepages: bool,

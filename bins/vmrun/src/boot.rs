@@ -31,6 +31,7 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         wanted: !args.paused,
         throttle: 0,
         console: args.console.clone(),
+        virtio_console: args.virtio_console.clone(),
         migration: None,
         receiver: None,
         parent: None,
@@ -69,6 +70,10 @@ fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
         devices.push(VirtioSpec::net(net, number)?);
     }
     devices.extend(args.rng.then(VirtioSpec::rng));
+    if let Some(to) = &args.virtio_console {
+        devices.push(VirtioSpec::console(&to.parse()?));
+    }
+    devices.extend(args.balloon.then(VirtioSpec::balloon));
     Ok(devices)
 }
 

@@ -46,6 +46,7 @@ pub struct Inner {
     pub wanted: bool,
     pub throttle: u8,
     pub console: String,
+    pub virtio_console: Option<String>,
     pub migration: Option<Migration>,
     /// The connection that brings a guest.
     pub receiver: Option<ConnectionId>,

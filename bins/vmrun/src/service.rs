@@ -6,13 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Input, State};
-use units::MigrationId;
+use units::{Bytes, MigrationId};
 use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Service};
 use vm_control::{
-    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
+    Balloon, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started,
+    Status,
 };
-use vm_machine::{DeviceParam, Machine};
+use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
 use vm_state::{MachineDescription, Section};
 
 use crate::guest::{Guest, Inner, Migration, refusal};
@@ -95,6 +96,10 @@ impl Guest {
                 inner.machine()?.announce();
                 Reply::Done.into()
             }
+            Request::Balloon(target) => {
+                inner.ask_balloon(target)?;
+                Reply::Done.into()
+            }
             Request::Own(input) => {
                 self.own(inner, connection, input)?;
                 Reply::Done.into()
@@ -174,10 +179,13 @@ impl Guest {
         inner.ownership.step(Input::Receive(id)).map_err(Refusal::new)?;
         description.name.clone_from(&inner.name);
         let console = overrides.console.as_ref().unwrap_or(&inner.console);
+        // Whatever else it is to be on this host, as the source's, is among those that follow.
+        let mut device_params = virtio_consoles(&description, inner.virtio_console.as_deref());
+        device_params.extend(overrides.device_params.into_iter().map(device_param));
         let here = vm_machine::Overrides {
             name: Some(inner.name.clone()),
             console: Some(console.parse().map_err(refusal)?),
-            device_params: overrides.device_params.into_iter().map(device_param).collect(),
+            device_params,
         };
         let machine = Machine::incoming(&description, &here).map_err(refusal)?;
         let fds = memory_of(&machine)?;
@@ -272,6 +280,18 @@ impl Inner {
         Ok(Reply::State(encoded))
     }
 
+    fn ask_balloon(&mut self, target: Bytes) -> Result<(), Refusal> {
+        // What is asked after the state was saved would be lost with this copy of the guest.
+        let blackout = self.migration.as_ref().is_some_and(|migration| migration.paused);
+        if blackout || !self.ownership.may_run() {
+            let state = self.ownership.state();
+            return Err(Refusal::new(format!(
+                "the guest cannot be asked for memory while it does not run: it is {state}"
+            )));
+        }
+        self.machine()?.set_balloon(target).map_err(refusal)
+    }
+
     fn post(&mut self, id: MigrationId, progress: String) -> Result<Reply, Refusal> {
         let (State::Migrating(mine) | State::HandedOver(mine)) = self.ownership.state() else {
             return Err(Refusal::new("no migration is under way"));
@@ -315,8 +335,27 @@ impl Inner {
                 .map_or_else(Default::default, |guest| guest.pages().bytes()),
             throttle: self.throttle,
             progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
+            balloon: self
+                .machine
+                .as_ref()
+                .and_then(Machine::balloon)
+                .map(|vm_machine::Balloon { target, actual }| Balloon { target, actual }),
         }
     }
+}
+
+/// Where the virtio consoles of an arriving guest go if mig-recv does not say so.
+fn virtio_consoles(description: &MachineDescription, to: Option<&str>) -> Vec<DeviceParam> {
+    let kind = VirtioKind::Console.name();
+    let consoles = description.devices.iter().filter(|device| device.kind == kind);
+    consoles
+        .map(|device| DeviceParam {
+            kind: kind.to_owned(),
+            id: device.id.clone(),
+            name: VirtioSpec::CONSOLE_PARAM.to_owned(),
+            value: to.unwrap_or("null").to_owned(),
+        })
+        .collect()
 }
 
 fn device_param((kind, id, name, value): (String, String, String, String)) -> DeviceParam {

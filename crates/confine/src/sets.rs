@@ -77,6 +77,7 @@ pub const OPEN_FILES: &[Call] = crate::calls![
     SYS_read;
     SYS_readv;
     SYS_lseek;
+    SYS_pread64 => "the memory of a guest that gives pages back, whose holes are to stay holes";
     SYS_fcntl;
     SYS_fstat;
     SYS_newfstatat => "fstat(3) of glibc";

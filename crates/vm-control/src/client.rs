@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mig_engine::ownership::{Input, Standing};
 use thiserror::Error;
-use units::{MigrationId, Pages};
+use units::{Bytes, MigrationId, Pages};
 use vm_state::MachineDescription;
 
 use crate::frame::{self, FrameError};
@@ -200,7 +200,11 @@ impl Client {
     /// [`ClientError::Memory`] if it cannot be mapped; otherwise as for every request.
     pub fn map_memory(&self, machine: &MachineDescription) -> Result<GuestMemory, ClientError> {
         let (_, fds) = self.call_with_fds(&Request::MapMemory)?;
-        Ok(GuestMemory::map(&machine.memory, fds, Access::Read)?)
+        let access = match machine.gives_memory_back() {
+            true => Access::ReadSparse,
+            false => Access::Read,
+        };
+        Ok(GuestMemory::map(&machine.memory, fds, access)?)
     }
 
     /// Starts the dirty log and maps its bitmap.
@@ -287,6 +291,14 @@ impl Client {
     /// [`ClientError`], as for every request.
     pub fn announce(&self) -> Result<(), ClientError> {
         self.done(&Request::Announce)
+    }
+
+    /// Asks the guest to do with `target` of its memory.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if it has no balloon or not so much memory.
+    pub fn balloon(&self, target: Bytes) -> Result<(), ClientError> {
+        self.done(&Request::Balloon(target))
     }
 
     /// A step of the ownership machine.

@@ -42,5 +42,6 @@ pub mod server;
 pub use client::{Client, ClientError, Subscription};
 pub use frame::{FrameError, MAX_FRAME};
 pub use message::{
-    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
+    Balloon, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started,
+    Status,
 };

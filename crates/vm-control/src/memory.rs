@@ -4,8 +4,10 @@
 //! copy may be torn, and then the page is in the dirty log. At a destination nobody but the client
 //! touches the memory until the vmrun is told to load the state.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -56,6 +58,11 @@ pub enum MemoryError {
 pub enum Access {
     /// A source copies pages out.
     Read,
+    /// The same of a guest that gives pages back to the host meanwhile. A look at such a page
+    /// through a mapping would make it exist again, and the host would lose by the migration what
+    /// it had gained; read through its file a hole is zeros and stays one. It takes the sender a
+    /// quarter more time.
+    ReadSparse,
     /// A destination fills them.
     ReadWrite,
 }
@@ -82,7 +89,7 @@ impl Mapping {
             .and_then(std::num::NonZeroUsize::new)
             .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let protection = match access {
-            Access::Read => ProtFlags::PROT_READ,
+            Access::Read | Access::ReadSparse => ProtFlags::PROT_READ,
             Access::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
         };
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
@@ -131,7 +138,7 @@ impl Drop for Mapping {
 struct Region {
     id: RegionId,
     pages: Pages,
-    fd: OwnedFd,
+    file: File,
     mapping: Arc<Mapping>,
 }
 
@@ -139,7 +146,7 @@ struct Region {
 #[derive(Debug)]
 pub struct GuestMemory {
     regions: Vec<Region>,
-    writable: bool,
+    access: Access,
 }
 
 impl GuestMemory {
@@ -168,10 +175,10 @@ impl GuestMemory {
                 if access == Access::ReadWrite {
                     advise_huge(&mapping);
                 }
-                Ok(Region { id: region.id, pages: region.pages, fd, mapping })
+                Ok(Region { id: region.id, pages: region.pages, file: fd.into(), mapping })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { regions, writable: access == Access::ReadWrite })
+        Ok(Self { regions, access })
     }
 
     fn region(&self, id: RegionId) -> &Region {
@@ -189,7 +196,7 @@ impl GuestMemory {
     /// If the range is not inside its region or longer than `buffer`.
     pub fn copy_pages<'a>(&self, range: PageRange, buffer: &'a mut [u8]) -> &'a mut [u8] {
         let into = &mut buffer[..range.len().0 as usize];
-        self.region(range.region).mapping.copy_out(range.offset().0, into);
+        self.copy(range.region, range.offset().0, into);
         into
     }
 
@@ -199,8 +206,19 @@ impl GuestMemory {
     /// If the page is not inside its region.
     pub fn first_bytes(&self, region: RegionId, page: u64) -> [u8; 16] {
         let mut bytes = [0; 16];
-        self.region(region).mapping.copy_out(page.saturating_mul(PAGE_SIZE), &mut bytes);
+        self.copy(region, page.saturating_mul(PAGE_SIZE), &mut bytes);
         bytes
+    }
+
+    fn copy(&self, region: RegionId, offset: u64, into: &mut [u8]) {
+        let region = self.region(region);
+        region.mapping.check(offset, into.len());
+        if self.access == Access::ReadSparse && region.file.read_exact_at(into, offset).is_ok() {
+            return;
+        }
+        // A range that is in the file and cannot be read from it is memory in trouble: the mapping
+        // is the last try.
+        region.mapping.copy_out(offset, into);
     }
 
     /// Puts bytes of `range`, from its byte `from` on, into a non-blocking pipe without a copy
@@ -238,7 +256,7 @@ impl GuestMemory {
     /// # Panics
     /// If the range is not inside its region, or the memory was mapped for reading.
     pub fn pages_mut(&mut self, range: PageRange) -> &mut [u8] {
-        assert!(self.writable, "this mapping is for reading");
+        assert!(self.access == Access::ReadWrite, "this mapping is for reading");
         let mapping = &self.region(range.region).mapping;
         let offset = mapping.check(range.offset().0, range.len().0 as usize);
         // SAFETY: the range is inside the mapping (checked). `&mut self` keeps other users of this
@@ -268,13 +286,14 @@ impl GuestMemory {
             };
             let mut at = 0;
             while at < size.0 {
-                let data = match lseek(&region.fd, at as i64, Whence::SeekData) {
+                let data = match lseek(&region.file, at as i64, Whence::SeekData) {
                     Ok(data) => data as u64,
                     // There is no data behind `at`.
                     Err(Errno::ENXIO) => break,
                     Err(errno) => return Err(failed(errno)),
                 };
-                let hole = lseek(&region.fd, data as i64, Whence::SeekHole).map_err(failed)? as u64;
+                let hole =
+                    lseek(&region.file, data as i64, Whence::SeekHole).map_err(failed)? as u64;
                 let end = hole.min(size.0).div_ceil(PAGE_SIZE);
                 let first = data / PAGE_SIZE;
                 if first < end {
@@ -422,84 +441,4 @@ impl SharedBitmap {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    use units::Gfn;
-
-    fn guest(pages: u64, access: Access) -> (GuestMemory, GuestMemory) {
-        let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
-        nix::unistd::ftruncate(&fd, (pages * PAGE_SIZE) as i64).unwrap();
-        let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(pages) }];
-        let again = fd.try_clone().unwrap();
-        (
-            GuestMemory::map(&regions, vec![fd], access).unwrap(),
-            GuestMemory::map(&regions, vec![again], Access::Read).unwrap(),
-        )
-    }
-
-    fn range(first: u64, count: u64) -> PageRange {
-        PageRange { region: RegionId(0), first, count: Pages(count) }
-    }
-
-    #[test]
-    fn what_was_never_touched_does_not_exist() {
-        let (mut memory, reader) = guest(4096, Access::ReadWrite);
-        assert_eq!(reader.existing().unwrap(), []);
-        memory.pages_mut(range(1000, 1)).fill(7);
-        let existing = reader.existing().unwrap();
-        assert!(existing.iter().any(|run| run.first <= 1000 && 1000 < run.first + run.count.0));
-        let pages: u64 = existing.iter().map(|run| run.count.0).sum();
-        assert!(pages <= 512, "more than one huge page came into being: {pages}");
-    }
-
-    #[test]
-    fn a_source_copies_what_the_guest_wrote() {
-        let (mut memory, reader) = guest(64, Access::ReadWrite);
-        memory.pages_mut(range(3, 2)).fill(9);
-        let mut buffer = vec![0; 4 * PAGE_SIZE as usize];
-        let copied = reader.copy_pages(range(2, 4), &mut buffer);
-        let firsts: Vec<u8> = copied.chunks(PAGE_SIZE as usize).map(|page| page[0]).collect();
-        assert_eq!(firsts, [0, 9, 9, 0]);
-    }
-
-    #[test]
-    fn populated_pages_exist_and_hold_zeros() {
-        let (memory, reader) = guest(64, Access::ReadWrite);
-        memory.populator().populate(range(0, 64));
-        memory.populator().populate(range(60, 64));
-        let existing: u64 = reader.existing().unwrap().iter().map(|run| run.count.0).sum();
-        assert_eq!(existing, 64);
-        let mut buffer = vec![1; 64 * PAGE_SIZE as usize];
-        assert!(reader.copy_pages(range(0, 64), &mut buffer).iter().all(|byte| *byte == 0));
-    }
-
-    #[test]
-    #[should_panic(expected = "beyond the end")]
-    fn no_range_reaches_beyond_its_region() {
-        let (_, reader) = guest(64, Access::ReadWrite);
-        reader.copy_pages(range(60, 5), &mut vec![0; 5 * PAGE_SIZE as usize]);
-    }
-
-    #[test]
-    fn both_sides_see_one_bitmap() {
-        let regions = [
-            MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(65) },
-            MemoryRegion { id: RegionId(1), base: Gfn(1 << 20), pages: Pages(64) },
-        ];
-        let (vmrun, fd) = SharedBitmap::create(&regions).unwrap();
-        let client = SharedBitmap::map(fd, &regions).unwrap();
-        vmrun.write(&[1, 2, 3]);
-        assert_eq!(client.read(), [1, 2, 3]);
-        client.write(&[4, 0, 0]);
-        assert_eq!(vmrun.read(), [4, 0, 0]);
-    }
-
-    #[test]
-    fn a_memfd_that_is_too_short_is_refused() {
-        let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
-        let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(1) }];
-        let refused = GuestMemory::map(&regions, vec![fd], Access::Read);
-        assert!(matches!(refused, Err(MemoryError::WrongSize { .. })));
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use vm_state::MachineDescription;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,11 @@ pub enum Request {
     Throttle(u8),
     /// Tell the network where the guest is now.
     Announce,
+    /// Ask the guest to do with so much of its memory and give the rest back to the host, or to take
+    /// it again: it is asked through its balloon, and does it when it can. How far it has come is in
+    /// [`Status::balloon`]. Answered by [`Reply::Done`] once it is asked; refused if it has no
+    /// balloon or not so much memory, and in the blackout of a migration.
+    Balloon(Bytes),
     /// A step of the ownership machine that needs nothing else.
     Own(Input),
     /// Build the machine of `description` and start to receive it. Answered by [`Reply::Done`] with
@@ -186,6 +191,17 @@ pub struct Status {
     pub throttle: u8,
     /// The last progress that a migration posted, as JSON.
     pub progress: Option<String>,
+    /// How much of its memory it has for itself, if it has a balloon.
+    pub balloon: Option<Balloon>,
+}
+
+/// How much of its memory a guest with a balloon has for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// What it was last asked to do with; all that it has, if it never was.
+    pub target: Bytes,
+    /// What it does with now, by its own word.
+    pub actual: Bytes,
 }
 
 /// Why vmrun does not do what it was asked.

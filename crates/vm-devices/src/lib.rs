@@ -19,6 +19,6 @@ pub use dirty::DeviceDirtyLog;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
 pub use virtio::{
-    BlockState, GuestRam, MmioWindow, NetState, RingState, RngState, TransportState, VirtioDevice,
-    VirtioError, VirtioKind, VirtioSpec, VirtioSpecError,
+    BalloonSize, BalloonState, BlockState, ConsoleState, GuestRam, MmioWindow, NetState, RingState,
+    RngState, TransportState, VirtioDevice, VirtioError, VirtioKind, VirtioSpec, VirtioSpecError,
 };

@@ -6,7 +6,8 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use units::Bytes;
 use vm_devices::{
-    Console, ConsoleSpec, Device, DeviceDirtyLog, SERIAL_IRQ, Serial, SerialSnapshot, VirtioSpec,
+    Console, ConsoleSpec, Device, DeviceDirtyLog, SERIAL_IRQ, Serial, SerialSnapshot, VirtioKind,
+    VirtioSpec,
 };
 use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
 use vmm_sys_util::eventfd::EventFd;
@@ -109,6 +110,27 @@ fn console_of(serial: &DeviceDescription) -> Result<ConsoleSpec, MachineError> {
     }
 }
 
+/// What no device can see by itself.
+fn check_devices(
+    console: &ConsoleSpec,
+    specs: &[VirtioSpec],
+    hugetlb: bool,
+) -> Result<(), MachineError> {
+    let stdio = ConsoleSpec::Stdio.to_string();
+    let on_stdio = |spec: &&VirtioSpec| {
+        spec.kind == VirtioKind::Console
+            && spec.params.get(VirtioSpec::CONSOLE_PARAM) == Some(&stdio)
+    };
+    let consoles = usize::from(*console == ConsoleSpec::Stdio);
+    if consoles + specs.iter().filter(on_stdio).count() > 1 {
+        return Err(MachineError::TwoOnStdio);
+    }
+    if hugetlb && specs.iter().any(|spec| spec.kind == VirtioKind::Balloon) {
+        return Err(MachineError::BalloonOnHugePages);
+    }
+    Ok(())
+}
+
 /// A machine without its threads.
 struct Parts {
     description: MachineDescription,
@@ -133,6 +155,7 @@ impl Parts {
         console: &ConsoleSpec,
         specs: &[VirtioSpec],
     ) -> Result<Self, MachineError> {
+        check_devices(console, specs, description.hugetlb)?;
         let memory = Memory::new(&description.memory, description.hugetlb)?;
         let vm = named("KVM_CREATE_VM", kvm.create_vm())?;
         named("KVM_SET_TSS_ADDR", vm.set_tss_address(KVM_TSS as usize))?;

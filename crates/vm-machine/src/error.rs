@@ -1,6 +1,7 @@
 //! Why a machine cannot do what it was asked for.
 
 use thiserror::Error;
+use units::Bytes;
 use vm_devices::{ConsoleError, DeviceError, VirtioError};
 use vm_state::compat::Incompatible;
 use vm_state::{LoadError, SaveError};
@@ -49,6 +50,30 @@ pub enum MachineError {
         /// Which one.
         id: String,
     },
+    /// Huge pages are given back and taken again in whole ones, and another guest may have taken
+    /// the one that is wanted again.
+    #[error(
+        "a balloon gives back single pages, and the guest's memory is of huge ones; leave out --balloon or --hugepages"
+    )]
+    BalloonOnHugePages,
+    /// It has no balloon.
+    #[error("guest {0} has no balloon; start it with --balloon")]
+    NoBalloon(String),
+    /// It cannot do with so much.
+    #[error(
+        "guest {name} has {has} of memory; it can be left with any part of that, not with {asked}"
+    )]
+    BalloonTarget {
+        /// The guest.
+        name: String,
+        /// What it was to be left with.
+        asked: Bytes,
+        /// What it has.
+        has: Bytes,
+    },
+    /// Two consoles want the terminal.
+    #[error("stdio can be one console's only, and two of the guest's want it")]
+    TwoOnStdio,
     /// A virtio device cannot be had.
     #[error(transparent)]
     Virtio(#[from] VirtioError),

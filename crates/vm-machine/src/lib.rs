@@ -26,12 +26,12 @@ pub use boot::{BootError, Kernel};
 pub use dirty::DirtyLogError;
 pub use error::MachineError;
 pub use events::MachineEvent;
-pub use machine::{DeviceParam, Machine, MachineConfig, Overrides};
+pub use machine::{Balloon, DeviceParam, Machine, MachineConfig, Overrides};
 pub use memory::{MemoryError, huge_page_warning};
 pub use moment::Moment;
 pub use ports::{IDLE_PORT, LINE_PORT, LINE_PORT_ANSWER, LONGEST_LINE};
 pub use vcpu::VcpuError;
-pub use vm_devices::VirtioSpec;
+pub use vm_devices::{ConsoleSpec, VirtioKind, VirtioSpec};
 
 /// How a disk is written on a command line.
 pub const DISK_FORM: &str = VirtioSpec::DISK_FORM;

@@ -56,6 +56,15 @@ pub struct DeviceParam {
     pub value: String,
 }
 
+/// How much of its memory a guest with a balloon has for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Balloon {
+    /// What it was asked to do with.
+    pub target: Bytes,
+    /// What it does with now, by its own word.
+    pub actual: Bytes,
+}
+
 /// What a destination says otherwise than the description of a guest that arrives.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
@@ -228,6 +237,33 @@ impl Machine {
     /// Takes so many percent of their time from the vCPUs, 99 at most; 0 is none.
     pub fn throttle(&self, percent: u8) {
         self.vcpus.throttle(percent);
+    }
+
+    /// How much of its memory the guest has for itself; nothing if it has no balloon.
+    pub fn balloon(&self) -> Option<Balloon> {
+        let size = self.virtio.balloon()?;
+        let all = self.description.pages().bytes();
+        let without = |pages: Pages| Bytes(all.0.saturating_sub(pages.bytes().0));
+        Some(Balloon { target: without(size.asked), actual: without(size.given) })
+    }
+
+    /// Asks the guest to do with so much of its memory, or with more of it again. It does when it
+    /// can, and takes back what it cannot live without. A guest that is saved while it is asked may
+    /// move without having heard of it.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it has no balloon, or not so much memory.
+    pub fn set_balloon(&self, target: Bytes) -> Result<(), MachineError> {
+        let has = self.description.pages().bytes();
+        if target > has || target.0 == 0 {
+            let name = self.description.name.clone();
+            return Err(MachineError::BalloonTarget { name, asked: target, has });
+        }
+        let given = has.pages().0 - target.pages().0;
+        if self.virtio.ask_balloon(Pages(given)) {
+            return Ok(());
+        }
+        Err(MachineError::NoBalloon(self.description.name.clone()))
     }
 
     /// A receiver of how the guest ends by itself; one that has ended already is told at once.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
+use units::Pages;
 use vm_devices::{
-    Device, DeviceDirtyLog, DeviceError, GuestRam, MmioWindow, VirtioDevice, VirtioError,
-    VirtioSpec,
+    BalloonSize, Device, DeviceDirtyLog, DeviceError, GuestRam, MmioWindow, VirtioDevice,
+    VirtioError, VirtioSpec,
 };
 use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -76,6 +77,15 @@ impl VirtioDevices {
         self.0.iter().find_map(|device| Some((device, device.window().offset(address)?)))
     }
 
+    pub(crate) fn balloon(&self) -> Option<BalloonSize> {
+        self.0.iter().find_map(VirtioDevice::balloon)
+    }
+
+    /// Asks the guest for so many pages; false if it has no balloon to put them into.
+    pub(crate) fn ask_balloon(&self, pages: Pages) -> bool {
+        self.0.iter().any(|device| device.ask_balloon(pages))
+    }
+
     /// Takes what only the one who may run the guest holds; all of it or nothing.
     pub(crate) fn acquire(&self) -> Result<(), VirtioError> {
         let acquired = self.0.iter().try_for_each(VirtioDevice::acquire);
@@ -142,3 +152,6 @@ fn event_of(
 fn named<T>(call: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, MachineError> {
     result.map_err(|source| MachineError::Build(IoctlError { call, source }))
 }
+
+#[cfg(test)]
+mod tests;

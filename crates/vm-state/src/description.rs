@@ -90,6 +90,11 @@ pub struct DeviceDescription {
     pub params: BTreeMap<String, String>,
 }
 
+impl DeviceDescription {
+    /// What the balloon is called: the one kind that changes how the guest's memory is read.
+    pub const BALLOON: &str = "balloon";
+}
+
 /// What a host can give to a guest, held against a [`CpuDescription`] by [`crate::compat`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCapabilities {
@@ -154,6 +159,12 @@ impl MachineDescription {
             (description, []) => Ok(description),
             (_, rest) => Err(DescriptionError::LeftOver(rest.len())),
         }
+    }
+
+    /// Whether a page that the guest has written may be given back to the host while the guest
+    /// runs: it is zeros then and need not exist.
+    pub fn gives_memory_back(&self) -> bool {
+        self.devices.iter().any(|device| device.kind == DeviceDescription::BALLOON)
     }
 
     /// How many pages of memory the guest has.

@@ -1,4 +1,4 @@
-//! The far end of the serial port: a file, a socket, the terminal.
+//! The far end of a console, serial or virtio: a file, a socket, the terminal.
 //!
 //! One thread per console does all reading and writing, so that neither a slow reader nor a full
 //! disk ever holds the guest up; what nobody takes is kept up to [`BACKLOG`] bytes.
@@ -33,7 +33,7 @@ pub trait Input: Send + Sync {
 #[derive(Debug, Error)]
 pub enum ConsoleError {
     /// Its file or socket cannot be had.
-    #[error("cannot open console {spec}; name another with --console")]
+    #[error("cannot open console {spec}; name another place for it")]
     Open {
         /// The console.
         spec: ConsoleSpec,
@@ -42,7 +42,7 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// Somebody else listens on its socket.
-    #[error("console {0} is in use by another process; name another with --console")]
+    #[error("console {0} is in use by another process; name another place for it")]
     InUse(ConsoleSpec),
 }
 

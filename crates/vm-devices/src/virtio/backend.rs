@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use vm_state::{LoadError, SaveError, Section, SectionSet};
 
+use super::balloon::Balloon;
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::ram::GuestRam;
@@ -22,7 +23,8 @@ pub(super) enum Served {
 }
 
 /// A kind of device. All methods are called with the device's lock held, so that none runs beside
-/// another; none is called between `quiesce` and `resume` but `save` and `load`.
+/// another; none is called between `quiesce` and `resume` but `save` and `load`, and those by which
+/// an operator looks and asks.
 pub(super) trait Backend: Send {
     /// VIRTIO 1.2, section 5.
     fn device_id(&self) -> u32;
@@ -60,6 +62,18 @@ pub(super) trait Backend: Send {
     /// Whether the source is to be looked at now.
     fn wants_source(&self) -> bool {
         false
+    }
+
+    /// No request is served and no source looked at before [`Self::resume`]: whoever else reaches
+    /// its state, a thread that reads from outside, leaves that alone too. A device is made so.
+    fn quiesce(&mut self) {}
+
+    /// It goes on.
+    fn resume(&mut self) {}
+
+    /// The balloon, if it is one.
+    fn balloon(&mut self) -> Option<&mut Balloon> {
+        None
     }
 
     /// The section of its kind with the state of the registers and rings in it.

@@ -41,6 +41,11 @@ impl Buffer {
         self.len
     }
 
+    /// The ranges: guest-physical address and length of each, none of them empty.
+    pub(super) fn parts(&self) -> &[(u64, u32)] {
+        &self.parts
+    }
+
     /// Calls `each` for each piece of guest memory in `offset..offset + len` with its place in
     /// that range.
     fn pieces(

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use units::Pages;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_QUEUE_NOTIFY,
@@ -24,6 +25,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Served};
+use super::balloon::BalloonSize;
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::interrupt::{Interrupt, Why};
@@ -228,6 +230,22 @@ impl VirtioDevice {
     pub fn release(&self) {
         self.shared.transport().backend.release();
     }
+
+    /// How large the balloon is; nothing if the device is none.
+    pub fn balloon(&self) -> Option<BalloonSize> {
+        self.shared.registers().backend.balloon().map(|balloon| balloon.size())
+    }
+
+    /// Asks the driver for so many pages: it gives them now or later, or never. Returns whether
+    /// the device is a balloon.
+    pub fn ask_balloon(&self, pages: Pages) -> bool {
+        let mut transport = self.shared.registers();
+        let Some(balloon) = transport.backend.balloon() else { return false };
+        if balloon.ask(pages) {
+            transport.config_changed(&self.shared.interrupt);
+        }
+        true
+    }
 }
 
 fn signal(event: &EventFd) {
@@ -348,7 +366,8 @@ impl Device for VirtioDevice {
 
     fn quiesce(&self) -> Result<(), DeviceError> {
         let was_halted = self.shared.halt.swap(true, Ordering::SeqCst);
-        if self.shared.stop().is_some() {
+        if let Some(mut transport) = self.shared.stop() {
+            transport.backend.quiesce();
             return Ok(());
         }
         self.shared.halt.store(was_halted, Ordering::SeqCst);
@@ -375,9 +394,12 @@ impl Device for VirtioDevice {
     }
 
     fn resume(&self) {
-        if !self.shared.halt.swap(false, Ordering::SeqCst) {
+        if !self.shared.halt.load(Ordering::SeqCst) {
             return;
         }
+        // The worker begins nothing yet, so that the lock is free at once.
+        self.shared.transport().backend.resume();
+        self.shared.halt.store(false, Ordering::SeqCst);
         if self.shared.loaded.swap(false, Ordering::SeqCst) {
             self.shared.interrupt.raise_again();
         }

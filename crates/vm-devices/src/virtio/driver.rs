@@ -2,11 +2,16 @@
 //! in memory.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use units::{Gfn, Pages, RegionId};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
 use vm_state::{MemoryRegion, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -84,8 +89,11 @@ impl Driver {
         params: BTreeMap<String, String>,
         marking: bool,
     ) -> Self {
-        let memory =
-            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), (PAGES * 4096) as usize)]).unwrap();
+        let len = PAGES * 4096;
+        let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(len).unwrap();
+        let range = (GuestAddress(0), len as usize, Some(FileOffset::new(file, 0)));
+        let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
         let log = Arc::new(DeviceDirtyLog::new(&regions()));
         log.start();
         let devices_log = match marking {
@@ -251,6 +259,12 @@ impl Driver {
         let mut bytes = vec![0; len as usize];
         self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
+    }
+
+    /// How many pages of memory the host has set apart.
+    pub(super) fn resident(&self) -> u64 {
+        let region = self.memory.iter().next().unwrap();
+        region.file_offset().unwrap().file().metadata().unwrap().blocks() * 512 / 4096
     }
 
     /// Stops the device and hands its state and its memory to another; the destination is stopped.

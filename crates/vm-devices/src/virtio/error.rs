@@ -7,6 +7,7 @@ use thiserror::Error;
 use units::Bytes;
 
 use super::window::MmioWindow;
+use crate::console::ConsoleError;
 
 /// Why a virtio device cannot be had, or what it needs cannot be taken.
 #[derive(Debug, Error)]
@@ -100,6 +101,15 @@ pub enum VirtioError {
         /// What the kernel says.
         #[source]
         source: io::Error,
+    },
+    /// The far end of the console cannot be had.
+    #[error("cannot set up {device}")]
+    Console {
+        /// The device.
+        device: String,
+        /// What is wrong with it.
+        #[source]
+        source: ConsoleError,
     },
     /// The guest was offered things that this host's device has not.
     #[error(

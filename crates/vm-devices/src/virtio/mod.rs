@@ -7,11 +7,13 @@
 //! | `transport` | the registers |
 //! | `device` | registers, rings and worker together, as a [`Device`](crate::Device) |
 //! | `backend` | what a kind of device has to do |
-//! | `block`, `rng`, `net` with `tap` | the kinds |
+//! | `block`, `rng`, `net` with `tap`, `console`, `balloon` | the kinds |
 
 mod backend;
+mod balloon;
 mod block;
 mod chain;
+mod console;
 mod device;
 #[cfg(test)]
 mod driver;
@@ -28,7 +30,9 @@ mod tests;
 mod transport;
 mod window;
 
+pub use balloon::{BalloonSize, BalloonState};
 pub use block::BlockState;
+pub use console::ConsoleState;
 pub use device::VirtioDevice;
 pub use error::VirtioError;
 pub use net::NetState;

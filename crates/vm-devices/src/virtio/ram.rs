@@ -1,9 +1,13 @@
 //! Guest memory as a device uses it: what it writes is in the dirty log afterwards.
 
+use std::io;
 use std::sync::Arc;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use units::{PAGE_SIZE, PageRange, Pages};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+};
 use vm_state::MemoryRegion;
 
 use crate::dirty::DeviceDirtyLog;
@@ -47,6 +51,38 @@ impl GuestRam {
         // A write that fails may have written a part.
         self.mark(address, bytes.len() as u64);
         written
+    }
+
+    /// Gives the whole pages of `address..address + len` back to the host: they are zeros from
+    /// here on and cost nothing until somebody touches them. A page of which a part lies outside
+    /// the range keeps what it holds.
+    ///
+    /// The order: first the hole, then the mark. What a migration has read before the hole is what
+    /// it has sent, so the mark has to be in a harvest after it; the other way round a harvest in
+    /// between would take the mark away before the page is zeros.
+    ///
+    /// # Errors
+    /// What the system says; some of the pages may be gone then, and all of them are marked.
+    pub(super) fn discard(&self, address: u64, len: u64) -> io::Result<()> {
+        let first = address.div_ceil(PAGE_SIZE);
+        let end = address.saturating_add(len) / PAGE_SIZE;
+        if first >= end {
+            return Ok(());
+        }
+        let (first, end) = (first * PAGE_SIZE, end * PAGE_SIZE);
+        let punched = self.memory.iter().try_for_each(|region| {
+            let base = region.start_addr().0;
+            let (from, to) = (first.max(base), end.min(base.saturating_add(region.len())));
+            if from >= to {
+                return Ok(());
+            }
+            let file = region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let offset = file.start() + (from - base);
+            Ok(fallocate(file.file(), flags, offset as i64, (to - from) as i64)?)
+        });
+        self.mark(first, end - first);
+        punched
     }
 
     /// Says that `len` bytes from `address` on were written.

@@ -7,10 +7,13 @@ use thiserror::Error;
 use vm_state::DeviceDescription;
 
 use super::backend::Backend;
+use super::balloon::{self, Balloon};
 use super::block::{self, Block};
+use super::console::{self, VirtioConsole};
 use super::error::VirtioError;
 use super::net::{self, Net};
 use super::rng::{self, Rng};
+use crate::console::ConsoleSpec;
 
 /// The kinds of virtio devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,21 +24,29 @@ pub enum VirtioKind {
     Rng,
     /// A network card.
     Net,
+    /// A console beside the serial one.
+    Console,
+    /// A balloon, by which memory is given back to the host.
+    Balloon,
 }
 
 impl VirtioKind {
+    const ALL: [Self; 5] = [Self::Block, Self::Rng, Self::Net, Self::Console, Self::Balloon];
+
     /// What a machine description calls it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Block => "block",
             Self::Rng => "rng",
             Self::Net => "net",
+            Self::Console => "console",
+            Self::Balloon => DeviceDescription::BALLOON,
         }
     }
 
     /// The kind that a machine description calls so.
     pub fn of(name: &str) -> Option<Self> {
-        [Self::Block, Self::Rng, Self::Net].into_iter().find(|kind| kind.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// The name of its section.
@@ -44,6 +55,8 @@ impl VirtioKind {
             Self::Block => block::SECTION,
             Self::Rng => rng::SECTION,
             Self::Net => net::SECTION,
+            Self::Console => console::SECTION,
+            Self::Balloon => balloon::SECTION,
         }
     }
 
@@ -53,6 +66,8 @@ impl VirtioKind {
             Self::Block => block::VERSION,
             Self::Rng => rng::VERSION,
             Self::Net => net::VERSION,
+            Self::Console => console::VERSION,
+            Self::Balloon => balloon::VERSION,
         }
     }
 }
@@ -171,6 +186,23 @@ impl VirtioSpec {
         Self { kind: VirtioKind::Rng, id: "rng0".to_owned(), params: BTreeMap::new() }
     }
 
+    /// The parameter of a console that says where it goes.
+    pub const CONSOLE_PARAM: &'static str = "console";
+
+    /// The console that goes where `to` says; a machine has one at most beside its serial one.
+    pub fn console(to: &ConsoleSpec) -> Self {
+        Self {
+            kind: VirtioKind::Console,
+            id: "console0".to_owned(),
+            params: BTreeMap::from([(Self::CONSOLE_PARAM.to_owned(), to.to_string())]),
+        }
+    }
+
+    /// The balloon; a machine has one at most.
+    pub fn balloon() -> Self {
+        Self { kind: VirtioKind::Balloon, id: "balloon0".to_owned(), params: BTreeMap::new() }
+    }
+
     /// The device of a machine description, if it is a virtio device of a kind and version that
     /// this program has.
     pub fn of(description: &DeviceDescription) -> Option<Self> {
@@ -191,6 +223,8 @@ impl VirtioSpec {
             VirtioKind::Block => Box::new(Block::open(self, params)?),
             VirtioKind::Rng => Box::new(Rng::open(self)?),
             VirtioKind::Net => Box::new(Net::open(self, params)?),
+            VirtioKind::Console => Box::new(VirtioConsole::open(self)?),
+            VirtioKind::Balloon => Box::new(Balloon::default()),
         })
     }
 

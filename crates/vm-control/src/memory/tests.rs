@@ -1,0 +1,98 @@
+use super::*;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use units::Gfn;
+
+fn guest(pages: u64, access: Access) -> (GuestMemory, GuestMemory) {
+    guest_read(pages, access, Access::Read)
+}
+
+fn guest_read(pages: u64, access: Access, read: Access) -> (GuestMemory, GuestMemory) {
+    let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::ftruncate(&fd, (pages * PAGE_SIZE) as i64).unwrap();
+    let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(pages) }];
+    let again = fd.try_clone().unwrap();
+    (
+        GuestMemory::map(&regions, vec![fd], access).unwrap(),
+        GuestMemory::map(&regions, vec![again], read).unwrap(),
+    )
+}
+
+fn range(first: u64, count: u64) -> PageRange {
+    PageRange { region: RegionId(0), first, count: Pages(count) }
+}
+
+#[test]
+fn what_was_never_touched_does_not_exist() {
+    let (mut memory, reader) = guest(4096, Access::ReadWrite);
+    assert_eq!(reader.existing().unwrap(), []);
+    memory.pages_mut(range(1000, 1)).fill(7);
+    let existing = reader.existing().unwrap();
+    assert!(existing.iter().any(|run| run.first <= 1000 && 1000 < run.first + run.count.0));
+    let pages: u64 = existing.iter().map(|run| run.count.0).sum();
+    assert!(pages <= 512, "more than one huge page came into being: {pages}");
+}
+
+#[test]
+fn what_the_guest_has_given_back_reads_as_zeros_and_is_not_made_to_exist() {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let (memory, reader) = guest_read(64, Access::ReadWrite, Access::ReadSparse);
+    memory.populator().populate(range(0, 64));
+    let pages = || -> u64 { reader.existing().unwrap().iter().map(|run| run.count.0).sum() };
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&memory.regions[0].file, hole, 8 * 4096, 16 * 4096).unwrap();
+    assert_eq!(pages(), 48);
+    let mut buffer = vec![1; 64 * PAGE_SIZE as usize];
+    assert!(reader.copy_pages(range(0, 64), &mut buffer).iter().all(|byte| *byte == 0));
+    assert_eq!(reader.first_bytes(RegionId(0), 9), [0; 16]);
+    assert_eq!(pages(), 48);
+}
+
+#[test]
+fn a_source_copies_what_the_guest_wrote() {
+    let (mut memory, reader) = guest(64, Access::ReadWrite);
+    memory.pages_mut(range(3, 2)).fill(9);
+    let mut buffer = vec![0; 4 * PAGE_SIZE as usize];
+    let copied = reader.copy_pages(range(2, 4), &mut buffer);
+    let firsts: Vec<u8> = copied.chunks(PAGE_SIZE as usize).map(|page| page[0]).collect();
+    assert_eq!(firsts, [0, 9, 9, 0]);
+}
+
+#[test]
+fn populated_pages_exist_and_hold_zeros() {
+    let (memory, reader) = guest(64, Access::ReadWrite);
+    memory.populator().populate(range(0, 64));
+    memory.populator().populate(range(60, 64));
+    let existing: u64 = reader.existing().unwrap().iter().map(|run| run.count.0).sum();
+    assert_eq!(existing, 64);
+    let mut buffer = vec![1; 64 * PAGE_SIZE as usize];
+    assert!(reader.copy_pages(range(0, 64), &mut buffer).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+#[should_panic(expected = "beyond the end")]
+fn no_range_reaches_beyond_its_region() {
+    let (_, reader) = guest(64, Access::ReadWrite);
+    reader.copy_pages(range(60, 5), &mut vec![0; 5 * PAGE_SIZE as usize]);
+}
+
+#[test]
+fn both_sides_see_one_bitmap() {
+    let regions = [
+        MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(65) },
+        MemoryRegion { id: RegionId(1), base: Gfn(1 << 20), pages: Pages(64) },
+    ];
+    let (vmrun, fd) = SharedBitmap::create(&regions).unwrap();
+    let client = SharedBitmap::map(fd, &regions).unwrap();
+    vmrun.write(&[1, 2, 3]);
+    assert_eq!(client.read(), [1, 2, 3]);
+    client.write(&[4, 0, 0]);
+    assert_eq!(vmrun.read(), [4, 0, 0]);
+}
+
+#[test]
+fn a_memfd_that_is_too_short_is_refused() {
+    let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
+    let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(1) }];
+    let refused = GuestMemory::map(&regions, vec![fd], Access::Read);
+    assert!(matches!(refused, Err(MemoryError::WrongSize { .. })));
+}
