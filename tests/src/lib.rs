@@ -10,12 +10,14 @@ mod guest;
 mod host;
 mod image;
 mod program;
+mod stream;
 
 pub use console::{Console, Tick, assert_one_story, wait};
 pub use guest::{Guest, spec};
 pub use host::Host;
 pub use image::Image;
 pub use program::{Done, finish, report, run, wait_within};
+pub use stream::{Frame, Numbers, frame_of, saved_guest};
 
 use std::time::Duration;
 

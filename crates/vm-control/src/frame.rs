@@ -1,8 +1,9 @@
 //! Frames: one message each, with file descriptors beside it.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::Serialize;
@@ -13,8 +14,10 @@ use thiserror::Error;
 /// 10 KiB for each vCPU.
 pub const MAX_FRAME: u32 = 64 << 20;
 
-/// No frame carries more descriptors: one per memory region.
-const MAX_FDS: usize = 64;
+/// The most descriptors that Linux passes beside one message (SCM_MAX_FD, unix(7)). With room for
+/// all of them none is lost on the way: those that do not fit would be ours already, and nobody
+/// would close them.
+const MAX_FDS: usize = 253;
 
 /// Why a frame could not be sent or read.
 #[derive(Debug, Error)]
@@ -28,9 +31,14 @@ pub enum FrameError {
     /// The socket failed, or ended inside a frame.
     #[error("the connection failed")]
     Io(#[source] io::Error),
-    /// The length is beyond every real message.
-    #[error("a frame of {0} bytes; at most {MAX_FRAME} are read")]
-    TooLong(u64),
+    /// The length is beyond every real message of its kind.
+    #[error("a message of {length} bytes; at most {most} are read here")]
+    TooLong {
+        /// The length.
+        length: u64,
+        /// The longest that is read.
+        most: u32,
+    },
     /// The bytes are no message of this protocol.
     #[error("the message is damaged, or from another release")]
     Damaged(#[source] postcard::Error),
@@ -40,7 +48,7 @@ impl FrameError {
     /// A socket with a timeout says "would block" when it is over (socket(7), SO_RCVTIMEO).
     fn io(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::TimedOut,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::TimedOut,
             _ => Self::Io(error),
         }
     }
@@ -55,7 +63,7 @@ pub(crate) fn send<T: Serialize>(
     let mut frame = postcard::to_extend(message, vec![0; 4]).map_err(FrameError::Damaged)?;
     let length = frame.len() - 4;
     if length > MAX_FRAME as usize {
-        return Err(FrameError::TooLong(length as u64));
+        return Err(FrameError::TooLong { length: length as u64, most: MAX_FRAME });
     }
     frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
     let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -78,11 +86,76 @@ pub(crate) fn receive<T: DeserializeOwned>(
     stream: &UnixStream,
 ) -> Result<(T, Vec<OwnedFd>), FrameError> {
     let (length, fds) = receive_length(stream)?;
-    Ok((receive_body(stream, length)?, fds))
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLong { length: length.into(), most: MAX_FRAME });
+    }
+    let mut body = Vec::new();
+    stream.take(length.into()).read_to_end(&mut body).map_err(FrameError::io)?;
+    Ok((decode(&body, length)?, fds))
+}
+
+/// Waits for the next request, as long as the socket's read timeout allows; once its length is
+/// there, its body must come within `within`, in however many pieces. `most` is the longest length
+/// of a request whose body begins with that byte: it is read only so far.
+///
+/// Descriptors beside a request never become ours: reading without room for them has the kernel
+/// close them (unix(7)).
+pub(crate) fn receive_request<T: DeserializeOwned>(
+    mut stream: &UnixStream,
+    within: Duration,
+    most: impl FnOnce(u8) -> u32,
+) -> Result<T, FrameError> {
+    let mut length = [0; 4];
+    match stream.read(&mut length).map_err(FrameError::io)? {
+        0 => return Err(FrameError::Closed),
+        came => read_by(stream, &mut length[came..], Instant::now() + within)?,
+    }
+    let length = u32::from_le_bytes(length);
+    let deadline = Instant::now() + within;
+    let mut body = vec![0; length.min(1) as usize];
+    read_by(stream, &mut body, deadline)?;
+    let most = body.first().map_or(0, |&first| most(first));
+    if length > most {
+        return Err(FrameError::TooLong { length: length.into(), most });
+    }
+    // The buffer grows with what arrives, not with what was promised.
+    while body.len() < length as usize {
+        let begun = body.len();
+        body.resize((length as usize).min(begun + PIECE), 0);
+        read_by(stream, &mut body[begun..], deadline)?;
+    }
+    decode(&body, length)
+}
+
+/// How much of a request is read at a time (bytes).
+const PIECE: usize = 256 << 10;
+
+/// Fills `buf` before the deadline.
+fn read_by(
+    mut stream: &UnixStream,
+    mut buf: &mut [u8],
+    deadline: Instant,
+) -> Result<(), FrameError> {
+    while !buf.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // No timeout at all is what zero means to the system.
+        let left = left.max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left)).map_err(FrameError::io)?;
+        match stream.read(buf) {
+            Ok(0) => return Err(FrameError::Io(ErrorKind::UnexpectedEof.into())),
+            Ok(came) => buf = &mut buf[came..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(FrameError::io(error)),
+        }
+        if !buf.is_empty() && Instant::now() > deadline {
+            return Err(FrameError::TimedOut);
+        }
+    }
+    Ok(())
 }
 
 /// Waits for the length of the next frame. The descriptors come with its first byte.
-pub(crate) fn receive_length(stream: &UnixStream) -> Result<(u32, Vec<OwnedFd>), FrameError> {
+fn receive_length(stream: &UnixStream) -> Result<(u32, Vec<OwnedFd>), FrameError> {
     let mut length = [0_u8; 4];
     let mut fds = Vec::new();
     let mut got = 0;
@@ -109,28 +182,19 @@ pub(crate) fn receive_length(stream: &UnixStream) -> Result<(u32, Vec<OwnedFd>),
         }
         match message.bytes {
             0 if got == 0 => return Err(FrameError::Closed),
-            0 => return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into())),
+            0 => return Err(FrameError::Io(ErrorKind::UnexpectedEof.into())),
             bytes => got += bytes,
         }
     }
-    let length = u32::from_le_bytes(length);
-    if length > MAX_FRAME {
-        return Err(FrameError::TooLong(length.into()));
-    }
-    Ok((length, fds))
+    Ok((u32::from_le_bytes(length), fds))
 }
 
-/// Reads a body of `length` bytes. The buffer grows with what arrives, not with what was promised.
-pub(crate) fn receive_body<T: DeserializeOwned>(
-    stream: &UnixStream,
-    length: u32,
-) -> Result<T, FrameError> {
-    let mut body = Vec::new();
-    stream.take(length.into()).read_to_end(&mut body).map_err(FrameError::io)?;
+/// The message that `body` holds, which should be `length` bytes.
+fn decode<T: DeserializeOwned>(body: &[u8], length: u32) -> Result<T, FrameError> {
     if body.len() < length as usize {
-        return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into()));
+        return Err(FrameError::Io(ErrorKind::UnexpectedEof.into()));
     }
-    match postcard::take_from_bytes(&body).map_err(FrameError::Damaged)? {
+    match postcard::take_from_bytes(body).map_err(FrameError::Damaged)? {
         (message, []) => Ok(message),
         _ => Err(FrameError::Damaged(postcard::Error::DeserializeBadEncoding)),
     }
@@ -171,7 +235,7 @@ mod tests {
     fn a_promised_length_beyond_the_limit_is_refused_unread() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
-        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::TooLong(_))));
+        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::TooLong { .. })));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! What vmrun and its clients say to each other.
 
+use std::fmt;
 use std::time::Duration;
 
 use mig_engine::ownership::{Input, Standing, State};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use units::{Bytes, BytesPerSec, MigrationId, Pages};
 use vm_state::MachineDescription;
+
+use crate::frame::MAX_FRAME;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
@@ -73,6 +77,7 @@ pub enum Request {
         /// The migration.
         id: MigrationId,
         /// The encoded sections.
+        #[serde(deserialize_with = "sections")]
         sections: Vec<Vec<u8>>,
     },
     /// The source has committed: run. Answered by [`Reply::Started`].
@@ -90,6 +95,56 @@ pub enum Request {
     Order(Order),
     /// From now on this connection carries [`Event`]s and nothing else.
     Subscribe,
+}
+
+/// The most sections in one message: as many as a stream may carry. An empty one takes a byte here
+/// and a vector of its own once it is decoded.
+const MAX_SECTIONS: usize = 4096;
+
+/// A list of sections, which no peer makes longer than [`MAX_SECTIONS`].
+fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error> {
+    struct Sections;
+
+    impl<'de> Visitor<'de> for Sections {
+        type Value = Vec<Vec<u8>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {MAX_SECTIONS} sections")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut sections = Vec::new();
+            while let Some(section) = list.next_element()? {
+                if sections.len() == MAX_SECTIONS {
+                    return Err(A::Error::invalid_length(MAX_SECTIONS + 1, &self));
+                }
+                sections.push(section);
+            }
+            Ok(sections)
+        }
+    }
+
+    from.deserialize_seq(Sections)
+}
+
+/// The number by which postcard tells a [`Request::Prepare`] from the others: its place among them.
+const PREPARE: u8 = 15;
+
+/// The longest request but that (bytes): the description of a machine is the largest part of any,
+/// and a stream's is at most half of this.
+const MAX_REQUEST: u32 = 2 << 20;
+
+/// The longest request of a client that has not said hello (bytes).
+const MAX_HELLO: u32 = 4 << 10;
+
+/// The longest request whose encoding begins with `first`, of a client that has said hello or not.
+/// What a client can make us hold is so bounded before it is read.
+pub(crate) fn longest_request(first: u8, greeted: bool) -> u32 {
+    match (greeted, first) {
+        (false, _) => MAX_HELLO,
+        (true, PREPARE) => MAX_FRAME,
+        (true, _) => MAX_REQUEST,
+    }
 }
 
 /// What a migration can be told while it runs.
@@ -143,7 +198,7 @@ pub enum Reply {
         took: Duration,
     },
     /// To [`Request::SaveState`]: encoded sections, in the order in which they are loaded.
-    State(Vec<Vec<u8>>),
+    State(#[serde(deserialize_with = "sections")] Vec<Vec<u8>>),
     /// To [`Request::Prepare`].
     Prepared(Loaded),
     /// To [`Request::Go`].
@@ -206,7 +261,7 @@ pub struct Balloon {
 
 /// Why vmrun does not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
-#[error("{message}")]
+#[error("{}", if message.is_empty() { "vmrun refuses and does not say why" } else { message })]
 pub struct Refusal {
     /// One line: what, on which thing, and what to do.
     pub message: String,
@@ -241,5 +296,30 @@ impl Event {
             Self::Ownership(_) => "ownership",
             Self::Ended(_) => "ended",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_state_of_a_machine_may_be_long_and_only_after_hello() {
+        let prepare = Request::Prepare { id: MigrationId::random(), sections: vec![] };
+        let first = |request: &Request| postcard::to_stdvec(request).unwrap()[0];
+        assert_eq!(first(&prepare), PREPARE);
+        assert_eq!(longest_request(first(&prepare), true), MAX_FRAME);
+        assert_eq!(longest_request(first(&prepare), false), MAX_HELLO);
+        assert_eq!(longest_request(first(&Request::Describe), true), MAX_REQUEST);
+    }
+
+    #[test]
+    fn a_list_of_more_sections_than_a_machine_has_is_no_message() {
+        let prepare = |count| {
+            let id = MigrationId::random();
+            postcard::to_stdvec(&Request::Prepare { id, sections: vec![vec![]; count] }).unwrap()
+        };
+        postcard::from_bytes::<Request>(&prepare(MAX_SECTIONS)).unwrap();
+        postcard::from_bytes::<Request>(&prepare(MAX_SECTIONS + 1)).unwrap_err();
     }
 }

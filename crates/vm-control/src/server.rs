@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
@@ -17,14 +17,18 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use crate::frame::{self, FrameError};
-use crate::message::{Event, PROTOCOL_VERSION, Refusal, Reply, Request};
+use crate::message::{Event, PROTOCOL_VERSION, Refusal, Reply, Request, longest_request};
 use crate::place::{self, PlaceError};
 
 /// More connections at once are turned away.
 const MAX_CONNECTIONS: usize = 64;
 
-/// A client that has begun a frame finishes it, and takes its answer, within this time.
+/// A client says hello within this time; one that has begun a request finishes it, and takes its
+/// answer, within as much.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Of connections that have just been closed the places are free within this time.
+const PLACE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How often a subscriber that hears nothing is looked after.
 const SUBSCRIBER_CHECK: Duration = Duration::from_secs(1);
@@ -100,15 +104,59 @@ struct Connections {
 }
 
 impl Connections {
-    fn begin(&self) {
-        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    /// How many are open, once there is a place or `within` is over.
+    fn open_after(&self, within: Duration) -> usize {
+        let began = Instant::now();
+        loop {
+            let open = self.open.load(Ordering::Relaxed);
+            if open < MAX_CONNECTIONS || began.elapsed() > within {
+                return open;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
+}
 
-    fn end(&self) {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+/// One connection among those that are open. Whatever ends it, also a panic in the service, its
+/// place is free again, and what its client had begun does not wait for ever for somebody who is
+/// gone.
+struct Open {
+    id: ConnectionId,
+    service: Arc<dyn Service>,
+    connections: Arc<Connections>,
+}
+
+impl Open {
+    fn new(service: Arc<dyn Service>, connections: &Arc<Connections>) -> Self {
+        let id = ConnectionId(connections.next.fetch_add(1, Ordering::Relaxed));
+        connections.open.fetch_add(1, Ordering::Relaxed);
+        Self { id, service, connections: Arc::clone(connections) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.service.closed(self.id);
+        self.connections.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request that is being answered.
+struct Busy<'a>(&'a Connections);
+
+impl<'a> Busy<'a> {
+    fn new(connections: &'a Connections) -> Self {
+        *connections.busy.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(connections)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.0.busy.lock().unwrap_or_else(PoisonError::into_inner);
         *busy -= 1;
         if *busy == 0 {
-            self.idle.notify_all();
+            self.0.idle.notify_all();
         }
     }
 }
@@ -194,7 +242,7 @@ fn accept(listener: &UnixListener, service: &Arc<dyn Service>, connections: &Arc
                 continue;
             }
         };
-        if let Some(refusal) = turn_away(&stream, connections.open.load(Ordering::Relaxed)) {
+        if let Some(refusal) = turn_away(&stream, connections.open_after(PLACE_TIMEOUT)) {
             let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
             let _ = frame::send(&stream, &Reply::Refused(refusal), &[]);
             continue;
@@ -210,35 +258,20 @@ fn spawn(
     service: Arc<dyn Service>,
     connections: &Arc<Connections>,
 ) -> io::Result<ConnectionId> {
-    let shared = Arc::clone(connections);
-    let id = ConnectionId(connections.next.fetch_add(1, Ordering::Relaxed));
-    connections.open.fetch_add(1, Ordering::Relaxed);
+    let open = Open::new(service, connections);
+    let id = open.id;
     let spawned = thread::Builder::new().name(format!("client-{}", id.0)).spawn(move || {
-        let _end = End { id, service: Arc::clone(&service), connections: Arc::clone(&shared) };
-        match converse(&stream, id, service.as_ref(), &shared) {
+        match converse(&stream, &open) {
             Ok(()) | Err(FrameError::Closed) => debug!("client {} closed", id.0),
-            Err(error) => warn!("client {}: {error}", id.0),
+            Err(error) => {
+                warn!("client {}: {error}", id.0);
+                if let FrameError::TooLong { .. } | FrameError::Damaged(_) = error {
+                    let _ = frame::send(&stream, &Reply::Refused(Refusal::new(error)), &[]);
+                }
+            }
         }
     });
-    if spawned.is_err() {
-        connections.open.fetch_sub(1, Ordering::Relaxed);
-    }
     spawned.map(|_| id)
-}
-
-/// What has to be done when a connection ends, also by a panic in the service: what its client had
-/// begun must not wait for ever for somebody who is gone.
-struct End {
-    id: ConnectionId,
-    service: Arc<dyn Service>,
-    connections: Arc<Connections>,
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        self.service.closed(self.id);
-        self.connections.open.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Why this peer is not served, if it is not: only vmrun's own user and root are.
@@ -259,30 +292,22 @@ fn turn_away(stream: &UnixStream, open: usize) -> Option<Refusal> {
     })
 }
 
-fn converse(
-    stream: &UnixStream,
-    id: ConnectionId,
-    service: &dyn Service,
-    connections: &Connections,
-) -> Result<(), FrameError> {
+fn converse(stream: &UnixStream, open: &Open) -> Result<(), FrameError> {
     stream.set_write_timeout(Some(FRAME_TIMEOUT)).map_err(FrameError::Io)?;
     let mut greeted = false;
     loop {
-        // A client may be silent between frames for as long as it likes.
-        stream.set_read_timeout(None).map_err(FrameError::Io)?;
-        let (length, fds) = frame::receive_length(stream)?;
-        drop(fds);
-        stream.set_read_timeout(Some(FRAME_TIMEOUT)).map_err(FrameError::Io)?;
-        let request: Request = frame::receive_body(stream, length)?;
+        // A client that is known may be silent between requests for as long as it likes.
+        let patience = if greeted { None } else { Some(FRAME_TIMEOUT) };
+        stream.set_read_timeout(patience).map_err(FrameError::Io)?;
+        let request: Request =
+            frame::receive_request(stream, FRAME_TIMEOUT, |first| longest_request(first, greeted))?;
         if greeted && request == Request::Subscribe {
-            let events = service.subscribe();
+            let events = open.service.subscribe();
             frame::send(stream, &Reply::Done, &[])?;
             return forward(stream, &events);
         }
-        connections.begin();
-        let answered = answer(stream, id, service, request, &mut greeted);
-        connections.end();
-        answered?;
+        let _busy = Busy::new(&open.connections);
+        answer(stream, open.id, open.service.as_ref(), request, &mut greeted)?;
     }
 }
 

@@ -217,6 +217,13 @@ impl VirtioDevice {
         }
     }
 
+    /// Serves, in this thread, what the driver has asked for, and returns when nothing of it is
+    /// left that the device can do now. The worker does the same by itself; this is for who must
+    /// know when it is done. A device that is stopped serves nothing.
+    pub fn serve(&self) {
+        self.shared.serve_all();
+    }
+
     /// Takes for itself what only the one who may run the guest holds, such as the lock of a disk
     /// image. Does nothing if it has it. Without it the device must not be resumed.
     ///

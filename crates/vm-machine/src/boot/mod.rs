@@ -13,11 +13,12 @@ mod reset_vector;
 use std::path::PathBuf;
 
 use kvm_ioctls::VcpuFd;
+use units::Bytes;
 use vm_devices::MmioWindow;
 use vm_guest::DirtySpec;
 
-use crate::acpi;
 use crate::memory::Memory;
+use crate::{acpi, layout};
 
 pub use self::error::BootError;
 
@@ -37,11 +38,49 @@ pub enum Kernel {
     },
 }
 
+/// Where the vCPUs of a loaded kernel begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// In 32-bit protected mode, at this address: the first vCPU alone, or all of them.
+    Pvh { address: u64, all: bool },
+    /// In long mode, at this address.
+    Linux(u64),
+}
+
+/// What a kernel is told of the machine that it runs on.
+#[derive(Clone, Copy, Debug)]
+struct Surroundings<'a> {
+    vcpus: u32,
+    windows: &'a [MmioWindow],
+    tsc_khz: u32,
+}
+
+impl Kernel {
+    /// Loads the kernel as a guest with so much memory and so many vCPUs would get it, and throws
+    /// the memory away. Returns the guest-physical address at which it would begin. Needs no KVM:
+    /// it says whether a kernel and its command line are good, whatever bytes they are.
+    ///
+    /// # Errors
+    /// [`MachineError`](crate::MachineError) as from [`Machine::boot`](crate::Machine::boot).
+    pub fn try_load(
+        &self,
+        command_line: &str,
+        memory: Bytes,
+        vcpus: u32,
+    ) -> Result<u64, crate::MachineError> {
+        let memory = Memory::new(&layout::regions(memory), false)?;
+        let around = Surroundings { vcpus, windows: &[], tsc_khz: 1_000_000 };
+        match load(self, command_line, &memory, around)? {
+            Entry::Pvh { address, .. } | Entry::Linux(address) => Ok(address),
+        }
+    }
+}
+
 /// Puts the kernel into memory and sets the vCPUs to its entry.
 ///
 /// Of Linux and of a PVH kernel only vCPU 0 is set: the others wait for its start-up interrupts, and
-/// are found by the ACPI tables, as are the virtio-mmio devices of `windows`. All vCPUs of the
-/// built-in guest stand at the entry, with their number in ESI; it looks for nothing.
+/// are found by the ACPI tables, as are the virtio-mmio devices. All vCPUs of the built-in guest
+/// stand at the entry, with their number in ESI; it looks for nothing.
 pub(crate) fn boot(
     kernel: &Kernel,
     command_line: &str,
@@ -50,26 +89,51 @@ pub(crate) fn boot(
     windows: &[MmioWindow],
     tsc_khz: u32,
 ) -> Result<(), BootError> {
+    let around = Surroundings { vcpus: vcpus.len() as u32, windows, tsc_khz };
+    let entry = load(kernel, command_line, memory, around)?;
+    for (number, vcpu) in (0..).zip(vcpus) {
+        match entry {
+            Entry::Pvh { address, all } if all || number == 0 => {
+                pvh::set_entry(vcpu, number, address)?;
+            }
+            Entry::Pvh { .. } => {}
+            Entry::Linux(address) => {
+                let set = long_mode::set_msrs(vcpu).and_then(|()| match number {
+                    0 => long_mode::set_entry(vcpu, address),
+                    _ => Ok(()),
+                });
+                set.map_err(|source| BootError::Registers { vcpu: number, source })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the kernel and all that it is told into memory. KVM has no part in it.
+fn load(
+    kernel: &Kernel,
+    command_line: &str,
+    memory: &Memory,
+    around: Surroundings<'_>,
+) -> Result<Entry, BootError> {
     let size = memory.regions().iter().map(|region| region.pages.bytes()).sum();
     match kernel {
         Kernel::Builtin(spec) => {
-            let cpus = vcpus.len() as u32;
+            let cpus = around.vcpus;
             if cpus > vm_guest::MAX_CPUS {
                 return Err(BootError::BuiltinVcpus { asked: cpus, most: vm_guest::MAX_CPUS });
             }
             if spec.memory_needed() > size {
                 return Err(BootError::BuiltinMemory { needed: spec.memory_needed(), has: size });
             }
-            let mut line = spec.command_line(cpus, tsc_khz);
+            let mut line = spec.command_line(cpus, around.tsc_khz);
             if !command_line.is_empty() {
                 line = format!("{line} {command_line}");
             }
             let image = &mut std::io::Cursor::new(vm_guest::IMAGE);
-            let entry = elf::load("builtin", image, memory.mapped(), size)?;
+            let address = elf::load("builtin", image, memory.mapped(), size)?;
             pvh::write(memory, &line, 0)?;
-            for (number, vcpu) in (0..).zip(vcpus) {
-                pvh::set_entry(vcpu, number, entry)?;
-            }
+            Ok(Entry::Pvh { address, all: true })
         }
         Kernel::Elf(path) => {
             let name = path.display().to_string();
@@ -78,26 +142,16 @@ pub(crate) fn boot(
                 path: path.clone(),
                 source,
             })?;
-            let entry = elf::load(&name, &mut file, memory.mapped(), size)?;
-            let rsdp = acpi::write(memory.mapped(), vcpus.len() as u32, windows)?;
+            let address = elf::load(&name, &mut file, memory.mapped(), size)?;
+            let rsdp = acpi::write(memory.mapped(), around.vcpus, around.windows)?;
             reset_vector::write(memory)?;
             pvh::write(memory, command_line, rsdp)?;
-            if let Some(first) = vcpus.first() {
-                pvh::set_entry(first, 0, entry)?;
-            }
+            Ok(Entry::Pvh { address, all: false })
         }
         Kernel::Linux { image, initrd } => {
-            let rsdp = acpi::write(memory.mapped(), vcpus.len() as u32, windows)?;
+            let rsdp = acpi::write(memory.mapped(), around.vcpus, around.windows)?;
             reset_vector::write(memory)?;
-            let entry = linux::load(image, initrd.as_deref(), command_line, memory, rsdp)?;
-            for (number, vcpu) in (0..).zip(vcpus) {
-                let set = long_mode::set_msrs(vcpu).and_then(|()| match number {
-                    0 => long_mode::set_entry(vcpu, entry),
-                    _ => Ok(()),
-                });
-                set.map_err(|source| BootError::Registers { vcpu: number, source })?;
-            }
+            linux::load(image, initrd.as_deref(), command_line, memory, rsdp).map(Entry::Linux)
         }
     }
-    Ok(())
 }
