@@ -256,6 +256,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         memory: Bytes(16 << 20),
         throttle: 20,
         progress: Some("{}".to_owned()),
+        balloon: None,
     };
     let replies = [
         Reply::Description(small),
@@ -339,45 +340,58 @@ fn bzimage() -> Vec<u8> {
     image
 }
 
-/// Steps of a driver, as the target reads them.
-#[derive(Default)]
-struct Steps(Vec<u8>);
+/// Steps of a driver that works one queue, as the target reads them.
+struct Steps {
+    queue: u8,
+    bytes: Vec<u8>,
+}
 
 impl Steps {
+    fn new(device: u8, set_up: u8, queue: u8) -> Self {
+        Self { queue, bytes: vec![device, set_up] }
+    }
+
     fn bytes(mut self, address: u32, bytes: &[u8]) -> Self {
-        self.0.push(0);
-        self.0.extend(&address.to_le_bytes()[..3]);
-        self.0.push(bytes.len() as u8);
-        self.0.extend(bytes);
+        self.bytes.push(0);
+        self.bytes.extend(&address.to_le_bytes()[..3]);
+        self.bytes.push(bytes.len() as u8);
+        self.bytes.extend(bytes);
         self
     }
 
     fn descriptor(mut self, index: u8, address: u32, length: u32, flags: u8) -> Self {
-        self.0.extend([2, 0, index]);
-        self.0.extend(&address.to_le_bytes()[..3]);
-        self.0.extend(&length.to_le_bytes()[..3]);
-        self.0.extend([flags, index + 1]);
+        self.bytes.extend([2, self.queue, index]);
+        self.bytes.extend(&address.to_le_bytes()[..3]);
+        self.bytes.extend(&length.to_le_bytes()[..3]);
+        self.bytes.extend([flags, index + 1]);
         self
     }
 
-    fn offer(mut self, queue: u8, place: u8, head: u8) -> Self {
-        self.0.extend([3, queue, place, head, place + 1, 0]);
-        self
+    /// Offers the chain that begins with descriptor 0, and lets the device run.
+    fn offer(mut self) -> Vec<u8> {
+        self.bytes.extend([3, self.queue, 0, 0, 1, 0]);
+        self.turn()
     }
 
-    fn turn(mut self) -> Self {
-        self.0.push(6);
-        self
+    fn turn(mut self) -> Vec<u8> {
+        self.bytes.push(6);
+        self.bytes
     }
 
     fn load(mut self, payload: &[u8]) -> Self {
-        self.0.extend([7, payload.len() as u8]);
-        self.0.extend(payload);
+        self.bytes.extend([7, payload.len() as u8]);
+        self.bytes.extend(payload);
         self
     }
 }
 
 fn rings(guest: &Guest, corpus: &Corpus) -> Result<()> {
+    // As the target numbers its devices.
+    const DISK: u8 = 0;
+    const RNG: u8 = 1;
+    const CONSOLE: u8 = 2;
+    const BALLOON: u8 = 3;
+    const CARD: u8 = 4;
     const HEADER: u32 = 0x8000;
     const DATA: u32 = 0x9000;
     const STATUS: u32 = 0xa000;
@@ -395,20 +409,29 @@ fn rings(guest: &Guest, corpus: &Corpus) -> Result<()> {
         let header = [[kind, 0, 0, 0].as_slice(), &[0; 12]].concat();
         let range = [0_u64.to_le_bytes(), (8_u64).to_le_bytes()].concat();
         let length = if kind > 10 { 16 } else { 512 };
-        let steps = Steps(vec![0, 1])
+        let steps = Steps::new(DISK, 1, 0)
             .bytes(HEADER, &header)
             .bytes(DATA, &range)
             .descriptor(0, HEADER, 16, MORE)
             .descriptor(1, DATA, length, data | MORE)
-            .descriptor(2, STATUS, 1, WRITE)
-            .offer(0, 0, 0)
-            .turn();
-        corpus.add("rings", name, &steps.0)?;
+            .descriptor(2, STATUS, 1, WRITE);
+        corpus.add("rings", name, &steps.offer())?;
     }
-    let random = Steps(vec![1, 3]).descriptor(0, DATA, 300, WRITE).offer(0, 0, 0).turn();
-    corpus.add("rings", "random", &random.0)?;
-    let frame = Steps(vec![2, 1]).descriptor(0, DATA, 100, 0).offer(1, 0, 0).turn();
-    corpus.add("rings", "frame", &frame.0)?;
-    let disk = Steps(vec![0, 1]).load(&guest.payload("virtio-block")).turn();
-    corpus.add("rings", "disk-arrives", &disk.0)
+    let random = Steps::new(RNG, 3, 0).descriptor(0, DATA, 300, WRITE);
+    corpus.add("rings", "random", &random.offer())?;
+    let line = Steps::new(CONSOLE, 1, 1).descriptor(0, DATA, 100, 0);
+    corpus.add("rings", "line", &line.offer())?;
+    let numbers = [8, 0, 0, 0, 9, 0, 0, 0];
+    let inflate = Steps::new(BALLOON, 1, 0).bytes(DATA, &numbers).descriptor(0, DATA, 8, 0);
+    corpus.add("rings", "inflate", &inflate.offer())?;
+    let report = Steps::new(BALLOON, 1, 2).descriptor(0, DATA, 0x3000, WRITE);
+    corpus.add("rings", "report", &report.offer())?;
+    let frame = Steps::new(CARD, 1, 1).descriptor(0, DATA, 100, 0);
+    corpus.add("rings", "frame", &frame.offer())?;
+    for (name, device) in [("block", DISK), ("console", CONSOLE), ("balloon", BALLOON)] {
+        let state = guest.payload(&format!("virtio-{name}"));
+        let arrives = Steps::new(device, 1, 0).load(&state);
+        corpus.add("rings", &format!("{name}-arrives"), &arrives.turn())?;
+    }
+    Ok(())
 }

@@ -1,14 +1,18 @@
 //! The virtio devices, with a driver and a memory that are hostile.
 
+use std::fs::File;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use units::{Gfn, PAGE_SIZE, Pages, RegionId};
-use vm_devices::{Device, DeviceDirtyLog, GuestRam, VirtioDevice, VirtioKind, VirtioSpec};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_devices::{
+    ConsoleSpec, Device, DeviceDirtyLog, GuestRam, VirtioDevice, VirtioKind, VirtioSpec,
+};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vm_state::{MemoryRegion, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -245,7 +249,9 @@ fn benches() -> Benches {
     let image = tempfile::NamedTempFile::new().expect("a file");
     image.as_file().set_len(128 << 10).expect("a disk that takes a hole");
     let disk = VirtioSpec::disk(&image.path().display().to_string(), 0).expect("a disk");
-    let mut all = vec![bench(&disk), bench(&VirtioSpec::rng())];
+    let console = VirtioSpec::console(&ConsoleSpec::Null);
+    let mut all: Vec<_> =
+        [disk, VirtioSpec::rng(), console, VirtioSpec::balloon()].iter().map(bench).collect();
     // Its tap is in a network of its own, that goes when the program does.
     let card = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
@@ -264,9 +270,16 @@ fn bench(spec: &VirtioSpec) -> Bench {
 }
 
 fn open(spec: &VirtioSpec) -> Result<Bench, impl std::error::Error + use<>> {
-    let ranges = REGIONS
-        .map(|region| (GuestAddress(region.base.address()), (region.pages.0 * PAGE_SIZE) as usize));
-    let memory = GuestMemoryMmap::from_ranges(&ranges).expect("memory");
+    // In files, as vmrun's: a balloon makes holes in them.
+    let ranges = REGIONS.map(|region| {
+        let bytes = region.pages.0 * PAGE_SIZE;
+        let file = memfd_create("guest-memory", MFdFlags::MFD_CLOEXEC).expect("a memory file");
+        let file = File::from(file);
+        file.set_len(bytes).expect("a file of that size");
+        let base = GuestAddress(region.base.address());
+        (base, bytes as usize, Some(FileOffset::new(file, 0)))
+    });
+    let memory = GuestMemoryMmap::from_ranges_with_files(ranges).expect("memory");
     let log = Arc::new(DeviceDirtyLog::new(&REGIONS));
     log.start();
     let ram = GuestRam::new(memory.clone(), &REGIONS, Arc::clone(&log));

@@ -120,7 +120,9 @@ fn devices() -> &'static Devices {
         let console = Arc::new(Console::open(&ConsoleSpec::Null).expect("no console"));
         let serial = Serial::new(event(), console);
         let mut all: Vec<Box<dyn Device>> = vec![Box::new(Shared(serial))];
-        for (slot, spec) in (0..).zip([disk, VirtioSpec::rng()]) {
+        let console = VirtioSpec::console(&ConsoleSpec::Null);
+        let specs = [disk, VirtioSpec::rng(), console, VirtioSpec::balloon()];
+        for (slot, spec) in (0..).zip(specs) {
             let device = VirtioDevice::open(&spec, slot, ram(), event()).expect("a device");
             all.push(Box::new(device));
         }

@@ -128,7 +128,7 @@ fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error
 }
 
 /// The number by which postcard tells a [`Request::Prepare`] from the others: its place among them.
-const PREPARE: u8 = 15;
+const PREPARE: u8 = 16;
 
 /// The longest request but that (bytes): the description of a machine is the largest part of any,
 /// and a stream's is at most half of this.
