@@ -11,7 +11,7 @@ use mig_stream::{Record, StreamReader};
 use migpipe_tests::{Console, Guest, Host, Numbers, finish, needs_kvm, saved_guest, wait};
 
 /// Cuts, and flipped bits, of each form that a real mig-recv is given.
-const SAMPLE: usize = 30;
+const SAMPLE: usize = 20;
 
 /// How long a guest that is whole and has no GO waits.
 const GO_TIMEOUT: &str = "0.2";
