@@ -27,6 +27,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The exit status of a question that was not answered for good.
+const UNKNOWN: u8 = 4;
+
 /// Answers the question and returns the exit status.
 pub fn run(
     id: MigrationId,
@@ -36,12 +39,19 @@ pub fn run(
     let mut back = back.context("a question without a way back")?;
     let outcome = match host.resolve(id) {
         Ok(outcome) => outcome,
-        Err(error) => Outcome::MayHaveRun { why: cli::one_line(&error) },
+        // A vmrun that does not answer now, or records that cannot be read now, say nothing of
+        // the guest: the source may ask again.
+        Err(error) => {
+            back.send(&Message::Failed { reason: cli::one_line(&error) })
+                .context("cannot answer the source")?;
+            cli::complain(NAME, &error);
+            return Ok(UNKNOWN);
+        }
     };
     let status = match outcome {
         Outcome::Running => 0,
         Outcome::Refused => 1,
-        Outcome::Prepared | Outcome::MayHaveRun { .. } => 4,
+        Outcome::Prepared | Outcome::MayHaveRun { .. } => UNKNOWN,
     };
     tracing::info!("migration {id}: {outcome:?}");
     back.send(&Message::Resolved(outcome)).context("cannot answer the source")?;
