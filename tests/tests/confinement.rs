@@ -188,6 +188,8 @@ fn traced(
 /// threads and processes of a confined thread are confined too.
 fn calls_of(trace: &str) -> BTreeMap<String, Vec<String>> {
     let mut calls: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // Another thread may have its say in the middle of the call that confines this one.
+    let mut entering = BTreeSet::new();
     for line in trace.lines() {
         let Some((thread, rest)) = line.split_once(' ') else { continue };
         let rest = rest.trim_start();
@@ -198,7 +200,13 @@ fn calls_of(trace: &str) -> BTreeMap<String, Vec<String>> {
             (None, None) => continue,
         };
         let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !is_name || unfinished {
+        if !is_name {
+            continue;
+        }
+        if name == "seccomp" && rest.contains("SECCOMP_SET_MODE_FILTER") {
+            entering.insert(thread);
+        }
+        if unfinished {
             continue;
         }
         let result = rest.rsplit_once(" = ").map_or("", |(_, result)| result);
@@ -209,7 +217,7 @@ fn calls_of(trace: &str) -> BTreeMap<String, Vec<String>> {
         }
         if confined {
             calls.entry(thread.to_owned()).or_default().push(name.to_owned());
-        } else if name == "seccomp" && rest.contains("SECCOMP_SET_MODE_FILTER") {
+        } else if name == "seccomp" && entering.contains(thread) {
             calls.insert(thread.to_owned(), Vec::new());
         }
     }
