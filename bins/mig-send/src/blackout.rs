@@ -26,7 +26,7 @@ use crate::migration::Migration;
 use crate::stop::{Stop, is_timeout};
 use crate::{pages, resolve};
 
-/// How long the destination may take to load the state, and to run the guest after GO.
+/// How long the destination may take to run the guest after GO; the outcome is asked for then.
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// What is measured and kept from the pause on.
@@ -121,7 +121,7 @@ impl Migration<'_> {
             (true, Some(paused)) => {
                 self.policy.limits().max_downtime.saturating_sub(paused.elapsed())
             }
-            _ => self.args.timeout.max(ANSWER),
+            _ => self.args.timeout,
         };
         let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
         let timings = answers.ack(digest, timeout)?;
@@ -162,12 +162,13 @@ impl Migration<'_> {
     /// Waits until the guest runs at the destination.
     pub fn await_running(&mut self) -> Result<(), Stop> {
         let form = self.form;
+        let timeout = ANSWER.min(self.args.timeout);
         let timings = match (form, &mut self.asker, &mut self.answers) {
             (Form::SeparateCommit, Some(asker), _) => {
                 resolve::verdict(asker.answer()?)?;
                 Vec::new()
             }
-            (_, _, Some(answers)) => answers.running(ANSWER)?,
+            (_, _, Some(answers)) => answers.running(timeout)?,
             _ => return Err(anyhow!("no return path").into()),
         };
         let now = Instant::now();

@@ -7,6 +7,7 @@ mod args;
 mod blackout;
 mod confinement;
 mod dry_run;
+mod fate;
 mod migration;
 mod monitor;
 mod pages;
@@ -42,7 +43,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     }
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = monitor::block_signals()?;
-    let client = Client::connect(&place::socket_of(&args.guest)?, NAME)?;
+    let client = Client::connect_within(&place::socket_of(&args.guest)?, NAME, args.timeout)?;
     if args.dry_run {
         return dry_run::run(&args, &client);
     }

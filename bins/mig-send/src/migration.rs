@@ -22,6 +22,7 @@ use vm_state::MachineDescription;
 use crate::answers::Answers;
 use crate::args::Args;
 use crate::blackout::Blackout;
+use crate::fate::{Fate, Witness};
 use crate::monitor::{Monitor, Shared, Watch};
 use crate::pages::PageSender;
 use crate::question::Asker;
@@ -64,8 +65,10 @@ pub struct Migration<'a> {
     pub left: Vec<Bitmap>,
     pub blackout: Blackout,
     pub report: Report,
-    /// Whether the guest is known to be its source's still.
-    pub stayed: bool,
+    /// Who knows what became of the guest at its source.
+    witness: Witness,
+    /// What became of it, where that was looked at.
+    pub fate: Fate,
 }
 
 impl<'a> Migration<'a> {
@@ -76,7 +79,9 @@ impl<'a> Migration<'a> {
     /// then the rights are given up, and only after that something is sent that can be answered.
     pub fn new(args: &'a Args, client: Client, shared: Arc<Shared>) -> anyhow::Result<Self> {
         let report_file = args.report.as_deref().map(report::open).transpose()?;
-        let watch = Some(Watch::new(Client::connect(client.path(), NAME)?, args));
+        let watch = Client::connect_within(client.path(), NAME, args.timeout)
+            .map(|it| Watch::new(it, args))?;
+        let witness = Witness::new(client.path(), args.timeout)?;
         let machine = client.describe()?;
         let memory = client.map_memory(&machine)?;
         let id = MigrationId::random();
@@ -114,7 +119,7 @@ impl<'a> Migration<'a> {
             },
             pages: PageSender::new(&machine),
             left: Vec::new(),
-            stayed: true,
+            fate: Fate::RunsOn,
             blackout: Blackout::default(),
             started: Instant::now(),
             args,
@@ -127,7 +132,8 @@ impl<'a> Migration<'a> {
             stream,
             tunnel,
             asker,
-            watch,
+            witness,
+            watch: Some(watch),
             report_file,
         })
     }
@@ -150,6 +156,9 @@ impl<'a> Migration<'a> {
                         self.give_back();
                     }
                     let stop = self.explain(source.step(), stop);
+                    if source.step() == SourceStep::Commit {
+                        self.fate = self.witness.fate(self.id);
+                    }
                     let outcome = stop.outcome();
                     why.get_or_insert(stop);
                     outcome
@@ -168,8 +177,8 @@ impl<'a> Migration<'a> {
             SourceStep::AwaitReady => self.await_ready(),
             SourceStep::PreCopy => self.precopy(),
             SourceStep::Blackout => self.stop_and_copy(),
-            SourceStep::End => self.end(),
-            SourceStep::Close => Ok(self.stream.get_mut().close()?),
+            SourceStep::End => self.end().map_err(|stop| self.undo(stop)),
+            SourceStep::Close => self.close().map_err(|stop| self.undo(stop)),
             SourceStep::AwaitAck => self.await_ack(),
             SourceStep::Commit => self.commit(),
             SourceStep::Go => self.go(),
@@ -193,16 +202,38 @@ impl<'a> Migration<'a> {
         })
     }
 
+    /// Closes the forward path. One way nobody else can say whether the end of the stream got
+    /// through, so the tunnel is waited for, and its status is the answer.
+    fn close(&mut self) -> Result<(), Stop> {
+        self.stream.get_mut().close()?;
+        match (&mut self.tunnel, self.form) {
+            (Some(tunnel), Form::OneWay) => {
+                Ok(tunnel.wait_for_success(self.args.timeout).map_err(anyhow::Error::from)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A file that could not be finished is removed: the guest cannot be in it then.
+    fn undo(&mut self, stop: Stop) -> Stop {
+        let Stop::Failed(error) = stop else { return stop };
+        if self.form != Form::OneWay {
+            return Stop::Failed(error);
+        }
+        match self.stream.get_mut().abandon() {
+            Ok(true) => Stop::Undone(error),
+            Ok(false) | Err(_) => Stop::Failed(error),
+        }
+    }
+
     /// The guest goes on at the source.
     fn give_back(&mut self) {
         self.shared.disarm();
-        self.stayed = match self.client.own(Input::Release(self.id)) {
-            // A refusal is that of a migration that had not begun: the guest was never touched.
-            Ok(()) | Err(ClientError::Refused(_)) => true,
-            // Its vmrun has ended, and the guest with it.
+        self.fate = match self.client.own(Input::Release(self.id)) {
+            Ok(()) => Fate::RunsOn,
             Err(error) => {
                 tracing::debug!("{}", cli::one_line(&error.into()));
-                false
+                self.witness.fate(self.id)
             }
         };
     }
@@ -222,8 +253,8 @@ impl<'a> Migration<'a> {
     /// The destination knows best why a step failed: its last words, or the status of the tunnel.
     fn explain(&mut self, step: SourceStep, stop: Stop) -> Stop {
         let Stop::Failed(error) = stop else { return stop };
-        if is_timeout(&error) {
-            // It has had its time to say something.
+        if is_timeout(&error) || error.is::<ClientError>() {
+            // It has had its time to say something, or has nothing to do with it.
             return Stop::Failed(error).context(report::doing(step));
         }
         if let Some(answers) = &mut self.answers
@@ -241,21 +272,35 @@ impl<'a> Migration<'a> {
         let mut why = why;
         if ending == SourceEnding::Moved
             && let Some(tunnel) = &mut self.tunnel
-            && let Err(error) = tunnel.wait_for_success(TUNNEL_END)
+            && let Err(error) = tunnel.wait_for_success(TUNNEL_END.min(self.args.timeout))
         {
             // The guest has arrived; what the tunnel says now cannot change that.
             tracing::warn!("{}", cli::one_line(&error.into()));
         }
-        if ending == SourceEnding::Moved && self.destination_is_durable() {
-            self.client.own(Input::Confirm(self.id))?;
+        if ending == SourceEnding::Moved
+            && self.destination_is_durable()
+            && let Err(error) = self.client.own(Input::Confirm(self.id))
+        {
+            // The guest is in the file, whatever its vmrun does now.
+            tracing::warn!("{}", cli::one_line(&error.into()));
+        }
+        if ending == SourceEnding::Unknown
+            && self.form == Form::OneWay
+            && let Some(tunnel) = self.tunnel.take()
+        {
+            // What it still holds may be the end of the stream.
+            tunnel.leave();
         }
         if ending == SourceEnding::Moved {
             why = None;
         }
         let complaint = report::complaint(ending, &self, why.as_ref());
         report::finish(&mut self, ending, why);
-        if let (Some(path), Some(file)) = (&self.args.report, &self.report_file) {
-            report::write(&self.report, file, path)?;
+        if let (Some(path), Some(file)) = (&self.args.report, &self.report_file)
+            && let Err(error) = report::write(&self.report, file, path)
+        {
+            // The status says what became of the guest, and that alone.
+            cli::complain(NAME, &error);
         }
         if !self.args.quiet && !self.report.rounds.is_empty() {
             eprint!("{}", self.report.table());

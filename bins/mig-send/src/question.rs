@@ -58,6 +58,7 @@ fn this_program(args: &Args, id: MigrationId, role: &str) -> Command {
         .arg(format!("--{role}={id}"))
         .arg(format!("--confine={}", args.confinement.confine))
         .arg(format!("--log={}", args.common.log))
+        .arg(format!("--timeout={}", args.timeout.as_secs_f64()))
         .args(["--", &args.guest, &destination.to_string()]);
     command
 }
@@ -152,7 +153,7 @@ impl Question {
 pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     // Whoever started it kills it if nobody waits any more.
     block_signals()?;
-    let asked = match ask(&args.destination, id) {
+    let asked = match ask(&args.destination, id, ATTEMPT.min(args.timeout)) {
         Ok(outcome) => Asked::Known(outcome),
         Err(Stop::Failed(error)) => Asked::Failed(cli::one_line(&error)),
         Err(stop) => Asked::Failed(format!("{stop:?}")),
@@ -165,20 +166,20 @@ pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
 }
 
 /// Asks once. The question is GO as well: only a source that has committed asks.
-fn ask(destination: &Endpoint, id: MigrationId) -> Result<Outcome, Stop> {
+fn ask(destination: &Endpoint, id: MigrationId, patience: Duration) -> Result<Outcome, Stop> {
     let channel =
         open_sender(destination, None, false, &Interrupt::new()?).map_err(anyhow::Error::from)?;
     let mut tunnel = channel.tunnel;
     confinement::enter(tunnel.as_ref(), destination)?;
     let asked = (|| {
         let mut forward = channel.forward;
-        forward.set_deadline(Some(ATTEMPT));
+        forward.set_deadline(Some(patience));
         let header = Header { guest: "resolve".into(), ..Header::default() };
         let mut question = StreamWriter::new(forward, Preamble::resolve(id), header)?;
         // The end of the question flushes filters that hold data back.
         question.get_mut().close()?;
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
-        Answers::new(back, id).outcome(ATTEMPT)
+        Answers::new(back, id).outcome(patience)
     })();
     if let (Err(Stop::Failed(_)), Some(tunnel)) = (&asked, &mut tunnel)
         && let Err(ended @ TunnelError::Ended { .. }) = tunnel.wait_for_success(TUNNEL_STATUS)

@@ -13,6 +13,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use units::MigrationId;
 use vm_state::MachineDescription;
 
+use crate::fate::Fate;
 use crate::migration::Migration;
 use crate::stop::Stop;
 
@@ -59,7 +60,7 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
         report.needed_downtime = Some(needed);
     }
     report.reason = why.and_then(|stop| match stop {
-        Stop::Failed(error) => Some(cli::one_line(&error)),
+        Stop::Failed(error) | Stop::Undone(error) => Some(cli::one_line(&error)),
         Stop::Refused(reason) => Some(reason),
         Stop::GaveUp { rule, .. } => Some(rule.to_string()),
         Stop::Cancelled => None,
@@ -107,7 +108,7 @@ pub fn complaint(
 ) -> Option<anyhow::Error> {
     let name = &migration.machine.name;
     let reason = match why {
-        Some(Stop::Failed(error)) => cli::one_line(error),
+        Some(Stop::Failed(error) | Stop::Undone(error)) => cli::one_line(error),
         Some(Stop::Refused(reason)) => format!("the destination refused: {reason}"),
         Some(Stop::GaveUp { needed, rule }) => format!(
             "{rule}; a downtime of {:.0} ms would have been needed and {:.0} ms are promised: \
@@ -119,11 +120,20 @@ pub fn complaint(
     };
     match ending {
         SourceEnding::Moved => None,
-        SourceEnding::Stayed | SourceEnding::Cancelled if !migration.stayed => {
+        SourceEnding::Stayed | SourceEnding::Cancelled if migration.fate == Fate::Gone => {
             Some(anyhow!("{name} ended while it was being sent: {reason}"))
+        }
+        SourceEnding::Stayed | SourceEnding::Cancelled if migration.fate == Fate::Silent => {
+            Some(anyhow!(
+                "{reason}; the vmrun of {name} does not answer, and {name} runs on here when it does"
+            ))
         }
         SourceEnding::Stayed => Some(anyhow!("{reason}; {name} runs on here")),
         SourceEnding::Cancelled => Some(anyhow!("cancelled; {name} runs on here")),
+        SourceEnding::Unknown if migration.fate == Fate::Gone => Some(anyhow!(
+            "{name} ended here in the moment of its handover: {reason}; the destination has it, \
+             paused, until its --go-timeout: vmctl commit --force there runs it"
+        )),
         SourceEnding::Unknown => Some(anyhow!(
             "{reason}; {name} is handed-over and its outcome is not known: run mig-send --resolve \
              {name} {}",
@@ -149,7 +159,8 @@ pub const fn doing(step: SourceStep) -> &'static str {
         SourceStep::Open => "cannot send the header",
         SourceStep::AwaitReady => "the destination did not say that it is ready",
         SourceStep::PreCopy => "pre-copy failed",
-        SourceStep::Blackout | SourceStep::End | SourceStep::Close => "stop-and-copy failed",
+        SourceStep::Blackout | SourceStep::End => "stop-and-copy failed",
+        SourceStep::Close => "the end of the stream may not have arrived",
         SourceStep::AwaitAck => "the destination did not acknowledge the guest",
         SourceStep::Commit => "the commit failed",
         SourceStep::Go | SourceStep::AwaitRunning => "the destination did not say that it runs",

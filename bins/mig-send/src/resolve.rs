@@ -43,7 +43,7 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
         source.advance(done.as_ref().err().map_or(Outcome::Done, Stop::outcome));
         match done {
             Err(Stop::Refused(reason)) => refusal = Some(reason),
-            Err(Stop::Failed(error)) => why = Some(error),
+            Err(Stop::Failed(error) | Stop::Undone(error)) => why = Some(error),
             Ok(()) | Err(Stop::Cancelled | Stop::GaveUp { .. }) => {}
         }
     };
@@ -64,8 +64,11 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
                     Err(error) => why = Some(error.into()),
                 }
             }
-            if let Some(error) = why {
-                cli::complain(NAME, &error.context(format!("{name} stays handed-over")));
+            match why {
+                Some(error) => {
+                    cli::complain(NAME, &error.context(format!("{name} stays handed-over")));
+                }
+                None => eprintln!("{NAME}: cancelled; {name} stays handed-over"),
             }
         }
         SourceEnding::Stayed | SourceEnding::Cancelled => {

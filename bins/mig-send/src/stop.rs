@@ -15,6 +15,8 @@ pub enum Stop {
     Failed(anyhow::Error),
     /// The destination refused, durably.
     Refused(String),
+    /// It failed, and what was written is gone for certain: nobody can ever run a guest from it.
+    Undone(anyhow::Error),
     /// The operator cancelled.
     Cancelled,
     /// The promised downtime cannot be kept.
@@ -31,7 +33,7 @@ impl Stop {
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::Failed(_) | Self::GaveUp { .. } => Outcome::Failed,
-            Self::Refused(_) => Outcome::Refused,
+            Self::Refused(_) | Self::Undone(_) => Outcome::Refused,
             Self::Cancelled => Outcome::Cancelled,
         }
     }

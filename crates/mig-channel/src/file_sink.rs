@@ -40,11 +40,25 @@ impl FileSink {
 
     /// Makes the content durable, gives the file its name in place of any older one, and makes
     /// the name durable.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub fn finish(&mut self) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.part, &self.path)?;
         self.finished = true;
         File::open(directory_of(&self.path))?.sync_all()
+    }
+
+    /// Removes a file that never got its name: after this it is not there, and will not be there
+    /// after a power loss either. False if it has its name already: somebody may have opened it.
+    pub fn abandon(self) -> io::Result<bool> {
+        if self.finished {
+            return Ok(false);
+        }
+        match fs::remove_file(&self.part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::open(directory_of(&self.part))?.sync_all()?;
+        Ok(true)
     }
 }
 
@@ -146,7 +160,7 @@ mod tests {
     use super::*;
 
     fn write(path: &Path, text: &str) {
-        let sink = FileSink::create(path).unwrap();
+        let mut sink = FileSink::create(path).unwrap();
         (&sink.file).write_all(text.as_bytes()).unwrap();
         sink.finish().unwrap();
     }
@@ -156,7 +170,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.mig");
         write(&path, "old");
-        let sink = FileSink::create(&path).unwrap();
+        let mut sink = FileSink::create(&path).unwrap();
         (&sink.file).write_all(b"new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         sink.finish().unwrap();
@@ -173,11 +187,29 @@ mod tests {
     }
 
     #[test]
+    fn a_file_can_be_abandoned_until_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.mig");
+        let mut sink = FileSink::create(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(sink.finish().is_err());
+        assert!(sink.abandon().unwrap());
+        assert!(path.is_dir());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+
+        let whole = dir.path().join("b.mig");
+        let mut sink = FileSink::create(&whole).unwrap();
+        sink.finish().unwrap();
+        assert!(!sink.abandon().unwrap());
+        assert!(whole.exists(), "somebody may have opened it");
+    }
+
+    #[test]
     fn what_a_killed_program_left_is_replaced_and_what_a_live_one_writes_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.mig");
         fs::write(dir.path().join("web.mig.part"), "left behind").unwrap();
-        let live = FileSink::create(&path).unwrap();
+        let mut live = FileSink::create(&path).unwrap();
         let error = FileSink::create(&path).unwrap_err().to_string();
         assert!(error.contains("web.mig.part"), "{error}");
         assert!(error.contains("another program is writing"), "{error}");

@@ -38,6 +38,8 @@ pub struct Tunnel {
     terminal: Option<Terminal>,
     status: Option<ExitStatus>,
     interrupt: Interrupt,
+    /// It is to run on.
+    left: bool,
 }
 
 /// What became of a tunnel command, where it is not success.
@@ -144,6 +146,7 @@ impl Tunnel {
             terminal,
             status: None,
             interrupt: interrupt.clone(),
+            left: false,
         };
         Ok((tunnel, to_stdin))
     }
@@ -253,11 +256,19 @@ impl Tunnel {
         let _ = self.status();
         self.release_terminal();
     }
+
+    /// Leaves the command alone, so that it can pass on what it still holds.
+    pub fn leave(mut self) {
+        self.release_terminal();
+        self.left = true;
+    }
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.kill();
+        if !self.left {
+            self.kill();
+        }
     }
 }
 

@@ -133,7 +133,7 @@ impl ChannelWriter {
         let Some(port) = self.port.take() else {
             return Ok(());
         };
-        if let Some(file) = self.file.take() {
+        if let Some(file) = &mut self.file {
             return file.finish().map_err(|error| port.failed(error));
         }
         if port.is_socket() {
@@ -145,6 +145,19 @@ impl ChannelWriter {
             }
         }
         Ok(())
+    }
+
+    /// Gives the stream up. True if it went to a file that never got its name, and is not there
+    /// any more: nobody can ever read it.
+    ///
+    /// # Errors
+    /// When the file could not be removed.
+    pub fn abandon(&mut self) -> io::Result<bool> {
+        self.port = None;
+        match self.file.take() {
+            Some(file) => file.abandon(),
+            None => Ok(false),
+        }
     }
 
     fn open_port(&self) -> io::Result<&Port> {

@@ -51,6 +51,8 @@ pub enum Mutation {
     IgnoresTakeBack,
     /// A question about a prepared guest is not GO: it waits until the guest runs.
     QuestionIsNotGo,
+    /// A file that can be read before it is whole is given up all the same.
+    AbandonsWhatIsRead,
     /// A guest whose sender goes away before the commit is not released.
     ForgetsClient,
 }

@@ -20,7 +20,10 @@ impl World {
 
     /// A mig-recv has read the header. It starts a vmrun for the guest, if none lives that waits.
     pub fn start_reception(&self, state: &mut State, reception: usize) -> bool {
-        if state.forward[reception].queue[0] != Some(Forward::Header) {
+        let nameless = self.bounds.file && state.forward[reception].open;
+        if state.forward[reception].queue[0] != Some(Forward::Header)
+            || nameless && !self.is(Mutation::AbandonsWhatIsRead)
+        {
             return false;
         }
         state.forward[reception].read();

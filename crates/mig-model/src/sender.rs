@@ -97,6 +97,10 @@ impl World {
                 return self.ask(state, asker, Request::Own(Input::TakeBack(id)));
             }
             SourceStep::Release => return self.ask(state, asker, Request::Own(Input::Release(id))),
+            SourceStep::Close if self.bounds.file => {
+                self.close(state, asker);
+                self.advance_sender(state, asker, Outcome::Done);
+            }
             SourceStep::Open | SourceStep::Close | SourceStep::Finished(_) => return false,
         }
         true
@@ -282,7 +286,9 @@ impl World {
             AwaitReady | PreCopy | Blackout | End | AwaitAck | Go | AwaitRunning | Resolve => true,
             // Whether a cancel came is looked at before vmrun is asked.
             Commit => outcome == Outcome::Cancelled,
-            Open | Close | Confirm | TakeBack | Release | Finished(_) => false,
+            // The file has its name, and that may be lost in a power loss.
+            Close => self.bounds.file,
+            Open | Confirm | TakeBack | Release | Finished(_) => false,
         };
         if !may || asker >= RESOLVER && outcome == Outcome::Cancelled {
             return false;
@@ -295,6 +301,18 @@ impl World {
             self.close(state, asker);
         }
         self.advance_sender(state, asker, outcome);
+        true
+    }
+
+    /// A file that has no name yet is removed: the stream is gone as if it had never been.
+    pub fn abandon(&self, state: &mut State, asker: usize) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
+        let unfinished = matches!(tool.machine.step(), SourceStep::End | SourceStep::Close);
+        if !self.bounds.file || !unfinished {
+            return false;
+        }
+        state.forward[asker] = Pipe::CLOSED;
+        self.advance_sender(state, asker, Outcome::Refused);
         true
     }
 
@@ -320,7 +338,7 @@ impl World {
             SourceStep::End if self.form(tool.number) != Form::OneWay => {
                 self.write(state, asker, Forward::End);
             }
-            SourceStep::Close => {
+            SourceStep::Close if !self.bounds.file => {
                 self.close(state, asker);
                 self.advance_sender(state, asker, Outcome::Done);
             }

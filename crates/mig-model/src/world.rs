@@ -22,6 +22,9 @@ pub struct Bounds {
     pub at_once: bool,
     /// The one stream is delivered twice, to two vmruns of the same host.
     pub twice: bool,
+    /// The one-way stream goes to a file, which has no name before it is whole: nobody reads it
+    /// earlier, and until then it can be given up.
+    pub file: bool,
     /// Resolvers that may be at work at once. Each may be started again and again.
     pub resolvers: usize,
     /// Crashes: of a tool, of a vmrun or of a whole host.
@@ -72,6 +75,8 @@ pub enum Action {
     TimeOut(usize),
     /// The operator cancels.
     Cancel(usize),
+    /// The file cannot be finished, and mig-send removes it.
+    Abandon(usize),
     /// vmrun serves a request that nobody waits for any more.
     Late(usize),
     /// vmrun notices that a tool is gone.
@@ -118,6 +123,7 @@ impl Action {
             Self::Fail(_)
                 | Self::TimeOut(_)
                 | Self::Cancel(_)
+                | Self::Abandon(_)
                 | Self::LoseQuestion(_)
                 | Self::BreakQuestion(_)
                 | Self::CutForward(_)
@@ -281,6 +287,7 @@ impl World {
             Action::TimeOut(tool) if tool < ASKERS => self.sender_times_out(state, tool),
             Action::TimeOut(tool) => self.reception_times_out(state, tool - ASKERS),
             Action::Cancel(tool) => self.sender_stops(state, tool, Outcome::Cancelled),
+            Action::Abandon(tool) => self.abandon(state, tool),
             Action::Late(tool) => self.late(state, tool),
             Action::Gone(tool) => self.gone(state, tool),
             Action::Recorded(vm) => {
@@ -390,7 +397,7 @@ impl World {
         }
         actions.extend([Action::Go(tool), Action::Fail(tool)]);
         if tool < RESOLVER {
-            actions.push(Action::Cancel(tool));
+            actions.extend([Action::Cancel(tool), Action::Abandon(tool)]);
         }
         if state.crashes > 0 {
             actions.push(Action::KillTool(tool));

@@ -15,6 +15,7 @@ const fn bounds(form: Form) -> Bounds {
         forms: [Some(form), None],
         at_once: false,
         twice: matches!(form, OneWay),
+        file: false,
         resolvers: 1,
         crashes: 1,
         quits: 0,
@@ -151,6 +152,13 @@ fn an_operators_go_at_the_destination_before_the_commit() {
 #[test]
 fn a_source_that_does_not_take_its_guest_back() {
     breaks(bounds(BothWays), IgnoresTakeBack, STAYS);
+}
+
+#[test]
+fn a_file_that_is_given_up_though_somebody_reads_it() {
+    let file = Bounds { twice: false, file: true, ..bounds(OneWay) };
+    breaks(file, AbandonsWhatIsRead, CONTINUED_ONCE);
+    breaks(file, AbandonsWhatIsRead, NEVER_TWO);
 }
 
 #[test]

@@ -12,6 +12,7 @@ const ALONE: Bounds = Bounds {
     forms: [Some(BothWays), None],
     at_once: false,
     twice: false,
+    file: false,
     resolvers: 1,
     crashes: 0,
     quits: 0,
@@ -89,6 +90,11 @@ fn one_way_with_a_stream_that_is_delivered_twice_and_a_crash_anywhere() {
 #[test]
 fn one_way_with_two_resolvers_at_once_and_a_crash_anywhere() {
     holds(Bounds { resolvers: 2, crashes: 1, quits: 1, faults: 1, ..alone(OneWay) });
+}
+
+#[test]
+fn into_a_file_that_may_be_given_up_with_a_crash_anywhere() {
+    holds(Bounds { file: true, crashes: 1, ..alone(OneWay) });
 }
 
 #[test]

@@ -139,6 +139,16 @@ impl Client {
         &self.path
     }
 
+    /// From now on each answer is waited for so long.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`] if the connection cannot be used any more.
+    pub fn set_patience(&self, timeout: Duration) -> Result<(), ClientError> {
+        let read = self.stream.set_read_timeout(Some(timeout));
+        read.and_then(|()| self.stream.set_write_timeout(Some(timeout)))
+            .map_err(|error| self.lost(FrameError::Io(error)))
+    }
+
     fn out_of_turn(&self) -> ClientError {
         ClientError::OutOfTurn { path: self.path.clone() }
     }

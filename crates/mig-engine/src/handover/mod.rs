@@ -57,7 +57,8 @@ pub enum Outcome {
     Done,
     /// It failed or took too long.
     Failed,
-    /// The other side refused, durably.
+    /// The other side refused, durably; or there is no other side, as the stream went to a file
+    /// that is gone.
     Refused,
     /// The operator cancelled.
     Cancelled,

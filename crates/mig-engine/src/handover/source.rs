@@ -160,6 +160,9 @@ impl Source {
             (SourceStep::Finished(ending), _) => SourceStep::Finished(ending),
             (SourceStep::Go | SourceStep::AwaitRunning, _) => SourceStep::Resolve,
             (SourceStep::Resolve, Outcome::Refused) => SourceStep::TakeBack,
+            // One way into a file that was not finished and is certainly gone: nobody can ever read
+            // the end of this stream.
+            (SourceStep::End | SourceStep::Close, Outcome::Refused) => SourceStep::TakeBack,
             // The destination runs; only this source's vmrun was not told. It stays handed-over.
             (SourceStep::Confirm, _) => SourceStep::Finished(SourceEnding::Moved),
             _ => SourceStep::Finished(SourceEnding::Unknown),
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_commit_only_a_refusal_that_was_resolved_gives_the_guest_back() {
+    fn after_the_commit_only_a_certain_refusal_gives_the_guest_back() {
         for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
             let after = path(form).into_iter().skip_while(|step| *step != Commit).skip(1);
             for step in after.chain([Resolve, TakeBack]) {
@@ -251,7 +254,11 @@ mod tests {
                     let mut source = source;
                     source.advance(outcome);
                     assert_ne!(source.step(), Release, "{form:?} {step:?} {outcome:?}");
-                    let refused = step == Resolve && outcome == Outcome::Refused;
+                    let refused = match step {
+                        Resolve => outcome == Outcome::Refused,
+                        End | Close => outcome == Outcome::Refused && form == Form::OneWay,
+                        _ => false,
+                    };
                     assert_eq!(source.step() == TakeBack, refused, "{form:?} {step:?}");
                 }
             }
