@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mig_stream::{Header, StreamReader, StreamWriter};
 use migpipe_tests::{Done, Guest, Host, needs_kvm, run, spec};
-use vm_state::MachineDescription;
+use vm_state::{KernelKind, MachineDescription};
 
 /// A saved guest to be damaged.
 fn saved(host: &Host) -> PathBuf {
@@ -97,22 +97,43 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
+/// The start of that stream, of a machine that differs from its own by `change`.
+fn described(file: &Path, change: impl FnOnce(&mut MachineDescription)) {
+    let stream = StreamReader::open(fs::File::open(file).unwrap()).unwrap();
+    let mut machine = MachineDescription::decode(&stream.header().machine).unwrap();
+    change(&mut machine);
+    let header = Header { machine: machine.encode().unwrap(), ..stream.header().clone() };
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::new(&mut bytes, *stream.preamble(), header).unwrap();
+    writer.flush().unwrap();
+    fs::write(file, bytes).unwrap();
+}
+
 #[test]
 fn a_missing_cpu_feature_is_refused_by_name_before_the_first_page() {
     needs_kvm!();
     let host = Host::new();
     let file = saved(&host);
-    let stream = StreamReader::open(fs::File::open(&file).unwrap()).unwrap();
-    let mut machine = MachineDescription::decode(&stream.header().machine).unwrap();
-    let leaf = machine.cpu.cpuid.iter_mut().find(|leaf| leaf.function == 1).unwrap();
-    // VMX: AMD has none, and vmrun gives it to no guest.
-    leaf.ecx |= 1 << 5;
-    let header = Header { machine: machine.encode().unwrap(), ..stream.header().clone() };
-    let mut bytes = Vec::new();
-    let mut writer = StreamWriter::new(&mut bytes, *stream.preamble(), header).unwrap();
-    writer.flush().unwrap();
-    fs::write(&file, bytes).unwrap();
+    described(&file, |machine| {
+        let leaf = machine.cpu.cpuid.iter_mut().find(|leaf| leaf.function == 1).unwrap();
+        // VMX: AMD has none, and vmrun gives it to no guest.
+        leaf.ecx |= 1 << 5;
+    });
     receive(&host, &file).refused_with(&["the guest uses vmx", "this host"]);
+    assert_eq!(host.processes(), []);
+}
+
+#[test]
+fn a_linux_guest_is_refused_by_a_host_that_cannot_run_it_before_the_first_page() {
+    needs_kvm!();
+    if !Path::new("/sys/module/kvm_pvm").exists() {
+        println!("SKIPPED a Linux guest that cannot run here: this host's KVM is not PVM");
+        return;
+    }
+    let host = Host::new();
+    let file = saved(&host);
+    described(&file, |machine| machine.kernel = KernelKind::Linux);
+    receive(&host, &file).refused_with(&["guest web is Linux", "PVM", "VT-x or AMD-V"]);
     assert_eq!(host.processes(), []);
 }
 

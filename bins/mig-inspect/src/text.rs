@@ -83,6 +83,7 @@ fn machine(out: &mut impl Write, machine: &MachineDescription) -> io::Result<()>
         cpu.cpuid.len(),
         cpu.msrs.len()
     )?;
+    writeln!(out, "kernel       {}", machine.kernel)?;
     for device in &machine.devices {
         write!(
             out,

@@ -13,7 +13,8 @@ use mig_stream::{
 use tempfile::TempDir;
 use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
 use vm_state::{
-    CpuDescription, CpuidLeaf, DeviceDescription, MachineDescription, MemoryRegion, Section,
+    CpuDescription, CpuidLeaf, DeviceDescription, KernelKind, MachineDescription, MemoryRegion,
+    Section,
 };
 
 const ID: MigrationId = MigrationId::from_bytes([0x11; 16]);
@@ -53,6 +54,7 @@ fn machine() -> MachineDescription {
             section_version: 3,
             params: BTreeMap::from([("path".to_owned(), "web\x1b.raw".to_owned())]),
         }],
+        kernel: KernelKind::Linux,
     }
 }
 
@@ -162,6 +164,7 @@ fn a_whole_stream_is_described() {
         "vCPUs        2",
         "cpu          AMD EPYC 9654 96-Core Processor, TSC 2.400 GHz, XSAVE components 0x7 \
          (832 bytes), 3 CPUID leaves, 2 MSRs",
+        "kernel       Linux",
         "device       block root, section version 3, path=web\u{fffd}.raw",
         "    0            2         1022    8.1 KiB           17      2.0ms    4.0 MiB/s",
         "vcpu                            1        3      100 B",

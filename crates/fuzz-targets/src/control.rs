@@ -17,7 +17,7 @@ use vm_control::server::{Answer, ConnectionId, Server, Service};
 use vm_control::{
     Client, ClientError, Event, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request,
 };
-use vm_state::{CpuDescription, MachineDescription, MemoryRegion};
+use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
 use crate::memory::within;
 use crate::parts::parts;
@@ -163,6 +163,7 @@ fn machine() -> MachineDescription {
         hugetlb: false,
         cpu: CpuDescription::default(),
         devices: Vec::new(),
+        kernel: KernelKind::Builtin,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::frame::MAX_FRAME;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,6 +42,7 @@ pub(crate) fn boot(config: &MachineConfig) -> Result<Machine, MachineError> {
         hugetlb: config.hugetlb,
         cpu,
         devices: Vec::new(),
+        kernel: config.kernel.kind(),
     };
     let parts = Parts::new(&kvm, description, &config.console, &config.devices)?;
     let tsc_khz = parts.description.cpu.tsc_khz;
@@ -57,6 +58,7 @@ pub(crate) fn incoming(
     description: &MachineDescription,
     overrides: &Overrides,
 ) -> Result<Machine, MachineError> {
+    boot::check_arriving(description)?;
     let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
     compat::check(&description.cpu, &host_capabilities(&kvm)?)?;
     // How many vCPUs a guest can have is known to `describe_cpu` alone.

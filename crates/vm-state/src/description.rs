@@ -1,13 +1,16 @@
 //! What a guest is: everything a destination must know to build the same machine.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use units::{Gfn, Pages, RegionId};
 
-/// The version that [`MachineDescription::encode`] writes.
-const VERSION: u16 = 1;
+/// The version that [`MachineDescription::encode`] writes. Version 1 did not say which kernel the
+/// guest booted.
+const VERSION: u16 = 2;
 
 /// A description longer than this is refused unread (bytes); real ones hold some 10 KiB.
 const MAX_ENCODED: usize = 1 << 20;
@@ -28,6 +31,52 @@ pub struct MachineDescription {
     pub cpu: CpuDescription,
     /// The devices in the order in which they are saved and loaded.
     pub devices: Vec<DeviceDescription>,
+    /// What it booted.
+    pub kernel: KernelKind,
+}
+
+/// What a guest booted, as far as it decides which hosts can run it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KernelKind {
+    /// It was saved by a release that did not say.
+    #[default]
+    Unknown,
+    /// The built-in guest.
+    Builtin,
+    /// A kernel with a PVH note: a test guest or a unikernel.
+    Pvh,
+    /// Linux, which needs all that a processor has.
+    Linux,
+}
+
+impl fmt::Display for KernelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "not said",
+            Self::Builtin => "built-in guest",
+            Self::Pvh => "ELF with a PVH note",
+            Self::Linux => "Linux",
+        })
+    }
+}
+
+/// The description as version 1 had it.
+#[derive(Deserialize)]
+struct Version1 {
+    name: String,
+    vcpus: u32,
+    memory: Vec<MemoryRegion>,
+    hugetlb: bool,
+    cpu: CpuDescription,
+    devices: Vec<DeviceDescription>,
+}
+
+impl From<Version1> for MachineDescription {
+    fn from(old: Version1) -> Self {
+        let Version1 { name, vcpus, memory, hugetlb, cpu, devices } = old;
+        let kernel = KernelKind::Unknown;
+        Self { name, vcpus, memory, hugetlb, cpu, devices, kernel }
+    }
 }
 
 /// A range of guest memory, backed by one memfd.
@@ -120,6 +169,9 @@ pub enum DescriptionError {
         /// The version that the bytes carry.
         found: u16,
     },
+    /// Versions begin with 1.
+    #[error("machine description has version 0, which there never was")]
+    NoVersion,
     /// It is longer than any real one.
     #[error("machine description of {0} bytes; at most {MAX_ENCODED} are read")]
     TooLong(usize),
@@ -129,6 +181,14 @@ pub enum DescriptionError {
     /// It decodes, with something behind it.
     #[error("machine description has {0} bytes too many")]
     LeftOver(usize),
+}
+
+/// What these bytes are, all of them.
+fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, DescriptionError> {
+    match postcard::take_from_bytes(body).map_err(DescriptionError::Damaged)? {
+        (value, []) => Ok(value),
+        (_, rest) => Err(DescriptionError::LeftOver(rest.len())),
+    }
 }
 
 impl MachineDescription {
@@ -155,9 +215,10 @@ impl MachineDescription {
         if found > VERSION {
             return Err(DescriptionError::Newer { found });
         }
-        match postcard::take_from_bytes(body).map_err(DescriptionError::Damaged)? {
-            (description, []) => Ok(description),
-            (_, rest) => Err(DescriptionError::LeftOver(rest.len())),
+        match found {
+            0 => Err(DescriptionError::NoVersion),
+            1 => whole::<Version1>(body).map(Self::from),
+            _ => whole(body),
         }
     }
 
@@ -170,5 +231,56 @@ impl MachineDescription {
     /// How many pages of memory the guest has.
     pub fn pages(&self) -> Pages {
         self.memory.iter().map(|region| region.pages).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden(kernel: KernelKind) -> MachineDescription {
+        let leaf = CpuidLeaf { function: 7, index: 1, flags: 1, eax: 2, ebx: 3, ecx: 4, edx: 5 };
+        MachineDescription {
+            name: "web".to_owned(),
+            vcpus: 2,
+            memory: vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) }],
+            hugetlb: false,
+            cpu: CpuDescription {
+                cpuid: vec![leaf],
+                xsave_components: 7,
+                xsave_bytes: 832,
+                msrs: vec![0x10, 0x174],
+                tsc_khz: 2_400_000,
+            },
+            devices: vec![DeviceDescription {
+                kind: "block".to_owned(),
+                id: "root".to_owned(),
+                section_version: 1,
+                params: BTreeMap::from([("path".to_owned(), "web.raw".to_owned())]),
+            }],
+            kernel,
+        }
+    }
+
+    #[test]
+    fn every_version_of_a_description_that_was_released_is_read() {
+        let v1 = include_bytes!("../tests/golden/description-1.bin");
+        let v2 = include_bytes!("../tests/golden/description-2.bin");
+        assert_eq!(MachineDescription::decode(v1).unwrap(), golden(KernelKind::Unknown));
+        assert_eq!(MachineDescription::decode(v2).unwrap(), golden(KernelKind::Linux));
+        assert_eq!(golden(KernelKind::Linux).encode().unwrap(), v2);
+    }
+
+    #[test]
+    fn a_version_that_is_not_known_is_named_and_nothing_may_be_left_over() {
+        let bytes = golden(KernelKind::Pvh).encode().unwrap();
+        let versioned = |version: u16| {
+            let bytes = [&version.to_le_bytes(), &bytes[2..]].concat();
+            MachineDescription::decode(&bytes).unwrap_err()
+        };
+        assert!(matches!(versioned(0), DescriptionError::NoVersion));
+        // What version 2 has more is left over in version 1.
+        assert!(matches!(versioned(1), DescriptionError::LeftOver(1)));
+        assert!(matches!(versioned(3), DescriptionError::Newer { found: 3 }));
     }
 }

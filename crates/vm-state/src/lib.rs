@@ -12,7 +12,7 @@ mod section_set;
 mod snapshot;
 
 pub use description::{
-    CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, HostCapabilities,
+    CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, HostCapabilities, KernelKind,
     MachineDescription, MemoryRegion,
 };
 pub use section::{MAX_ENCODED, MAX_NAME, MAX_PAYLOAD, Section, SectionError};

@@ -5,7 +5,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use vm_state::{KernelKind, MachineDescription};
+
 use super::{BootError, Kernel};
+
+/// Is there where KVM is PVM.
+const PVM: &str = "/sys/module/kvm_pvm";
 
 /// Where a bzImage has "HdrS" (Linux, Documentation/arch/x86/boot.rst).
 const BZIMAGE_MAGIC_AT: u64 = 0x202;
@@ -49,7 +54,16 @@ impl Kernel {
     /// # Errors
     /// [`BootError::PvmHost`] for Linux on a host whose KVM is PVM.
     pub fn check_host(&self) -> Result<(), BootError> {
-        self.check_host_with(Path::new("/sys/module/kvm_pvm"))
+        self.check_host_with(Path::new(PVM))
+    }
+
+    /// What a machine description says of it.
+    pub(crate) const fn kind(&self) -> KernelKind {
+        match self {
+            Self::Builtin(_) => KernelKind::Builtin,
+            Self::Elf(_) => KernelKind::Pvh,
+            Self::Linux { .. } => KernelKind::Linux,
+        }
     }
 
     fn check_host_with(&self, pvm: &Path) -> Result<(), BootError> {
@@ -57,6 +71,21 @@ impl Kernel {
             Self::Linux { image, .. } if pvm.exists() => Err(BootError::PvmHost(image.clone())),
             _ => Ok(()),
         }
+    }
+}
+
+/// Says why an arriving guest cannot run on this host, if its description shows it. Otherwise it
+/// would be seen only once it runs, on neither host any more.
+pub(crate) fn check_arriving(description: &MachineDescription) -> Result<(), BootError> {
+    check_arriving_with(description, Path::new(PVM))
+}
+
+fn check_arriving_with(description: &MachineDescription, pvm: &Path) -> Result<(), BootError> {
+    match description.kernel {
+        KernelKind::Linux if pvm.exists() => {
+            Err(BootError::ArrivesAtPvmHost(description.name.clone()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -134,6 +163,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use vm_state::CpuDescription;
 
     use super::*;
 
@@ -181,6 +211,28 @@ mod tests {
         assert!(text.contains("vmlinuz") && text.contains("PVM") && !text.contains('\n'), "{text}");
         linux.check_host_with(&dir.path().join("absent")).unwrap();
         Kernel::Elf("guest.elf".into()).check_host_with(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_linux_guest_is_refused_where_it_arrives_on_pvm_and_no_other_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let arriving = |kernel| MachineDescription {
+            name: "web".to_owned(),
+            vcpus: 1,
+            memory: Vec::new(),
+            hugetlb: false,
+            cpu: CpuDescription::default(),
+            devices: Vec::new(),
+            kernel,
+        };
+        let text = check_arriving_with(&arriving(KernelKind::Linux), dir.path()).unwrap_err();
+        let text = text.to_string();
+        assert!(text.contains("guest web") && text.contains("PVM"), "{text}");
+        let elsewhere = dir.path().join("absent");
+        check_arriving_with(&arriving(KernelKind::Linux), &elsewhere).unwrap();
+        for kernel in [KernelKind::Unknown, KernelKind::Builtin, KernelKind::Pvh] {
+            check_arriving_with(&arriving(kernel), dir.path()).unwrap();
+        }
     }
 
     proptest! {

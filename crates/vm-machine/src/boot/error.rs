@@ -82,6 +82,11 @@ pub enum BootError {
         .0.display()
     )]
     PvmHost(PathBuf),
+    /// A Linux guest arrives where it cannot run.
+    #[error(
+        "guest {0} is Linux, which cannot run on this host: its KVM is PVM (module kvm_pvm), which emulates the guest's kernel mode and lacks instructions that Linux needs (cmpxchg16b, xrstor, int3); send it to a host with VT-x or AMD-V"
+    )]
+    ArrivesAtPvmHost(String),
     /// The command line is too long.
     #[error("the kernel command line has {bytes} bytes; at most {most} fit")]
     CommandLineTooLong {

@@ -20,6 +20,7 @@ use vm_guest::DirtySpec;
 use crate::memory::Memory;
 use crate::{acpi, layout};
 
+pub(crate) use self::detect::check_arriving;
 pub use self::error::BootError;
 
 /// What a machine boots.
