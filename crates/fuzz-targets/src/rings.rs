@@ -1,6 +1,7 @@
 //! The virtio devices, with a driver and a memory that are hostile.
 
 use std::fs::File;
+use std::process::Command;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -255,6 +256,8 @@ fn benches() -> Benches {
     // Its tap is in a network of its own, that goes when the program does.
     let card = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
+        let ip = Command::new("ip").args(["tuntap", "add", "fuzz0", "mode", "tap"]).status();
+        ip.map_err(|error| format!("ip: {error}"))?;
         let card = VirtioSpec::net("tap=fuzz0", 0).expect("a network card");
         open(&card).map_err(|error| error.to_string())
     });

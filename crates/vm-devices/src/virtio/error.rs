@@ -91,7 +91,7 @@ pub enum VirtioError {
     },
     /// The tap cannot be had.
     #[error(
-        "{device}: cannot use the tap {tap}; does it exist, and may this user use it (ip tuntap)?"
+        "{device}: cannot use the tap {tap}; make it for this user with: ip tuntap add {tap} mode tap user NAME"
     )]
     Tap {
         /// The device.

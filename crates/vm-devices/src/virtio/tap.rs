@@ -10,10 +10,12 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 /// linux/if_tun.h.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
+const IFF_PERSIST: libc::c_short = 0x0800;
 
 /// TUN_F_*: what the guest can take from the host.
 pub(super) const OFFLOAD_CSUM: u32 = 1;
@@ -29,6 +31,13 @@ struct InterfaceRequest {
 }
 
 /// Opens the tap `name`, whose frames have a virtio-net header of `header` bytes before them.
+///
+/// It has to be there: of who may make one (CAP_NET_ADMIN) the kernel takes any other name for a
+/// wish, and a guest whose tap is misspelt would run at the end of a wire that leads nowhere. Only
+/// what was made beforehand is persistent; what this open has made goes when it is closed.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] if there was none of that name, otherwise what the kernel says.
 pub(super) fn open(name: &str, header: i32) -> io::Result<File> {
     let tap = OpenOptions::new()
         .read(true)
@@ -44,6 +53,11 @@ pub(super) fn open(name: &str, header: i32) -> io::Result<File> {
     }
     // SAFETY: the kernel reads and writes a struct ifreq, 40 bytes, which the request is.
     check(unsafe { ioctl_with_mut_ref(&tap, TUNSETIFF, &mut request) })?;
+    // SAFETY: the kernel writes a struct ifreq, as above.
+    check(unsafe { ioctl_with_mut_ref(&tap, TUNGETIFF, &mut request) })?;
+    if request.flags & IFF_PERSIST == 0 {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such tap"));
+    }
     // SAFETY: the kernel reads an int.
     check(unsafe { ioctl_with_ref(&tap, TUNSETVNETHDRSZ, &header) })?;
     Ok(tap)

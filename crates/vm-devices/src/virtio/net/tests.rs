@@ -1,4 +1,8 @@
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 use crate::Device;
@@ -171,24 +175,52 @@ fn every_version_ever_released_still_loads() {
     assert_eq!(NetState::from_section(&driver.device.save().unwrap()).unwrap(), golden);
 }
 
+/// Does this in a network of its own that has one tap, or says why it cannot.
+fn beside_a_tap(name: &str, test: impl FnOnce() + Send) {
+    let in_network = || -> Result<(), String> {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network: {error}"))?;
+        let mut ip = Command::new("ip");
+        let made = ip.args(["tuntap", "add", name, "mode", "tap"]).output();
+        let made = made.map_err(|error| format!("ip: {error}"))?;
+        if !made.status.success() {
+            return Err(String::from_utf8_lossy(&made.stderr).into_owned());
+        }
+        test();
+        Ok(())
+    };
+    thread::scope(|scope| {
+        if let Err(why) = scope.spawn(in_network).join().unwrap() {
+            eprintln!("SKIPPED: this host gives no tap: {}", why.trim());
+        }
+    });
+}
+
 #[test]
 fn a_tap_gives_checksums_and_large_segments_and_one_that_is_taken_is_refused_by_name() {
     let net = |name: &str| VirtioSpec::net(&format!("tap={name}"), 0).unwrap();
-    let spec = net("migpipetest0");
-    let mut params = spec.params.clone();
-    let card = match Net::open(&spec, &mut params) {
-        Ok(card) => card,
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            eprintln!("SKIPPED: this host gives no tap: {error}: {cause:?}");
-            return;
+    beside_a_tap("migpipetest0", || {
+        let spec = net("migpipetest0");
+        let mut params = spec.params.clone();
+        let card = Net::open(&spec, &mut params).unwrap();
+        assert!(params["mac"].starts_with("52:54:00:"));
+        for feature in [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4] {
+            assert_ne!(card.features() & 1 << feature, 0, "{feature}");
         }
-    };
-    assert!(params["mac"].starts_with("52:54:00:"));
-    for feature in [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4] {
-        assert_ne!(card.features() & 1 << feature, 0, "{feature}");
-    }
-    let error = Net::open(&spec, &mut params).err().unwrap().to_string();
-    assert!(error.contains("migpipetest0"), "{error}");
-    assert!(Net::open(&net(&"x".repeat(16)), &mut params).is_err(), "a name too long");
+        let error = Net::open(&spec, &mut params).err().unwrap().to_string();
+        assert!(error.contains("migpipetest0"), "{error}");
+        assert!(Net::open(&net(&"x".repeat(16)), &mut params).is_err(), "a name too long");
+    });
+}
+
+#[test]
+fn a_tap_that_is_not_there_is_refused_and_not_made() {
+    beside_a_tap("migpipetest0", || {
+        for _ in 0..2 {
+            let spec = VirtioSpec::net("tap=migpipetest1", 0).unwrap();
+            let error = Net::open(&spec, &mut spec.params.clone()).err().unwrap();
+            assert!(error.to_string().contains("ip tuntap add migpipetest1"), "{error}");
+            let VirtioError::Tap { source, .. } = error else { panic!("{error}") };
+            assert_eq!(source.kind(), io::ErrorKind::NotFound);
+        }
+    });
 }
