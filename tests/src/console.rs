@@ -59,6 +59,11 @@ impl Console {
         &self.path
     }
 
+    /// The destination of a move within this host to a guest `name` that writes this console.
+    pub fn as_destination(&self, name: &str) -> String {
+        format!("exec:mig-recv --quiet --name {name} --console file:{}", self.path.display())
+    }
+
     /// What was written so far.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.path).unwrap_or_default()).into_owned()

@@ -44,7 +44,7 @@ fn a_guest_moves_with_a_handover() {
         let mut a = Guest::boot(&host, "a", &busy(), &["--mem", "512M", "--cpus", cpus]);
         let b = a.console_of("b");
         let file = host.path("report.json");
-        let destination = format!("exec:mig-recv --name b --console file:{}", b.path().display());
+        let destination = b.as_destination("b");
         let done = host
             .run("mig-send", &["a", &destination, "--report", file.to_str().unwrap()])
             .expect(0);
@@ -73,7 +73,7 @@ fn digests_of_the_whole_memory_agree() {
     let host = Host::new();
     let a = Guest::boot(&host, "a", &busy(), &["--mem", "512M", "--cpus", "2"]);
     let b = a.console_of("b");
-    let destination = format!("exec:mig-recv --name b --console file:{}", b.path().display());
+    let destination = b.as_destination("b");
     host.run("mig-send", &["--verify", "a", &destination]).expect(0);
     b.wait_ticks(3);
     assert_one_story(&[&a.console, &b]);
@@ -89,8 +89,7 @@ fn ten_migrations_in_a_row_lose_nothing() {
         let (from, to) = if hop % 2 == 0 { ("a", "b") } else { ("b", "a") };
         wait("the name to be free", || host.state(to).is_none());
         let console = a.console_of(&format!("hop{hop}"));
-        let destination =
-            format!("exec:mig-recv --name {to} --console file:{}", console.path().display());
+        let destination = console.as_destination(to);
         // At its full rate the guest outruns a busy machine now and then.
         host.run("mig-send", &["--on-stall", "stop", from, &destination]).expect(0);
         console.wait_ticks(3);
@@ -107,7 +106,7 @@ fn memory_above_the_hole_moves() {
     // More than fits below the hole: most of it lies above 4 GiB.
     let a = Guest::boot(&host, "a", &spec(1024, "2000", 4608), &["--mem", "6G"]);
     let b = a.console_of("b");
-    let destination = format!("exec:mig-recv --name b --console file:{}", b.path().display());
+    let destination = b.as_destination("b");
     host.run("mig-send", &["a", &destination]).expect(0);
     b.wait_ticks(3);
     assert_one_story(&[&a.console, &b]);
@@ -185,7 +184,7 @@ fn a_paused_guest_arrives_paused() {
     let a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
     host.run("vmctl", &["pause", "a"]).expect(0);
     let b = a.console_of("b");
-    let destination = format!("exec:mig-recv --name b --console file:{}", b.path().display());
+    let destination = b.as_destination("b");
     host.run("mig-send", &["a", &destination]).expect(0);
     assert_eq!(host.state("b").as_deref(), Some("paused"));
     b.assert_silent(Duration::from_millis(150));
@@ -223,7 +222,7 @@ fn any_elf_with_a_pvh_note_boots_and_moves() {
     let kernel = file.display().to_string();
     let a = Guest::boot(&host, "a", &kernel, &["--mem", "64M", "--append", append]);
     let b = a.console_of("b");
-    let destination = format!("exec:mig-recv --name b --console file:{}", b.path().display());
+    let destination = b.as_destination("b");
     host.run("mig-send", &["a", &destination]).expect(0);
     b.wait_ticks(3);
     assert_one_story(&[&a.console, &b]);

@@ -97,8 +97,7 @@ fn a_guest_that_arrives_is_announced_five_times_with_growing_gaps() {
     let heard = listener();
     assert_eq!(announcements(&heard, Duration::from_millis(500)), [], "it has not arrived yet");
     let b = a.console_of("b");
-    let destination =
-        format!("exec:mig-recv --name b --console file:{} --net net0=tap1", b.path().display());
+    let destination = b.as_destination("b") + " --net net0=tap1";
     host.run("mig-send", &["-q", "a", &destination]).expect(0);
     let came = announcements(&heard, Duration::from_secs(20));
     assert_eq!(came.len(), ANNOUNCEMENTS);

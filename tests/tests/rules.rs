@@ -15,8 +15,7 @@ use nix::unistd::Pid;
 fn migrate(host: &Host, guest: &Guest, options: &[&str], status: i32) -> (Report, Console) {
     let file = host.path("report.json");
     let console = guest.console_of("b");
-    let destination =
-        format!("exec:mig-recv --quiet --name b --console file:{}", console.path().display());
+    let destination = console.as_destination("b");
     let mut args = vec![guest.name.as_str(), &destination, "--report", file.to_str().unwrap()];
     args.extend(options);
     host.run("mig-send", &args).expect(status);
@@ -66,7 +65,7 @@ fn two_rounds_without_progress_end_it() {
         .command("mig-send")
         .args(["-q", "--classic", "--max-bandwidth", "44M", "a", "--report"])
         .arg(&file)
-        .arg(format!("exec:mig-recv --quiet --name b --console file:{}", b.path().display()))
+        .arg(b.as_destination("b"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
