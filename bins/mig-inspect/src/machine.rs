@@ -1,5 +1,6 @@
 //! The machine description in a header: does it fit the header, and what processor is it?
 
+use cli::printable;
 use mig_stream::Header;
 use thiserror::Error;
 use vm_state::{CpuDescription, DescriptionError, MachineDescription};
@@ -29,7 +30,7 @@ pub fn read(header: &Header) -> Result<MachineDescription, MachineError> {
     if machine.name != header.guest {
         return Err(MachineError::Name {
             header: header.guest.clone(),
-            machine: crate::text::plain(&machine.name),
+            machine: printable(&machine.name),
         });
     }
     let same = machine.memory.len() == header.regions.len()
@@ -47,7 +48,7 @@ pub fn processor(cpu: &CpuDescription) -> Option<String> {
     let text = |words: &[u32]| {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let text = String::from_utf8_lossy(&bytes);
-        let text = crate::text::plain(text.trim_matches(['\0', ' ']));
+        let text = printable(text.trim_matches(['\0', ' ']));
         (!text.is_empty()).then_some(text)
     };
     let brand: Vec<u32> = (0x8000_0002..=0x8000_0004)

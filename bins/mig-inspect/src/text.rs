@@ -4,16 +4,12 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use cli::printable;
 use units::Bytes;
 use vm_state::MachineDescription;
 
 use crate::machine::processor;
 use crate::summary::{Listed, Summary, Verdict};
-
-/// `text` without control characters: it comes from a stream and goes to a terminal.
-pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
 
 /// Writes the whole summary.
 pub fn write(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
@@ -88,12 +84,12 @@ fn machine(out: &mut impl Write, machine: &MachineDescription) -> io::Result<()>
         write!(
             out,
             "device       {} {}, section version {}",
-            plain(&device.kind),
-            plain(&device.id),
+            printable(&device.kind),
+            printable(&device.id),
             device.section_version
         )?;
         for (key, value) in &device.params {
-            write!(out, ", {}={}", plain(key), plain(value))?;
+            write!(out, ", {}={}", printable(key), printable(value))?;
         }
         writeln!(out)?;
     }
