@@ -139,11 +139,13 @@ fn name_of(proc_dir: &Path) -> String {
 /// Where the programs of this build are.
 pub fn bin_dir() -> PathBuf {
     let own = std::env::current_exe().expect("this program has a path");
-    let dir = own.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_owned();
+    // Tests are in target/PROFILE/deps, programs one above.
+    let dir = own.parent().expect("a directory");
+    let dir = if dir.ends_with("deps") { dir.parent().expect("target/PROFILE") } else { dir };
     assert!(
         dir.join("vmrun").is_file(),
         "the programs are not built: cargo build --workspace (looked in {})",
         dir.display()
     );
-    dir
+    dir.to_owned()
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod console;
+pub mod faults;
 mod guest;
 mod host;
 mod image;

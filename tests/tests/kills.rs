@@ -95,7 +95,7 @@ fn cut_at(host: &Host, a: &Guest, message: &str, status: i32) -> Console {
     let b = a.console_of("b");
     let recv =
         format!("mig-recv --quiet --go-timeout 2 --name b --console file:{}", b.path().display());
-    let destination = format!("exec:lossy-tunnel {message} '{recv}'");
+    let destination = format!("exec:lossy-tunnel {message}=cut '{recv}'");
     let done =
         host.run("mig-send", &["-q", "--resolve-for", "0", "a", &destination]).expect(status);
     if status == 4 {
@@ -206,7 +206,7 @@ fn a_lost_go_is_resolved_by_the_sender_itself_when_the_network_comes_back() {
     // The first tunnel is cut, the next ones are whole.
     let destination = format!(
         "exec:if test -e {flag}; then exec mig-recv; else touch {flag}; \
-         exec lossy-tunnel go '{recv}'; fi"
+         exec lossy-tunnel go=cut '{recv}'; fi"
     );
     host.run("mig-send", &["-q", "a", &destination]).expect(0);
     assert_eq!(a.ended(), Some(0));
@@ -266,7 +266,7 @@ fn a_sender_killed_after_the_commit_is_resolved() {
     let recv = format!("mig-recv --quiet --name b --console file:{}", b.path().display());
     let destination = format!(
         "exec:if test -e {flag}; then exit 255; else touch {flag}; \
-         exec lossy-tunnel go '{recv}'; fi"
+         exec lossy-tunnel go=cut '{recv}'; fi"
     );
     let mut sender = host.command("mig-send").args(["-q", "a", &destination]).spawn().unwrap();
     wait("the commit", || host.state("a").as_deref() == Some("handed-over"));

@@ -15,7 +15,7 @@ fn small(host: &Host) -> Guest {
 
 /// Hands `a` over to a destination that waits for a GO which was lost.
 fn hand_over(host: &Host) {
-    let destination = "exec:lossy-tunnel go 'mig-recv --quiet --name b'";
+    let destination = "exec:lossy-tunnel go=cut 'mig-recv --quiet --name b'";
     host.run("mig-send", &["-q", "--resolve-for", "0", "a", destination]).expect(4);
     wait("the other side", || host.state("b").as_deref() == Some("prepared"));
 }

@@ -1,0 +1,186 @@
+//! The fault itself: what is done while the tunnel stands at its step.
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::case::{After, Case, Fault, Form, Order, Party};
+use super::expect::{self, Outcome};
+use super::gate::Stopped;
+use super::party::{self, find, kill_9, lives, signal, within};
+use super::scene::Scene;
+use super::wire::{Act, Point};
+use crate::console::wait;
+use crate::program::Done;
+
+/// How long an event may take that ends a freeze; without it the freeze ends as well, and the rest
+/// shows what came of it.
+const FREEZE: Duration = Duration::from_secs(20);
+
+/// A freeze that is to be noticed, where no event tells: longer than the short timeouts.
+const NOTICED: Duration = Duration::from_secs(3);
+
+/// A freeze that need not be noticed.
+const UNNOTICED: Duration = Duration::from_secs(1);
+
+/// Does it, tells the tunnel how to go on, and waits until the fault is over.
+pub fn inject(scene: &mut Scene, mut stopped: Stopped) {
+    match scene.case.fault {
+        Fault::Kill(party) => {
+            if let Some(pid) = find(scene, party, stopped.pid) {
+                kill_9(pid);
+            }
+            stopped.tell(Act::Pass);
+        }
+        Fault::Freeze(party) => freeze(scene, party, &mut stopped),
+        Fault::Net(Act::Partition) => {
+            stopped.tell(Act::Partition);
+            let holder = stopped.holder().expect("the tunnel leaves somebody");
+            // Until then the far end cannot know; it has its own patience.
+            within(FREEZE, || scene.reception_ended());
+            kill_9(holder);
+        }
+        Fault::Net(act) => {
+            stopped.tell(act);
+            if act == Act::Stall {
+                scene.sender.end();
+                // One way nobody else ends it.
+                kill_9(stopped.pid);
+            }
+        }
+        Fault::Say(order) => give(scene, order, &mut stopped),
+        Fault::PowerOff => {
+            let there = matches!(scene.case.step, Point::Running | Point::Answer);
+            let (console, party) = match there {
+                true => (scene.b.clone(), Party::Destination),
+                false => (scene.a.console.clone(), Party::Source),
+            };
+            let pid = find(scene, party, 0).expect("it is waited for");
+            console.wait_for("done");
+            wait("the guest's vmrun to end", || !lives(pid));
+            stopped.tell(Act::Pass);
+        }
+        Fault::StateLost => {
+            scene.lose_records();
+            stopped.tell(Act::Pass);
+        }
+        Fault::NoMoreMemory => {
+            let pid = find(scene, Party::Destination, 0).expect("it is waited for");
+            limit_memory(pid, "1000000");
+            stopped.tell(Act::Pass);
+            // There is memory again when mig-send has given up: it can be asked then.
+            scene.sender.end();
+            if lives(pid) {
+                limit_memory(pid, "unlimited");
+            }
+        }
+        // They were there from the beginning, or have no tunnel.
+        Fault::StateUnwritable
+        | Fault::SourceStateUnwritable
+        | Fault::LittleMemory
+        | Fault::DiskFull
+        | Fault::NameTaken => stopped.tell(Act::Pass),
+    }
+}
+
+/// The soft limit alone: the hard one could not be raised again.
+fn limit_memory(pid: i32, bytes: &str) {
+    let done = Command::new("prlimit")
+        .args([&format!("--pid={pid}"), &format!("--as={bytes}:")])
+        .stderr(Stdio::null())
+        .status()
+        .expect("prlimit (util-linux)");
+    assert!(done.success() || !lives(pid), "prlimit: {done}");
+}
+
+fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) {
+    let Case { form, step, fault, after } = scene.case;
+    let Some(pid) = find(scene, party, stopped.pid) else {
+        return stopped.tell(Act::Pass);
+    };
+    party::freeze(pid);
+    stopped.tell(Act::Pass);
+    let stays = expect::outcomes(form, step, fault).contains(&Outcome::Stays);
+    match party {
+        Party::Send if stays => drop(within(FREEZE, || scene.reception_ended())),
+        Party::Send => thread::sleep(UNNOTICED),
+        // One way mig-send waits for it, and not for ever.
+        Party::Destination if form == Form::OneWay => thread::sleep(NOTICED),
+        Party::Destination if !stays && after == After::Mended => thread::sleep(NOTICED),
+        Party::Recv | Party::Source | Party::Destination | Party::Tunnel => {
+            within(FREEZE, || scene.sender.has_ended());
+        }
+    }
+    signal(pid, Signal::SIGCONT);
+}
+
+fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) {
+    let Case { form, step, fault, .. } = scene.case;
+    let outcomes = expect::outcomes(form, step, fault);
+    let vmctl = |words: &[&str]| scene.source.run("vmctl", words);
+    let there = |words: &[&str]| scene.destination.run("vmctl", words);
+    match order {
+        Order::Interrupt | Order::Cancel => {
+            if order == Order::Interrupt {
+                signal(scene.sender.pid(), Signal::SIGINT);
+            } else {
+                let done = vmctl(&["cancel", "a"]);
+                // After GO the source may have ended.
+                let words = if step == Point::AfterGo { "" } else { "too late" };
+                expect_order(&done, outcomes == [Outcome::Cancelled], words);
+            }
+            if outcomes == [Outcome::Cancelled] || form == Form::Resolve {
+                // It must have done so before the step goes on.
+                within(FREEZE, || scene.sender.has_ended());
+            }
+        }
+        Order::Pause => drop(vmctl(&["pause", "a"])),
+        Order::Resume => drop(vmctl(&["resume", "a"])),
+        Order::ResumeThere => {
+            wait("the destination's vmrun", || scene.destination.state("b").is_some());
+            let done = there(&["resume", "b"]);
+            if step == Point::AfterGo {
+                return stopped.tell(Act::Pass);
+            }
+            expect_order(&done, matches!(step, Point::Running | Point::Answer), "may not run here");
+        }
+        Order::Quit | Order::QuitForce => {
+            let done = match order {
+                Order::QuitForce => vmctl(&["quit", "--force", "a"]),
+                _ => vmctl(&["quit", "a"]),
+            };
+            let ends = order == Order::QuitForce || outcomes.contains(&Outcome::EndedHere);
+            if outcomes.len() == 1 && step != Point::AfterGo {
+                expect_order(&done, ends, "--force");
+            }
+            if done.status == Some(0) {
+                scene.a.ended();
+            }
+        }
+        Order::QuitThere => {
+            let pid = find(scene, Party::Destination, 0).expect("it is waited for");
+            expect_order(&there(&["quit", "b"]), true, "");
+            wait("the destination's vmrun to end", || !lives(pid));
+        }
+        Order::SecondSend => {
+            let to = scene.elsewhere();
+            let done = scene.source.run("mig-send", &["-q", "a", &to]);
+            let status = if outcomes == [Outcome::Elsewhere] { 0 } else { 1 };
+            assert_eq!(done.status, Some(status), "the second mig-send: {done:#?}");
+        }
+    }
+    stopped.tell(Act::Pass);
+}
+
+/// An order is done, or refused with these words.
+fn expect_order(done: &Done, is_done: bool, words: &str) {
+    match is_done {
+        true => assert_eq!(done.status, Some(0), "the order: {done:#?}"),
+        false => {
+            assert_eq!(done.status, Some(1), "the order: {done:#?}");
+            assert!(done.stderr.contains(words), "'{words}' is not in: {}", done.stderr);
+        }
+    }
+}

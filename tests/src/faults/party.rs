@@ -1,0 +1,85 @@
+//! The processes that take part, found by the host that they belong to.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::case::Party;
+use super::scene::Scene;
+use super::wire::Point;
+use crate::console::wait;
+use crate::host::Host;
+
+/// The process of `party`, if it has not done its part already; `tunnel` is the one that stopped.
+pub fn find(scene: &Scene, party: Party, tunnel: i32) -> Option<i32> {
+    Some(match party {
+        Party::Send => scene.sender.pid(),
+        Party::Source => scene.a.pid(),
+        Party::Tunnel => tunnel,
+        // After GO it may be done and gone.
+        Party::Recv if scene.case.step == Point::AfterGo => {
+            let all = scene.destination.processes();
+            return all.iter().find(|(_, comm)| comm == "mig-recv").map(|(pid, _)| *pid);
+        }
+        Party::Recv => of(&scene.destination, "mig-recv"),
+        Party::Destination => of(&scene.destination, "vmrun"),
+    })
+}
+
+fn of(host: &Host, name: &str) -> i32 {
+    let mut found = None;
+    wait(name, || {
+        found = host.processes().iter().find(|(_, comm)| comm == name).map(|(pid, _)| *pid);
+        found.is_some()
+    });
+    found.expect("waited for")
+}
+
+/// Sends a signal; to a process that is gone already it means nothing.
+pub fn signal(pid: i32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid), signal);
+}
+
+/// Kills it, and waits until it is dead.
+pub fn kill_9(pid: i32) {
+    signal(pid, Signal::SIGKILL);
+    wait(&format!("the death of {pid}"), || !lives(pid));
+}
+
+/// Whether the process is there and no zombie.
+pub fn lives(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    !matches!(state, Some('Z' | 'X') | None)
+}
+
+/// Stops it, and waits until all its threads stand still: the signal takes effect when the first
+/// of them has seen it.
+pub fn freeze(pid: i32) {
+    signal(pid, Signal::SIGSTOP);
+    wait(&format!("{pid} to stand still"), || {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+        tasks.flatten().all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let state =
+                stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+            matches!(state, Some('T' | 't' | 'Z' | 'X') | None)
+        })
+    });
+}
+
+/// Waits for `done`, and says whether it came within `time`.
+pub fn within(time: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        if done() {
+            return true;
+        }
+        if started.elapsed() > time {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
