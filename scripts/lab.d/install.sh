@@ -16,7 +16,7 @@ virtio-rng virtio_console virtio_balloon"
 # In the order in which they are loaded: each after what it needs.
 MODULES="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci netfs fscache
 9pnet 9pnet_virtio 9p overlay irqbypass ccp kvm kvm-amd failover net_failover virtio_net
-llc stp bridge tun virtio_console"
+llc stp bridge tun virtio_console loop"
 
 # What the cache holds when it is complete: it is made anew when that changes.
 cached() { echo $MODULES / $GUEST_MODULES; }
@@ -112,6 +112,9 @@ install_packages() {
     has_python || missing+=(python3)
     command -v mke2fs >/dev/null || missing+=(e2fsprogs)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+    # The wire between the hosts.
+    qemu-system-x86_64 -netdev help 2>&1 | grep -q dgram ||
+        skip "$(qemu-system-x86_64 -version | head -1) has no -netdev dgram; that needs QEMU 7.2"
     installed && return
     if [ "$(cat "$CACHE/complete" 2>/dev/null)" != "$(cached)" ]; then
         rm -rf "$CACHE/complete" "$KERNEL" "$CACHE/modules" "$GUEST"

@@ -1,8 +1,9 @@
 #!/bin/bash
-# A stock Linux guest with a disk, a network card and randomness moves between two hosts through a
-# real ssh, both ways and one way, there and back, while it writes, answers and counts time.
+# A stock Linux guest with every virtio device moves to the other host and back through a real ssh,
+# once with the handover and once one way, while it writes, answers and counts time; then it switches
+# itself off.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/lib/linux.sh"
 . "$(dirname "$0")/lib/moving.sh"
 
-move_there_and_back 1
+watched_moves 1 both_ways one_way

@@ -40,6 +40,41 @@ make_initramfs() {
     rm -rf "$tree"
 }
 
+# make_shell_initramfs FILE COMMANDS PROGRAM...: one whose guest loads its modules, runs COMMANDS, says
+# that it is up, and answers by a shell on hvc0 that begins again when it ends. It has these programs.
+make_shell_initramfs() {
+    local tree file=$1 commands=$2
+    shift 2
+    tree=$(mktemp -d)
+    mkdir -p "$tree/bin"
+    cp "$GUEST/busybox" "$tree/bin/busybox"
+    cp -r "$GUEST/modules" "$tree/modules"
+    [ $# = 0 ] || with_libraries "$tree" "$@"
+    cat >"$tree/init" <<END
+#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+export PATH=/bin
+/bin/busybox --install -s /bin
+while read -r module; do insmod "/modules/\$module.ko" || echo "trouble: no module \$module"; done </modules/order
+until [ -c /dev/hvc0 ]; do sleep 0.1; done
+$commands
+echo "guest up"
+while :; do setsid -c sh </dev/hvc0 >/dev/hvc0 2>&1; done
+END
+    chmod +x "$tree/init"
+    pack "$tree" "$file"
+    rm -rf "$tree"
+}
+
+# Where the virtio console of a guest on this host is: a socket cannot be on what the two hosts share.
+hvc() { echo "/tmp/$1.hvc"; }
+
+# ask NAME COMMAND: what the shell on that guest's hvc0 answers.
+ask() { "$LAB_TESTS/lib/ask" "$(hvc "$1")" "$2" "$PATIENCE"; }
+
 # with_libraries TREE PROGRAM...: copies programs of this host with all that they load.
 with_libraries() {
     local tree=$1 file
@@ -100,14 +135,19 @@ make_ext4() {
 in_guest() { ssh -F "$CONSOLES/ssh_config" web "$@"; }
 
 # boot NAME CPUS WORDS ARGUMENTS...: starts a guest with a kernel command line that ends in WORDS,
-# in the background; its vmrun is $vmrun.
+# in the background; its vmrun is $vmrun. Its kernel is the stock bzImage, or $KERNEL.
 boot() {
     local name=$1 cpus=$2 words=$3
     shift 3
-    setsid vmrun --name "$name" --kernel "$GUEST/vmlinuz" --append "$APPEND $words" --cpus "$cpus" \
+    setsid vmrun --name "$name" --kernel "${KERNEL:-$GUEST/vmlinuz}" --append "$APPEND $words" --cpus "$cpus" \
         --console "file:$(console "$name")" "$@" </dev/null >"$CONSOLES/$name.log" 2>&1 &
     vmrun=$!
 }
+
+# What the guest says that it does with, in MiB.
+does_with() { vmctl --json status "$1" | grep -o '"actual_bytes":[0-9]*' | awk -F: '{ print int($2 / 2^20) }'; }
+does_with_at_most() { [ "$(does_with "$1")" -le "$2" ]; }
+does_with_at_least() { [ "$(does_with "$1")" -ge "$2" ]; }
 
 # vmrun_ends NAME STATUS: the vmrun that was started last ends with it.
 vmrun_ends() {
@@ -118,6 +158,13 @@ vmrun_ends() {
     done
     wait $vmrun || status=$?
     [ $status = "$2" ] || fail "vmrun of $1 ended with $status: $(cat "$CONSOLES/$1.log")"
+}
+
+# complaints NAME: what the kernel of a guest with a shell on hvc0 has to complain of. That there is
+# no PCI is an error to Linux.
+complaints() {
+    ask "$1" 'dmesg -r | grep -E "^<[0-3]>|rcu.*stall|soft lockup|Call Trace|I/O error" |
+        grep -v "No config space access function"'
 }
 
 # the_end NAME: what the guest said at its end is on this console, and nothing is wrong.

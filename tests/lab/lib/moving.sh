@@ -8,24 +8,99 @@ TOLERANCE=${TOLERANCE:-100}
 here=hosta
 moves=0
 
-# start_watched CPUS ARGUMENTS...: boots the guest here, and begins to talk to it.
+HVC=$(hvc web)
+
+# What the guest does: see guest/init.
+WORK=${WORK:-files,clock}
+# What mig-send is to keep to.
+LIMITS=${LIMITS:---max-downtime $DOWNTIME}
+
+# start_watched CPUS: boots the guest here with every device that there is, has it give up some of
+# its memory, and begins to talk to it.
 start_watched() {
-    local cpus=$1
-    shift
     # Known by name and by place on both hosts: a shared disk needs no other.
     make_disk "$CONSOLES/web.raw"
     make_initramfs "$CONSOLES/initrd.img"
-    boot web "$cpus" "net=$GUEST_ADDRESS/24 work=files,clock" --initrd "$CONSOLES/initrd.img" \
-        --mem 96M --disk "$CONSOLES/web.raw" --net "tap=tap0,mac=$GUEST_MAC" --rng "$@"
+    at hostb rm -f $HVC
+    rm -f $HVC
+    boot web "$1" "net=$GUEST_ADDRESS/24 work=$WORK" --initrd "$CONSOLES/initrd.img" --mem 96M \
+        --disk "$CONSOLES/web.raw" --net "tap=tap0,mac=$GUEST_MAC" --rng --balloon --virtio-console unix:$HVC
+    watch_bridges
     wait_for "the guest to come up" said web '^guest up'
     say "$(grep -a '^guest up' "$(console web)" | tr -d '\r')"
-    said web "^guest up: $cpus cpus, clock kvm-clock, root /dev/vda ext4, eth0 up, random virtio_rng.0" ||
+    said web "^guest up: $1 cpus, clock kvm-clock, root /dev/vda ext4, eth0 up, random virtio_rng.0" ||
         fail "that is not the guest that was asked for"
     lab-witness ask --stop "$CONSOLES/stop" --log "$CONSOLES/talk" --tolerance "$TOLERANCE" \
         ssh -F "$CONSOLES/ssh_config" web lab-witness answer >"$CONSOLES/talk.result" 2>&1 &
     asker=$!
-    trap 'kill $asker 2>/dev/null || true' EXIT
+    trap 'touch "$CONSOLES/stop"; kill $asker 2>/dev/null || true' EXIT
     wait_for "the guest to answer over ssh" talked 20
+    assert_locked
+    assert_console
+    # What the boot has left behind need not be carried, and a file of the disk can be read again.
+    ask web 'echo 1 >/proc/sys/vm/drop_caches' >/dev/null
+    expect 0 vmctl balloon web 72M >/dev/null
+    wait_for "the guest to do with less" does_with_at_most web 72
+}
+
+# watch_bridges: writes down on both hosts how the guest announces itself.
+watch_bridges() {
+    local host
+    # They end when they see it.
+    trap 'touch "$CONSOLES/stop"' EXIT
+    for host in hosta hostb; do
+        at $host "$LAB_TESTS/lib/announced br0 $GUEST_MAC $CONSOLES/$host.announced $CONSOLES/stop" \
+            >"$CONSOLES/$host.witness" 2>&1 &
+    done
+    for host in hosta hostb; do
+        wait_for "a witness on the bridge of $host" test -e "$CONSOLES/$host.announced"
+    done
+}
+
+# announcements HOST KIND: how many that host has seen.
+announcements() { grep -c "^$2 " "$CONSOLES/$1.announced" || true; }
+announced() { [ "$(announcements "$1" "$2")" -ge "$3" ]; }
+
+# assert_announced TO BEFORE: five frames of the host for the card and one of the guest for its
+# address, where it has come to; and that the other host's bridge has learnt of it over the wire.
+assert_announced() {
+    local to=$1 host kind
+    read -r -a before <<<"$2"
+    wait_for "all announcements of the card on $to" announced "$to" rarp $((before[0] + 5))
+    wait_for "the guest to announce its address on $to" announced "$to" arp $((before[1] + 1))
+    wait_for "the other host to see the card announced" announced "$(other "$to")" rarp $((before[2] + 1))
+    wait_for "the other host to see the address announced" announced "$(other "$to")" arp $((before[3] + 1))
+    [ "$(announcements "$to" rarp)" = $((before[0] + 5)) ] || fail "the card was announced more than five times"
+    say "  announced on $to: the card after $(gaps "$to"), the address by the guest; $(other "$to") saw both"
+}
+
+# What was seen on both bridges so far, in the order in which assert_announced takes it.
+seen_before() {
+    local host kind
+    for host in "$1" "$(other "$1")"; do
+        for kind in rarp arp; do announcements $host $kind; done
+    done | xargs
+}
+other() { [ "$1" = hosta ] && echo hostb || echo hosta; }
+
+# The times between the last five announcements of the card on a host's bridge.
+gaps() {
+    awk '$1 == "rarp" { print $2 }' "$CONSOLES/$1.announced" | tail -n 5 |
+        awk 'NR > 1 { printf "%s%.0f", (NR > 2 ? ", " : ""), ($1 - last) * 1000 } { last = $1 } END { print " ms" }'
+}
+
+# assert_locked: no second vmrun on the guest's host gets its disk.
+assert_locked() {
+    local said
+    said=$(expect 1 at $here "vmrun --name second --kernel builtin:dirty,pages=16,fill=random,fill-mb=2 --mem 32M --disk $CONSOLES/web.raw")
+    [[ $said == *"$CONSOLES/web.raw"*locked* ]] || fail "the refusal does not name the image: $said"
+}
+
+# assert_console: a shell answers on the virtio console, wherever the guest runs.
+assert_console() {
+    local said
+    said=$(at $here "$LAB_TESTS/lib/ask $HVC 'echo \$((6 * 7)) \$(hostname)' $PATIENCE") || fail "hvc0 is dead: $said"
+    [ "$said" = '42 web' ] || fail "hvc0 says '$said'"
 }
 
 # The exchanges that were had so far.
@@ -35,45 +110,57 @@ talked() {
     [ "$(exchanges)" -ge "$1" ]
 }
 
-# after_move REPORT: the guest goes on here, says what it has to, and is as it was.
-after_move() {
-    here=$1
+# move HOW TO: the guest goes on there, says what it has to, and is as it was. How it goes is a
+# function that has the receiver's command line in $receiver.
+move() {
+    local from=$here to=$2 before receiver report=$CONSOLES/move$((moves + 1)).json
+    before=$(seen_before "$to")
     moves=$((moves + 1))
-    local before
-    before=$(exchanges)
-    assert_state "$here" web running
-    wait_for "the same ssh session to go on" talked $((before + 40))
+    await "$to"
+    $1 "$from" "$to" "$report"
+    if [ "$from" = hosta ]; then
+        vmrun_ends web 0
+    else
+        wait_for "the source's vmrun to end" is_state "$from" web ''
+    fi
+    vmrun=$awaiting
+    here=$to
+    assert_state "$to" web running
+    before_talk=$(exchanges)
+    wait_for "the same ssh session to go on" talked $((before_talk + 40))
     assert_no_trouble "web$moves"
-}
-
-# The console of the guest after the move that comes next.
-next_console() { console "web$((moves + 1))"; }
-
-# both_ways TO: with the handover; the source ends by itself.
-both_ways() {
-    local from=$here report=$CONSOLES/move$((moves + 1)).json
-    expect 0 at "$from" "mig-send web exec:'ssh $1 mig-recv -q --console file:$(next_console)' \
-        -q --max-downtime $DOWNTIME --report $report" >/dev/null
-    wait_for "the source's vmrun to end" is_state "$from" web ''
-    after_move "$1"
-    tell_move "$from to $1, both ways" "$report"
-}
-
-# one_way TO: through a pipe; the source waits to be told how it ended.
-one_way() {
-    local from=$here report=$CONSOLES/move$((moves + 1)).json
-    expect 0 at "$from" "set -o pipefail; mig-send web -q --max-downtime $DOWNTIME --report $report |
-        ssh $1 mig-recv -q --console file:$(next_console)" >/dev/null
-    assert_state "$from" web handed-over
-    expect 0 at "$from" "mig-send -q --resolve web exec:'ssh $1 mig-recv'" >/dev/null
-    wait_for "the source's vmrun to end" is_state "$from" web ''
-    after_move "$1"
-    tell_move "$from to $1, one way" "$report"
-}
-
-tell_move() {
-    figures "$1" "$2"
+    assert_locked
+    assert_console
+    figures "$from to $to, ${1/_/ }" "$report"
     say "  longest standstill by the guest's own clock: $(standstill "web$moves") ms; $(wall_clock)"
+    assert_announced "$to" "$before"
+}
+
+# await HOST: who is to receive the guest there. On hosta a vmrun of ours, whose end we see; on
+# hostb one that mig-recv starts.
+await() {
+    local consoles="--console file:$(console "web$moves") --virtio-console unix:$HVC"
+    receiver="mig-recv -q $consoles"
+    awaiting=
+    [ "$1" = hosta ] || return 0
+    # What was there belongs to the vmrun that has just ended.
+    rm -f $HVC
+    setsid vmrun --name web --incoming $consoles </dev/null >"$CONSOLES/web$moves.log" 2>&1 &
+    awaiting=$!
+    wait_for "a vmrun that waits" is_state hosta web incoming
+    receiver="mig-recv -q --vm web"
+}
+
+# With the handover; the source ends by itself.
+both_ways() {
+    expect 0 at "$1" "mig-send web exec:'ssh $2 $receiver' -q $LIMITS --report $3" >/dev/null
+}
+
+# Through a pipe; the source waits to be told how it ended.
+one_way() {
+    expect 0 at "$1" "set -o pipefail; mig-send web -q $LIMITS --report $3 | ssh $2 $receiver" >/dev/null
+    assert_state "$1" web handed-over
+    expect 0 at "$1" "mig-send -q --resolve web exec:'ssh $2 mig-recv'" >/dev/null
 }
 
 # clock_lines CONSOLE: number, both clocks, and the gap before, of each whole line.
@@ -93,21 +180,25 @@ wall_clock() {
         END { printf "its wall clock is %+.1f ms late (+-%.1f)", late / 1e6, took / 2e6 }'
 }
 
-# end_watched: the guest is told to stop where it is; all that was watched must be well.
+# end_watched: the guest, which is on hosta, gets all its memory again and is told to stop; all that
+# was watched must be well.
 end_watched() {
     local status=0 names=web n
+    does_with_at_most web 72 || fail "the balloon was lost on the way"
+    expect 0 vmctl balloon web 96M >/dev/null
+    wait_for "the guest to have all again" does_with_at_least web 96
     touch "$CONSOLES/stop"
     wait $asker || status=$?
     say "$(cat "$CONSOLES/talk.result")"
     [ $status = 0 ] || fail "the connection to the guest was not well"
     in_guest touch /run/stop
     for n in $(seq $moves); do names="$names web$n"; done
-    wait_for "the guest to come to its end" said "web$moves" '^guest done'
-    wait_for "its vmrun to end" is_state "$here" web ''
+    vmrun_ends "web$moves" 0
     the_end "web$moves"
     assert_one_clock $names
     assert_clean "$CONSOLES/web.raw"
-    assert_files "$CONSOLES/web.raw"
+    [[ $WORK != *files* ]] || assert_files "$CONSOLES/web.raw"
+    say "powered off with status 0; its disk is clean, and its kernel has nothing to complain of"
 }
 
 # assert_one_clock CONSOLE...: one story of time, host after host. A line may be cut in two by a
@@ -122,16 +213,18 @@ assert_one_clock() {
         END { if (NR == 0) { print "no line"; exit 1 } }' || fail "the clock of the guest is not one story"
 }
 
-# move_there_and_back CPUS: the whole story of a guest with so many vCPUs.
-move_there_and_back() {
+# watched_moves CPUS HOW...: the whole story of a guest with so many vCPUs that goes there and back,
+# each time in this way, and ends on hosta.
+watched_moves() {
+    local cpus=$1 how to=hostb
+    shift
     need_guest_kernel
     clear_guests
     consoles
-    start_watched "$1"
-    both_ways hostb
-    vmrun_ends web 0
-    one_way hosta
-    one_way hostb
-    both_ways hosta
+    start_watched "$cpus"
+    for how in "$@"; do
+        move "$how" $to
+        to=$(other $to)
+    done
     end_watched
 }
