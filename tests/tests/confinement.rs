@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use migpipe_tests::{Guest, Host, finish, needs_kvm, run, spec, wait};
+use migpipe_tests::{Console, Done, Guest, Host, Image, finish, needs_kvm, run, spec, wait};
 
 /// A migration that takes a while, so that it can be looked at.
 fn slow(host: &Host, destination: &str) -> Child {
@@ -39,13 +41,19 @@ fn unconfined(pid: i32) -> Vec<String> {
         .collect()
 }
 
-fn process(host: &Host, name: &str) -> i32 {
-    let mut found = None;
-    wait(&format!("{name} to start"), || {
-        found = host.processes().into_iter().find(|(_, comm)| comm == name);
-        found.is_some()
+/// The processes of the programs that confine themselves, with their names.
+fn confined(host: &Host) -> Vec<(&'static str, i32)> {
+    let mut found = Vec::new();
+    wait("all programs to run", || {
+        let all = host.processes();
+        let of = |name: &'static str| {
+            all.iter().filter(move |(_, comm)| comm == name).map(move |(pid, _)| (name, *pid))
+        };
+        found = CONFINED.iter().flat_map(|name| of(name)).collect();
+        // A vmrun on each side.
+        found.len() == CONFINED.len() + 1
     });
-    found.expect("waited for").0
+    found
 }
 
 #[test]
@@ -56,7 +64,7 @@ fn every_thread_is_confined_while_a_guest_moves() {
     let sending = slow(&host, "exec:mig-recv --name b");
     // Once the first page is on its way every program has done its set-up.
     wait("b to arrive", || host.state("b").is_some_and(|state| state.starts_with("receiving")));
-    for (name, pid) in CONFINED.iter().map(|name| (*name, process(&host, name))) {
+    for (name, pid) in confined(&host) {
         assert_eq!(unconfined(pid), [] as [String; 0], "of {name}");
     }
     finish(sending, Instant::now()).expect(0);
@@ -110,7 +118,7 @@ fn an_ordinary_user_moves_a_guest_and_is_confined() {
         .spawn()
         .expect("a shell starts");
     wait("b to arrive", || host.state("b").is_some_and(|state| state.starts_with("receiving")));
-    for (name, pid) in CONFINED.iter().map(|name| (*name, process(&host, name))) {
+    for (name, pid) in confined(&host) {
         let owner = fs::metadata(format!("/proc/{pid}/task")).expect("a process").uid();
         assert_eq!(owner, NOBODY, "of {name}");
         assert_eq!(unconfined(pid), [] as [String; 0], "of {name}");
@@ -121,7 +129,7 @@ fn an_ordinary_user_moves_a_guest_and_is_confined() {
 }
 
 /// The programs that confine themselves.
-const CONFINED: &[&str] = &["mig-send", "mig-recv"];
+const CONFINED: &[&str] = &["mig-send", "mig-recv", "vmrun"];
 
 #[test]
 fn a_receiver_is_killed_for_nothing_and_keeps_to_its_filter() {
@@ -136,7 +144,7 @@ fn a_receiver_is_killed_for_nothing_and_keeps_to_its_filter() {
     };
     assert_only(&calls, &host, "mig-recv");
     // It did not keep to it by doing nothing.
-    let all: BTreeSet<_> = calls.values().flatten().map(String::as_str).collect();
+    let all = names(&calls);
     assert!(all.contains("recvfrom") && all.contains("clone"), "{all:?}");
 }
 
@@ -161,18 +169,27 @@ fn a_sender_keeps_to_its_filter_whatever_it_sends_to() {
             return;
         };
         assert_only(&calls, &host, "mig-send");
-        let all: BTreeSet<_> = calls.values().flatten().map(String::as_str).collect();
+        let all = names(&calls);
         assert!(all.contains("write") && all.contains("clone"), "{command}: {all:?}");
     }
 }
 
+/// What the threads of a process called after they were confined.
+type Calls = BTreeMap<String, Vec<Called>>;
+
+struct Called {
+    name: String,
+    /// It was answered as a call that is outside a filter is.
+    refused: bool,
+}
+
+fn names(calls: &Calls) -> BTreeSet<&str> {
+    calls.values().flatten().map(|called| called.name.as_str()).collect()
+}
+
 /// Runs `script` with the command that traces `program`, and returns what each of its threads
 /// called after it was confined; nothing where there is no strace.
-fn traced(
-    host: &Host,
-    program: &str,
-    script: impl FnOnce(&str),
-) -> Option<BTreeMap<String, Vec<String>>> {
+fn traced(host: &Host, program: &str, script: impl FnOnce(&str)) -> Option<Calls> {
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         println!("SKIPPED the calls of {program}: there is no strace");
         return None;
@@ -186,8 +203,8 @@ fn traced(
 
 /// From the lines of `strace -f -o`: `PID CALL(...) = RESULT`, or `PID <... CALL resumed> ...`. The
 /// threads and processes of a confined thread are confined too.
-fn calls_of(trace: &str) -> BTreeMap<String, Vec<String>> {
-    let mut calls: BTreeMap<String, Vec<String>> = BTreeMap::new();
+fn calls_of(trace: &str) -> Calls {
+    let mut calls = Calls::new();
     // Another thread may have its say in the middle of the call that confines this one.
     let mut entering = BTreeSet::new();
     for line in trace.lines() {
@@ -216,7 +233,8 @@ fn calls_of(trace: &str) -> BTreeMap<String, Vec<String>> {
             calls.entry(born.to_owned()).or_default();
         }
         if confined {
-            calls.entry(thread.to_owned()).or_default().push(name.to_owned());
+            let called = Called { name: name.to_owned(), refused: result.starts_with("-1 ENOSYS") };
+            calls.entry(thread.to_owned()).or_default().push(called);
         } else if name == "seccomp" && entering.contains(thread) {
             calls.insert(thread.to_owned(), Vec::new());
         }
@@ -224,21 +242,173 @@ fn calls_of(trace: &str) -> BTreeMap<String, Vec<String>> {
     calls
 }
 
-/// The names in the filters that `program` shows.
-fn table(host: &Host, program: &str) -> BTreeSet<String> {
+/// The names in the filters that `program` shows, and those of the calls that are answered without
+/// being done.
+fn tables(host: &Host, program: &str) -> [BTreeSet<String>; 2] {
     let shown = host.run(program, &["--show-confinement"]).expect(0).stdout;
-    let lines = shown.lines().filter_map(|line| line.strip_prefix("  "));
-    lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
+    let (filters, answered) = shown.split_once("answered with").expect("the last table");
+    [filters, answered].map(|text| {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("  "));
+        lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
+    })
 }
 
 #[track_caller]
-fn assert_only(calls: &BTreeMap<String, Vec<String>>, host: &Host, program: &str) {
+fn assert_only(calls: &Calls, host: &Host, program: &str) {
     assert!(!calls.is_empty(), "{program} was not confined");
-    let table = table(host, program);
+    let [table, answered] = tables(host, program);
     assert!(table.contains("futex") && !table.contains("execve"), "{table:?}");
-    let outside: BTreeSet<_> =
-        calls.values().flatten().filter(|name| !table.contains(*name)).collect();
+    let of_the_library = |called: &&Called| answered.contains(&called.name);
+    let outside: BTreeSet<_> = calls
+        .values()
+        .flatten()
+        .filter(|called| called.refused || !table.contains(&called.name))
+        .filter(|called| !of_the_library(called))
+        .map(|called| &called.name)
+        .collect();
     assert!(outside.is_empty(), "outside the filter: {outside:?}");
+}
+
+/// A traced vmrun with every device that needs nothing of the host.
+fn with_devices(host: &Host, strace: &str) -> Child {
+    let image = Image::create(&host.path("web.raw"), 64);
+    let script = format!(
+        "exec {strace} vmrun --log=error --name a --mem 64M --cpus 2 --kernel {} --rng --balloon \
+         --disk {} --console file:{} --virtio-console unix:{}",
+        spec(1024, "max", 8),
+        image.name(),
+        host.path("a.console").display(),
+        host.path("a.hvc0").display(),
+    );
+    host.shell(&script).spawn().expect("a shell starts")
+}
+
+#[test]
+fn a_vmrun_keeps_to_its_filters_in_whatever_its_guest_goes_through() {
+    needs_kvm!();
+    let host = Host::new();
+    let there = Host::new();
+    let mut stays = None;
+    let Some(calls) = traced(&host, "vmrun", |strace| {
+        let guest = with_devices(&host, strace);
+        let console = Console::at(&host.path("a.console"));
+        console.wait_for("ready");
+        let mut typist = UnixStream::connect(host.path("a.hvc0")).expect("its virtio console");
+        typist.write_all(b"typed").expect("a socket takes it");
+        for command in ["pause a", "resume a", "balloon a 48M", "status a"] {
+            host.sh(&format!("vmctl {command}")).expect(0);
+        }
+        // Too slow for what the guest dirties, so that it is throttled; and then it is cancelled.
+        let mut slow = host.command("mig-send");
+        let limits =
+            ["--quiet", "--max-bandwidth=16M", "--max-downtime=100", "a", "exec:cat >/dev/null"];
+        let slow = slow.args(limits).arg("--one-way").stderr(Stdio::piped()).spawn();
+        let slow = slow.expect("mig-send starts");
+        wait("a throttled guest", || {
+            let status = host.run("vmctl", &["status", "a"]).stdout;
+            status.contains("throttle")
+        });
+        host.run("vmctl", &["cancel", "a"]).expect(0);
+        finish(slow, Instant::now()).expect(3);
+        console.wait_ticks(2);
+        let script = format!(
+            "mig-recv --quiet --name b --console null --disk disk0={} \
+                              --virtio-console null",
+            Image::create(&there.path("b.raw"), 64).name()
+        );
+        let recv = there.remote(&script);
+        host.run("mig-send", &["--quiet", "--max-downtime=5000", "a", &format!("exec:{recv}")])
+            .expect(0);
+        stays = Some(guest);
+    }) else {
+        return;
+    };
+    assert!(stays.expect("set above").wait().expect("a child").success());
+    assert_only(&calls, &host, "vmrun");
+    let all = names(&calls);
+    for call in ["ioctl", "tgkill", "epoll_wait", "accept4", "memfd_create"] {
+        assert!(all.contains(call), "{call} is not in {all:?}");
+    }
+}
+
+#[test]
+fn a_vmrun_keeps_to_its_filters_while_a_guest_arrives() {
+    needs_kvm!();
+    let host = Host::new();
+    let Some(calls) = traced(&host, "vmrun", |strace| {
+        let incoming = "vmrun --log=error --name b --incoming --go-timeout 2";
+        let script = format!("exec {strace} {incoming}");
+        let mut b = host.shell(&script).spawn().expect("a shell starts");
+        wait("b to listen", || host.state("b").as_deref() == Some("incoming"));
+        let image = Image::create(&host.path("web.raw"), 64);
+        let console = format!("--virtio-console=file:{}", host.path("a.hvc0").display());
+        let devices = ["--rng", "--balloon", "--disk", image.name(), &console];
+        let _a = Guest::boot(&host, "a", &spec(64, "500", 16), &devices);
+        // What it cannot have leaves it waiting for the next.
+        let refused = host.sh("mig-send --quiet a exec:'mig-recv --vm b --disk disk0=/no/such'");
+        refused.expect(1);
+        assert_eq!(host.state("b").as_deref(), Some("incoming"));
+        let socket = host.path("b.hvc0");
+        host.sh(&format!(
+            "mig-send --quiet a exec:'mig-recv --quiet --vm b --console null \
+                          --virtio-console unix:{}'",
+            socket.display()
+        ))
+        .expect(0);
+        assert_eq!(host.state("b").as_deref(), Some("running"));
+        let mut typist = UnixStream::connect(socket).expect("its virtio console");
+        typist.write_all(b"typed").expect("a socket takes it");
+        host.sh("vmctl pause b && vmctl resume b && vmctl quit b").expect(0);
+        assert!(b.wait().expect("a child").success());
+    }) else {
+        return;
+    };
+    assert_only(&calls, &host, "vmrun");
+    let all = names(&calls);
+    for call in ["ioctl", "openat", "eventfd2", "fsync", "linkat", "rename"] {
+        assert!(all.contains(call), "{call} is not in {all:?}");
+    }
+}
+
+/// Leads the records of `host` to a directory outside, and tries to bring a guest there to a vmrun
+/// that was started before with `confine`. Says how mig-send ended and how much is outside then.
+fn records_led_outside(confine: &str) -> (Done, usize) {
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &[]);
+    let mut b = host.command("vmrun");
+    let mut b = b
+        .args(["--log=error", "--name=b", "--incoming", confine])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("vmrun starts");
+    wait("b to listen", || host.state("b").as_deref() == Some("incoming"));
+    let (records, outside) = (host.path("state/vmrun/migrations"), host.path("outside"));
+    fs::rename(&records, host.path("state/vmrun/before")).expect("b has made it");
+    fs::create_dir(&outside).expect("a directory");
+    symlink(&outside, &records).expect("a link");
+    let sent = host.run("mig-send", &["--quiet", "a", "exec:mig-recv --quiet --vm b"]);
+    if sent.status != Some(0) {
+        a.assert_runs();
+    }
+    let _ = b.kill();
+    let _ = b.wait();
+    let there = fs::read_dir(&outside).expect("a directory").count();
+    (sent, there)
+}
+
+#[test]
+fn a_running_vmrun_opens_no_file_outside_its_records() {
+    needs_kvm!();
+    if !confine::restricts_files() {
+        println!("SKIPPED the files of a running vmrun: this kernel has no landlock");
+        return;
+    }
+    let (sent, there) = records_led_outside("--confine=off");
+    assert_eq!((sent.status, there), (Some(0), 1), "the test would see it: {sent:?}");
+    let (sent, there) = records_led_outside("--confine=enforce");
+    let said = sent.expect(1).stderr;
+    assert!(said.contains("Permission denied") && said.contains("a runs on here"), "{said}");
+    assert_eq!(there, 0);
 }
 
 #[test]
@@ -250,4 +420,8 @@ fn confinement_can_be_switched_off_and_says_so() {
         host.sh("mig-send --quiet a exec:'mig-recv --quiet --confine=off --name b'").expect(0);
     assert!(sent.stderr.contains("--confine off"), "{}", sent.stderr);
     run(host.command("mig-recv").arg("--confine=sometimes")).expect(2);
+    // The vmrun that it started too, in its log.
+    let log = fs::read_to_string(host.path("state/vmrun/log/b.log")).expect("the log of b");
+    assert!(log.contains("--confine off"), "{log}");
+    assert_ne!(unconfined(host.pid("b").expect("b runs")), [] as [String; 0]);
 }

@@ -3,7 +3,7 @@
 //! It is killed for anything else: mig-recv may die at any moment without harm, its vmrun refuses
 //! the guest then or waits for its GO alone.
 
-use confine::sets::{OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
+use confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
 use confine::{Access, Call, Check, Files, Filter, calls};
 use mig_channel::Tunnel;
 
@@ -16,15 +16,6 @@ const CHANNEL: &[Call] = calls![
     SYS_dup3;
     SYS_getsockname;
     SYS_getcwd => "--disk with a relative path";
-];
-
-/// The end of an exec: tunnel, and of the broker.
-const CHILDREN: &[Call] = calls![
-    SYS_wait4;
-    SYS_waitid;
-    SYS_getpgrp;
-    SYS_ioctl(Check::Is(1, libc::TIOCGPGRP as u32)) => "the terminal comes back from the tunnel";
-    SYS_ioctl(Check::Is(1, libc::TIOCSPGRP as u32));
 ];
 
 /// All threads: the one that reads, and the one that makes pages exist ahead of it.

@@ -45,6 +45,7 @@ impl Launched {
         command
             .args(["--name", name, "--incoming", "--control-stdin", "--go-timeout"])
             .arg(args.go_timeout.as_secs_f64().to_string())
+            .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
             .stdin(Stdio::from(control))
             .stdout(Stdio::from(log.0.try_clone()?))

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use confine::sets::{OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
+use confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
 use confine::{Access, Call, Check, Files, Filter, calls};
 use mig_channel::{Endpoint, Tunnel};
 
@@ -26,15 +26,6 @@ const FILE: &[Call] = calls![
     SYS_renameat2;
     SYS_unlink;
     SYS_unlinkat;
-];
-
-/// The end of an exec: tunnel, and of the broker.
-const CHILDREN: &[Call] = calls![
-    SYS_wait4;
-    SYS_waitid;
-    SYS_getpgrp;
-    SYS_ioctl(Check::Is(1, libc::TIOCGPGRP as u32)) => "the terminal comes back from the tunnel";
-    SYS_ioctl(Check::Is(1, libc::TIOCSPGRP as u32));
 ];
 
 /// The threads that move the guest and show how far it is.

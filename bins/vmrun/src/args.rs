@@ -71,6 +71,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     #[command(flatten)]
+    pub confinement: cli::Confinement,
+    #[command(flatten)]
     pub common: cli::Common,
 }
 
@@ -88,6 +90,8 @@ Exit status:
   3  the guest asked for a reset: start it again";
 
 impl cli::Program for Args {
+    const FILTERS: &'static [confine::Filter] = crate::confinement::FILTERS;
+
     fn common(&self) -> &cli::Common {
         &self.common
     }

@@ -11,6 +11,7 @@ use tracing::warn;
 use vm_machine::{Kernel, Machine, MachineConfig, VirtioSpec};
 
 use crate::args::Args;
+use crate::builder::Builder;
 use crate::guest::{Guest, Inner};
 
 /// The guest of this command line, before anything of it runs.
@@ -27,6 +28,7 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         name: args.name.clone(),
         ownership: if args.incoming { Ownership::incoming() } else { Ownership::booted() },
         machine,
+        builder: args.incoming.then(Builder::start).transpose()?,
         description,
         wanted: !args.paused,
         throttle: 0,

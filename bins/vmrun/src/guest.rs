@@ -16,6 +16,7 @@ use vm_control::{Event, Order, Refusal};
 use vm_machine::Machine;
 use vm_state::MachineDescription;
 
+use crate::builder::Builder;
 use crate::end::{End, Ending};
 
 /// Events that a subscriber may be behind before it is dropped.
@@ -41,6 +42,8 @@ pub struct Inner {
     pub name: String,
     pub ownership: Ownership,
     pub machine: Option<Machine>,
+    /// Builds the machine of a guest that is to arrive.
+    pub builder: Option<Builder>,
     pub description: Option<MachineDescription>,
     /// Whether the operator wants the guest to run. A migration pauses it without changing that.
     pub wanted: bool,

@@ -4,6 +4,8 @@
 
 mod args;
 mod boot;
+mod builder;
+mod confinement;
 mod end;
 mod guest;
 mod run_state;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use confine::Outside;
 use tracing::info;
 use vm_control::place;
 use vm_control::record::Records;
@@ -37,17 +40,27 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Some(path) => path.clone(),
         None => place::socket_of(&args.name)?,
     };
+    let records = Records::of_this_host();
+    if args.incoming {
+        records.make_dir()?;
+    }
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = signals::block()?;
+    confine::begin(args.confinement.confine, Outside::NoSuchCall);
     let server = Server::bind(&socket)?;
+    // With the threads of the machine, each of which confines itself.
     let first = boot::inner(&args)?;
-    let guest = Guest::new(first, Records::of_this_host(), socket, args.go_timeout);
+    let parent = args.control_stdin.then(boot::adopted).transpose()?;
+    // All that is opened is open, no client is served yet and nothing of the guest has run. Only a
+    // guest that arrived has records.
+    confinement::service(&socket, args.incoming.then_some(&records))?;
+    let guest = Guest::new(first, records, socket, args.go_timeout);
     signals::watch(signals, &guest);
     let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);
-    if args.control_stdin {
+    if let Some(parent) = parent {
         // With the lock held, so that it is known before its end can be noticed.
         let mut inner = guest.lock();
-        inner.parent = Some(server.serve_connection(boot::adopted()?, Arc::clone(&service))?);
+        inner.parent = Some(server.serve_connection(parent, Arc::clone(&service))?);
     }
     server.serve(service)?;
     if !args.incoming {

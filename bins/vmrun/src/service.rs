@@ -187,12 +187,15 @@ impl Guest {
             console: Some(console.parse().map_err(refusal)?),
             device_params,
         };
-        let machine = Machine::incoming(&description, &here).map_err(refusal)?;
+        let builder = inner.builder.as_ref();
+        let builder = builder.ok_or_else(|| Refusal::new("a guest has arrived here before"))?;
+        let machine = builder.build(&description, here)?;
         let fds = memory_of(&machine)?;
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
         self.step(inner, Input::Receive(id))?;
         inner.machine = Some(machine);
+        inner.builder = None;
         inner.description = Some(description);
         inner.receiver = Some(connection);
         Ok(Answer { reply: Reply::Done, fds })

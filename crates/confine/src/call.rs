@@ -8,6 +8,8 @@ use std::borrow::Cow;
 pub enum Check {
     /// The argument, as 32 bits, is this.
     Is(u8, u32),
+    /// The argument, as 32 bits, is not this.
+    Not(u8, u32),
     /// Of the bits of the mask, the argument has exactly these.
     Bits {
         /// Which argument, from 0.

@@ -54,6 +54,9 @@ impl Filter {
 fn condition(check: &Check) -> Result<SeccompCondition, BackendError> {
     let (arg, length, op, value) = match *check {
         Check::Is(arg, value) => (arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value)),
+        Check::Not(arg, value) => {
+            (arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, u64::from(value))
+        }
         Check::Bits { arg, mask, set } => {
             (arg, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), set)
         }

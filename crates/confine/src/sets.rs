@@ -37,6 +37,7 @@ pub const RUNTIME: &[Call] = crate::calls![
     SYS_madvise;
     SYS_futex;
     SYS_sched_yield;
+    SYS_sched_getaffinity => "glibc counts the processors for its heaps, and looks at a stack";
     SYS_clock_gettime => "where the vDSO cannot tell the time";
     SYS_clock_nanosleep;
     SYS_nanosleep;
@@ -49,6 +50,9 @@ pub const RUNTIME: &[Call] = crate::calls![
     SYS_gettid;
     SYS_rt_sigprocmask;
     SYS_rt_sigreturn;
+    SYS_rt_sigaction(option(libc::SIGSEGV)) => "a thread that hits a guard page dies of it";
+    SYS_rt_sigaction(option(libc::SIGBUS)) => "likewise, where memory cannot be had";
+    SYS_rt_sigaction(option(libc::SIGABRT)) => "abort(3)";
     SYS_sigaltstack => "the guard of a thread's stack";
     SYS_set_robust_list;
     SYS_rseq;
@@ -62,8 +66,15 @@ pub const RUNTIME: &[Call] = crate::calls![
 /// Starting threads.
 pub const THREADS: &[Call] = crate::calls![
     SYS_clone(THREAD);
-    SYS_sched_getaffinity => "glibc looks at the stack and the processors";
     SYS_prlimit64(Check::Is(0, 0)) => "the size of a stack";
+];
+
+/// For a thread that starts others which confine themselves further.
+pub const NARROWING: &[Call] = crate::calls![
+    SYS_landlock_create_ruleset;
+    SYS_landlock_restrict_self;
+    SYS_prctl(option(libc::PR_SET_NO_NEW_PRIVS));
+    SYS_seccomp;
 ];
 
 /// Waiting for descriptors.
@@ -72,13 +83,21 @@ pub const POLL: &[Call] = crate::calls![
     SYS_ppoll;
 ];
 
+/// Not the commands of fcntl(2) that have signals sent to another process.
+const NO_OWNER: Check = Check::Not(1, libc::F_SETOWN as u32);
+/// F_SETOWN_EX of linux/fcntl.h.
+const NO_OWNER_EX: Check = Check::Not(1, 15);
+
+/// Copies of descriptors, locks, flags.
+pub const DESCRIPTORS: &[Call] = crate::calls![SYS_fcntl(NO_OWNER, NO_OWNER_EX)];
+
 /// Reading and writing what is open.
 pub const OPEN_FILES: &[Call] = crate::calls![
     SYS_read;
     SYS_readv;
     SYS_lseek;
     SYS_pread64 => "the memory of a guest that gives pages back, whose holes are to stay holes";
-    SYS_fcntl;
+    SYS_fcntl(NO_OWNER, NO_OWNER_EX);
     SYS_fstat;
     SYS_newfstatat => "fstat(3) of glibc";
     SYS_statx;
@@ -93,6 +112,15 @@ pub const SOCKET: &[Call] = crate::calls![
     SYS_shutdown;
     SYS_getsockopt;
     SYS_setsockopt;
+];
+
+/// The end of an exec: tunnel, and of a broker.
+pub const CHILDREN: &[Call] = crate::calls![
+    SYS_wait4;
+    SYS_waitid;
+    SYS_getpgrp;
+    SYS_ioctl(Check::Is(1, libc::TIOCGPGRP as u32)) => "the terminal comes back from the tunnel";
+    SYS_ioctl(Check::Is(1, libc::TIOCSPGRP as u32));
 ];
 
 /// Opening files; which, says [`crate::Files`].

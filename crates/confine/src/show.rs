@@ -7,20 +7,39 @@ use crate::call::{Call, Check};
 use crate::filter::{ABSENT, Filter};
 
 /// The tables of `filters`, one call to a line: its name, what is checked, and why it is there; and
-/// the calls that are answered without being done.
+/// the calls that are answered without being done. What all threads may is said once.
 pub fn show(filters: &[Filter]) -> String {
     let mut text = String::new();
-    for filter in filters {
-        let _ = writeln!(text, "{}", filter.thread);
-        for call in filter.calls() {
-            let _ = writeln!(text, "{}", line(call).trim_end());
+    let every: Vec<Vec<String>> = filters.iter().map(lines).collect();
+    let common = |line: &&String| filters.len() > 1 && every.iter().all(|all| all.contains(line));
+    if let Some(shared) = every.first().map(|first| first.iter().filter(common).collect::<Vec<_>>())
+        && !shared.is_empty()
+    {
+        put(&mut text, "every thread", shared);
+    }
+    for (filter, lines) in filters.iter().zip(&every) {
+        put(&mut text, filter.thread, lines.iter().filter(|line| !common(line)));
+    }
+    put(&mut text, "answered with ENOSYS", &ABSENT.iter().map(line).collect::<Vec<_>>());
+    text
+}
+
+fn put<'a>(text: &mut String, title: &str, lines: impl IntoIterator<Item = &'a String>) {
+    let _ = writeln!(text, "{title}");
+    for line in lines {
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+}
+
+/// A filter's lines, each once.
+fn lines(filter: &Filter) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in filter.calls().map(line) {
+        if !lines.contains(&line) {
+            lines.push(line);
         }
     }
-    let _ = writeln!(text, "answered with ENOSYS");
-    for call in ABSENT {
-        let _ = writeln!(text, "{}", line(call).trim_end());
-    }
-    text
+    lines
 }
 
 fn line(call: &Call) -> String {
@@ -33,6 +52,7 @@ fn line(call: &Call) -> String {
 fn check(check: &Check) -> String {
     match check {
         Check::Is(arg, value) => format!("arg {arg} is {value:#x}"),
+        Check::Not(arg, value) => format!("arg {arg} is not {value:#x}"),
         Check::Bits { arg, mask, set: 0 } => format!("arg {arg} without {mask:#x}"),
         Check::Bits { arg, mask, set } => format!("arg {arg} of {mask:#x} has {set:#x}"),
         Check::ThisProcess(arg) => format!("arg {arg} is this process"),

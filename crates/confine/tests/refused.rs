@@ -149,6 +149,24 @@ fn of_a_checked_call_only_the_checked_arguments_pass() {
 }
 
 #[test]
+fn nobody_else_is_sent_a_signal_by_way_of_a_descriptor() {
+    use std::os::fd::AsRawFd;
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let parent = nix::unistd::getppid().as_raw();
+    confined(&READER, &Files::none(), || {
+        // SAFETY: passes numbers alone.
+        let set = unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETOWN, parent) };
+        assert_eq!((set, errno_now()), (-1, libc::ENOSYS));
+        // SAFETY: as above.
+        assert!(unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_GETFL) } >= 0);
+    });
+}
+
+fn errno_now() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap()
+}
+
+#[test]
 fn a_tool_is_killed_at_the_first_call_outside() {
     const ROLE: &str = "CONFINE_TEST_ROLE";
     const NAME: &str = "a_tool_is_killed_at_the_first_call_outside";

@@ -10,12 +10,27 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use confine::{Call, calls};
 use mig_engine::ownership::Decision;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use units::MigrationId;
 
 use crate::place;
+
+/// What writing records takes beside opening them in [`Records::dir`].
+pub const CALLS: &[Call] = calls![
+    SYS_mkdir;
+    SYS_mkdirat;
+    SYS_link => "the first record of a migration wins";
+    SYS_linkat;
+    SYS_rename => "the next one takes its place";
+    SYS_renameat;
+    SYS_renameat2;
+    SYS_unlink;
+    SYS_unlinkat;
+    SYS_fsync;
+];
 
 /// What is remembered of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +107,19 @@ impl Records {
         Self { dir: state_dir.join("migrations") }
     }
 
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes their directory, for one who cannot later.
+    ///
+    /// # Errors
+    /// [`RecordError::Place`].
+    pub fn make_dir(&self) -> Result<(), RecordError> {
+        Ok(place::ensure_dir(&self.dir)?)
+    }
+
     fn path(&self, id: MigrationId) -> PathBuf {
         self.dir.join(id.to_string())
     }
@@ -159,7 +187,7 @@ impl Records {
     }
 
     fn write_draft(&self, id: MigrationId, record: &Record) -> Result<PathBuf, RecordError> {
-        place::ensure_dir(&self.dir)?;
+        self.make_dir()?;
         // Two processes may write about one migration at once: each has a draft of its own.
         let draft = self.dir.join(format!(".{id}.{}", std::process::id()));
         let failed = |source| RecordError::Io { what: "write", path: draft.clone(), source };

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use confine::{Call, calls};
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -32,6 +33,15 @@ const PLACE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How often a subscriber that hears nothing is looked after.
 const SUBSCRIBER_CHECK: Duration = Duration::from_secs(1);
+
+/// What serving clients takes, beside threads and what goes over a socket.
+pub const CALLS: &[Call] = calls![
+    SYS_accept4;
+    SYS_geteuid => "whether a client is our user's";
+    SYS_memfd_create => "the bitmap that a sender reads";
+    SYS_ftruncate;
+    SYS_unlink => "the socket goes with the guest";
+];
 
 /// Why the socket cannot be served.
 #[derive(Debug, Error)]

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod confinement;
 mod console;
 mod device;
 mod dirty;

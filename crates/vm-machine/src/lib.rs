@@ -10,6 +10,7 @@ pub mod arch;
 mod boot;
 mod build;
 mod capacity;
+pub mod confinement;
 mod dirty;
 mod error;
 mod events;

@@ -19,6 +19,7 @@ pub use self::spec::{ConsoleSpec, ConsoleSpecError};
 
 use self::backlog::Backlog;
 use self::thread::Ends;
+use crate::confinement;
 
 /// How many bytes wait for a reader at most: a boot log of a Linux kernel twice over.
 const BACKLOG: usize = 256 << 10;
@@ -84,7 +85,11 @@ impl Console {
             Some(ends) => {
                 let shared = Arc::clone(&shared);
                 let thread = std::thread::Builder::new().name("console".to_owned());
-                Some(thread.spawn(move || ends.serve(&shared)).map_err(failed)?)
+                let serve = move || {
+                    confine::thread(&confinement::CONSOLE);
+                    ends.serve(&shared);
+                };
+                Some(thread.spawn(serve).map_err(failed)?)
             }
         };
         Ok(Self { spec: spec.clone(), shared, thread })

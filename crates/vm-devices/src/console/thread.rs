@@ -258,6 +258,8 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::sync::{Arc, Mutex};
 
+    use confine::{Mode, Outside};
+
     use super::super::{Console, Input};
     use super::*;
 
@@ -274,6 +276,8 @@ mod tests {
     }
 
     fn open(text: &str) -> Console {
+        // A thread that calls what its filter does not have ends the tests.
+        confine::begin(Mode::Enforce, Outside::Killed);
         Console::open(&text.parse().unwrap()).unwrap()
     }
 

@@ -33,6 +33,7 @@ use super::ram::GuestRam;
 use super::spec::{VirtioKind, VirtioSpec};
 use super::transport::Transport;
 use super::window::MmioWindow;
+use crate::confinement;
 use crate::device::{Device, DeviceError};
 
 /// The parameter that holds the features which the guest was offered.
@@ -140,6 +141,7 @@ impl VirtioDevice {
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || {
+                    confine::thread(&confinement::WORKER);
                     if let Err(error) = shared.work() {
                         tracing::error!("{}: cannot wait for requests: {error}", shared.name);
                     }

@@ -24,7 +24,7 @@ mod ram;
 mod ring;
 mod rng;
 mod spec;
-mod tap;
+pub(crate) mod tap;
 #[cfg(test)]
 mod tests;
 mod transport;

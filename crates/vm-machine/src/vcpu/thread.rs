@@ -9,6 +9,7 @@ use vm_devices::PowerRequest;
 
 use super::gate::{Gate, Next, Wish};
 use super::{SharedVcpu, lock};
+use crate::confinement;
 use crate::events::{Events, MachineEvent};
 use crate::moment::Moment;
 use crate::ports::{Ask, Ports};
@@ -41,6 +42,7 @@ enum After {
 impl Thread {
     /// Does what the gate says until it says that this is the end.
     pub(super) fn run(self) {
+        confine::thread(&confinement::VCPU);
         let kick = self.gate.kick(self.number);
         kick.is_mine();
         loop {

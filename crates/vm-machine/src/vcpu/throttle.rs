@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::gate::Gate;
+use crate::confinement;
 
 /// In each period the vCPUs run first and are then held. Short, so that the guest is slow rather
 /// than jerky: nothing in it waits longer than this for the throttle.
@@ -37,9 +38,10 @@ impl Throttle {
             changed: Condvar::new(),
         });
         let (gate, of_thread) = (Arc::clone(gate), Arc::clone(&shared));
-        let thread = std::thread::Builder::new()
-            .name("throttle".to_owned())
-            .spawn(move || of_thread.serve(&gate))?;
+        let thread = std::thread::Builder::new().name("throttle".to_owned()).spawn(move || {
+            confine::thread(&confinement::THROTTLE);
+            of_thread.serve(&gate);
+        })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

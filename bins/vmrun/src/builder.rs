@@ -1,0 +1,65 @@
+//! The thread that builds the machine of a guest that arrives.
+//!
+//! It is started before anything from outside is read, and keeps rights that those lack who read
+//! it: to open /dev/kvm, disk images, taps, consoles. It is handed a description that was checked
+//! as such, and ends when a machine was taken over.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+use anyhow::Context;
+use vm_control::Refusal;
+use vm_machine::{Machine, MachineError, Overrides};
+use vm_state::MachineDescription;
+
+use crate::confinement;
+use crate::guest::refusal;
+
+struct Order {
+    description: MachineDescription,
+    here: Overrides,
+    built: SyncSender<Result<Machine, MachineError>>,
+}
+
+/// A builder that waits. Dropping it ends its thread.
+pub struct Builder(Sender<Order>);
+
+impl Builder {
+    /// Starts the thread, and waits until it is confined.
+    pub fn start() -> anyhow::Result<Self> {
+        let (orders, to_build) = channel();
+        let (confined, is_confined) = sync_channel(1);
+        let body = move || {
+            let entered = confinement::builder();
+            let goes_on = entered.is_ok();
+            let _ = confined.send(entered);
+            if goes_on {
+                serve(&to_build);
+            }
+        };
+        let thread = thread::Builder::new().name("builder".into());
+        thread.spawn(body).context("cannot start a thread")?;
+        is_confined.recv().context("the builder is gone")??;
+        Ok(Self(orders))
+    }
+
+    /// Builds the machine of `description`.
+    pub fn build(
+        &self,
+        description: &MachineDescription,
+        here: Overrides,
+    ) -> Result<Machine, Refusal> {
+        let (built, machine) = sync_channel(1);
+        let description = description.clone();
+        let gone = || Refusal::new("the thread that builds machines is gone: start another vmrun");
+        self.0.send(Order { description, here, built }).map_err(|_| gone())?;
+        machine.recv().map_err(|_| gone())?.map_err(refusal)
+    }
+}
+
+fn serve(orders: &Receiver<Order>) {
+    for Order { description, here, built } in orders {
+        // A machine that nobody waits for ends here.
+        let _ = built.send(Machine::incoming(&description, &here));
+    }
+}

@@ -1,0 +1,59 @@
+//! What is left to vmrun once it listens: everything below reads what a guest, a client or a stream
+//! has chosen.
+//!
+//! A call outside answers ENOSYS and kills nothing: a guest must not die of a call that was
+//! forgotten here.
+
+use std::path::Path;
+
+use confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
+use confine::{Access, Call, Files, Filter, calls};
+use vm_control::record::Records;
+use vm_control::{record, server};
+use vm_machine::confinement::{BUILDER, CONSOLE, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
+
+/// SIGTERM and SIGINT.
+const SIGNALS: &[Call] = calls![SYS_rt_sigtimedwait => "the thread that waits for SIGTERM"];
+
+/// The main thread and those that serve clients.
+const SERVICE: Filter = Filter {
+    thread: "service",
+    tables: &[
+        RUNTIME,
+        THREADS,
+        OPEN_FILES,
+        OPENING,
+        SOCKET,
+        server::CALLS,
+        record::CALLS,
+        OWNER,
+        REGISTERS,
+        SIGNALS,
+    ],
+};
+
+/// All threads.
+pub const FILTERS: &[Filter] = &[SERVICE, VCPU, WORKER, CONSOLE, THROTTLE, BUILDER];
+
+/// Confines the calling thread, and those that it starts from here on, to what serving the guest
+/// takes: files are opened in the directory of `records` alone, and the socket can be removed.
+pub fn service(socket: &Path, records: Option<&Records>) -> anyhow::Result<()> {
+    let mut files = Files::none().and(directory_of(socket), Access::Remove);
+    if let Some(records) = records {
+        files = files.and(records.dir(), Access::Keep);
+    }
+    Ok(confine::enter(&SERVICE, &[], &files)?)
+}
+
+/// Confines the thread that builds the machine of a guest that arrives. Which files that guest may
+/// have is another matter: any that this user may open.
+pub fn builder() -> anyhow::Result<()> {
+    Ok(confine::enter(&BUILDER, &[], &Files::none().and("/", Access::Open))?)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
