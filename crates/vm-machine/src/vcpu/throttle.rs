@@ -9,8 +9,13 @@ use super::gate::Gate;
 use crate::confinement;
 
 /// In each period the vCPUs run first and are then held. Short, so that the guest is slow rather
-/// than jerky: nothing in it waits longer than this for the throttle.
+/// than jerky.
 const PERIOD: Duration = Duration::from_millis(10);
+
+/// A busy host lets the vCPUs run for longer than they should, for this thread comes late; they are
+/// held the longer for it, so that their share is what was asked for. But nothing in the guest waits
+/// longer than this for the throttle.
+const LONGEST_HOLD: Duration = Duration::from_millis(50);
 
 /// A guest is never held altogether.
 const MOST_PERCENT: u8 = 99;
@@ -71,6 +76,12 @@ impl Drop for Throttle {
     }
 }
 
+/// How long vCPUs that ran for so long are held, for so many percent of their time (less than 100)
+/// to be taken.
+fn hold_after(ran: Duration, percent: u8) -> Duration {
+    (ran * u32::from(percent) / u32::from(100 - percent)).min(LONGEST_HOLD)
+}
+
 impl Shared {
     fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
@@ -83,9 +94,11 @@ impl Shared {
                 order = self.changed.wait(order).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let held = PERIOD * u32::from(order.percent) / 100;
-            order = self.wait(order, PERIOD - held);
+            let running = PERIOD * u32::from(100 - order.percent) / 100;
+            let began = Instant::now();
+            order = self.wait(order, running);
             gate.hold(true);
+            let held = hold_after(began.elapsed(), order.percent);
             order = self.wait(order, held);
             gate.hold(false);
         }
@@ -104,5 +117,20 @@ impl Shared {
                 self.changed.wait_timeout(order, left).unwrap_or_else(PoisonError::into_inner);
         }
         order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_ran_for_too_long_is_held_the_longer_within_a_bound() {
+        let micros = Duration::from_micros;
+        assert_eq!(hold_after(micros(100), 99), micros(9_900));
+        assert_eq!(hold_after(micros(300), 99), micros(29_700));
+        assert_eq!(hold_after(micros(5_000), 50), micros(5_000));
+        assert_eq!(hold_after(micros(5_000), 0), Duration::ZERO);
+        assert_eq!(hold_after(Duration::from_secs(1), 99), LONGEST_HOLD);
     }
 }
