@@ -67,7 +67,7 @@ impl Files {
         self
     }
 
-    /// Restricts the calling thread.
+    /// Restricts the calling thread. What it names stays open until the process ends.
     pub(crate) fn restrict(&self) -> Result<(), RulesetError> {
         let mut ruleset = ruleset()?;
         for (path, access) in &self.rules {
@@ -76,7 +76,10 @@ impl Files {
                 true => access.rights(),
                 false => access.rights() & AccessFs::from_file(NEWEST),
             };
-            ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
+            ruleset = ruleset.add_rule(PathBeneath::new(&fd, rights))?;
+            // A rule is about an inode. File systems that forget one when nobody holds it (9p does)
+            // would make another of the same directory, which no rule knows.
+            std::mem::forget(fd);
         }
         ruleset.restrict_self().map(drop)
     }
