@@ -238,11 +238,15 @@ impl Guest {
 
     /// A clock for a guest that is about to wait for GO: `go_timeout` after it was started the
     /// guest is refused. It is made before the guest is prepared, so that a host that is out of
-    /// memory does not leave one that waits for ever.
+    /// memory does not leave one that waits for ever. And it is waited for: a new thread takes
+    /// memory for itself, and the program ends if there is none; that may happen only as long as
+    /// nobody was told that the guest is whole.
     pub fn go_clock(&self, id: MigrationId) -> Result<SyncSender<()>, Refusal> {
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
         let (start, started) = sync_channel(1);
+        let (ready, is_ready) = sync_channel(1);
         let run = move || {
+            let _ = ready.send(());
             if started.recv().is_err() {
                 return;
             }
@@ -261,10 +265,11 @@ impl Guest {
                 thread::sleep(REFUSE_AGAIN);
             }
         };
-        match thread::Builder::new().name("go-timeout".into()).spawn(run) {
-            Ok(_) => Ok(start),
-            Err(error) => Err(Refusal::new(format!("cannot wait for GO: {error}"))),
-        }
+        let cannot = |error: String| Refusal::new(format!("cannot wait for GO: {error}"));
+        let spawned = thread::Builder::new().name("go-timeout".into()).spawn(run);
+        spawned.map_err(|error| cannot(error.to_string()))?;
+        is_ready.recv().map_err(|error| cannot(error.to_string()))?;
+        Ok(start)
     }
 
     /// A connection is gone: what it had begun and nobody can finish is undone.
