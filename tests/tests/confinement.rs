@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -424,4 +425,49 @@ fn confinement_can_be_switched_off_and_says_so() {
     let log = fs::read_to_string(host.path("state/vmrun/log/b.log")).expect("the log of b");
     assert!(log.contains("--confine off"), "{log}");
     assert_ne!(unconfined(host.pid("b").expect("b runs")), [] as [String; 0]);
+}
+
+#[test]
+fn files_that_a_stream_names_are_opened_where_they_may_be_and_nowhere_else() {
+    needs_kvm!();
+    let host = Host::new();
+    let dir = |name: &str| {
+        let path = host.path(name);
+        fs::create_dir(&path).expect("a directory");
+        path
+    };
+    let (images, links) = (dir("images"), dir("links"));
+    let image = Image::create(&images.join("web.raw"), 64);
+    let link = links.join("web.raw");
+    symlink(image.name(), &link).expect("a link");
+    let disk = link.to_str().expect("UTF-8");
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M", "--disk", disk]);
+    let receive = |name: &str, files: &Path, options: &str| {
+        let files = files.display();
+        format!("exec:mig-recv --quiet --name {name} --files-in {files} {options}")
+    };
+    let send = |guest: &str, to: &str| host.run("mig-send", &["--quiet", guest, to]);
+
+    let refused = send("a", &receive("b", &links, "")).expect(1).stderr;
+    for word in ["serial console is at", "a.console", "--console", "--files-in"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    let b = links.join("b.console");
+    let console = format!("--console file:{}", b.display());
+    let refused = send("a", &receive("b", &links, &console)).expect(1).stderr;
+    for word in ["block disk0 is at", disk, "--disk", "--files-in"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    assert!(!b.exists(), "nothing was made for a guest that was refused");
+    a.assert_runs();
+
+    // Where the link leads it may be, and what is named on the command line is meant.
+    send("a", &receive("b", &images, &console)).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    assert!(image.is_held_by(host.pid("b").expect("b runs")));
+    Console::at(&b).wait_ticks(3);
+    let copy = Image::create(&host.path("copy.raw"), 64);
+    let named = format!("{console} --disk disk0={}", copy.name());
+    send("b", &receive("c", &dir("empty"), &named)).expect(0);
+    assert!(copy.is_held_by(host.pid("c").expect("c runs")));
 }

@@ -1,5 +1,6 @@
 //! The command line of mig-recv.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
@@ -33,6 +34,11 @@ pub struct Args {
     /// Which tap of this host a network card uses; without it, one of the same name as on the source
     #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
     pub nets: Vec<(String, String)>,
+    /// Where the console and the disk images may be that the stream names, beside those that are
+    /// named here: a directory and what is below it, or one file; once for each. Without it,
+    /// wherever this user may open them
+    #[arg(long, value_name = "PATH", conflicts_with = "vm")]
+    pub files_in: Vec<PathBuf>,
     /// Run a saved guest a second time, under a new migration id. If the first copy still runs,
     /// the two share every address and disk
     #[arg(long)]
@@ -59,6 +65,7 @@ const EXAMPLES: &str = "\
 Examples:
   mig-send web exec:'ssh hostb mig-recv'       on the source: a handover through ssh
   mig-recv tcp:0.0.0.0:4444                    wait for one guest; trusted networks only
+  mig-recv --files-in /srv/guests              its console and disks are there, or it is refused
   mig-recv file:web.mig                        restore a saved guest
   mig-recv --name web2 --clone file:web.mig    ... once more, as a copy
   mig-recv < web.mig
@@ -68,6 +75,23 @@ Exit status:
   1  failed; the guest has not run and will not run here
   2  wrong usage
   4  the guest is here, paused, and no GO came: the source resolves it";
+
+impl Args {
+    /// What `--files-in` is for the vmrun of the guest: with the files that are named here.
+    pub fn places(&self) -> Vec<PathBuf> {
+        if self.files_in.is_empty() {
+            return Vec::new();
+        }
+        let consoles = [&self.console, &self.virtio_console].into_iter().flatten();
+        let consoles = consoles.filter_map(|console| match console.split_once(':') {
+            Some(("file" | "unix", path)) => Some(path),
+            _ => None,
+        });
+        let disks = self.disks.iter().map(|(_, path)| path.as_str());
+        let named = consoles.chain(disks).map(PathBuf::from);
+        self.files_in.iter().cloned().chain(named).collect()
+    }
+}
 
 impl cli::Program for Args {
     const FILTERS: &'static [confine::Filter] = &[crate::confinement::FILTER];

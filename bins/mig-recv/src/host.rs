@@ -13,6 +13,7 @@
 //! execute inherits its landlock and its filter, and with those it could open no /dev/kvm, no tap
 //! and no disk. That a program may start nothing at all is also the easier thing to check.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -78,6 +79,7 @@ impl Host {
             .arg(args.go_timeout.as_secs_f64().to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
+            .args(args.places().iter().flat_map(|place| [OsStr::new("--files-in"), place.as_ref()]))
             .stdout(Stdio::from(OwnedFd::from(theirs)));
         Ok(Self { broker: Broker::start(command)?, waiting, control: Some(ours) })
     }

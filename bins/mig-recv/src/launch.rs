@@ -1,5 +1,6 @@
 //! Starting a vmrun for a guest that arrives. Runs in the broker.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -47,6 +48,7 @@ impl Launched {
             .arg(args.go_timeout.as_secs_f64().to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
+            .args(args.files_in.iter().flat_map(|place| [OsStr::new("--files-in"), place.as_ref()]))
             .stdin(Stdio::from(control))
             .stdout(Stdio::from(log.0.try_clone()?))
             .stderr(Stdio::from(log.0));

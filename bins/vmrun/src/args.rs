@@ -60,6 +60,10 @@ pub struct Args {
     /// Wait for a guest that mig-recv brings
     #[arg(long, conflicts_with = "kernel")]
     pub incoming: bool,
+    /// Where the console and the disk images may be that an arriving guest names: a directory and
+    /// what is below it, or one file; once for each. Without it, wherever this user may open them
+    #[arg(long, value_name = "PATH", requires = "incoming")]
+    pub files_in: Vec<PathBuf>,
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
     pub go_timeout: Duration,

@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use mig_engine::ownership::Ownership;
 use tracing::warn;
-use vm_machine::{Kernel, Machine, MachineConfig, VirtioSpec};
+use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, Places, VirtioSpec};
 
 use crate::args::Args;
 use crate::builder::Builder;
@@ -28,7 +28,7 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         name: args.name.clone(),
         ownership: if args.incoming { Ownership::incoming() } else { Ownership::booted() },
         machine,
-        builder: args.incoming.then(Builder::start).transpose()?,
+        builder: args.incoming.then(|| Builder::start(places(args)?)).transpose()?,
         description,
         wanted: !args.paused,
         throttle: 0,
@@ -38,6 +38,19 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         receiver: None,
         parent: None,
     })
+}
+
+/// Where an arriving guest may have files; with what this command line itself names.
+fn places(args: &Args) -> anyhow::Result<Places> {
+    if args.files_in.is_empty() {
+        return Ok(Places::default());
+    }
+    let mut paths = args.files_in.clone();
+    for console in [Some(&args.console), args.virtio_console.as_ref()].into_iter().flatten() {
+        let console: ConsoleSpec = console.parse()?;
+        paths.extend(console.path().map(Path::to_owned));
+    }
+    Ok(Places::new(&paths))
 }
 
 fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {

@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::Context;
 use vm_control::Refusal;
-use vm_machine::{Machine, MachineError, Overrides};
+use vm_machine::{Machine, MachineError, Overrides, Places};
 use vm_state::MachineDescription;
 
 use crate::confinement;
@@ -25,16 +25,17 @@ struct Order {
 pub struct Builder(Sender<Order>);
 
 impl Builder {
-    /// Starts the thread, and waits until it is confined.
-    pub fn start() -> anyhow::Result<Self> {
+    /// Starts the thread, and waits until it is confined. The files of what it builds are in
+    /// `places`.
+    pub fn start(places: Places) -> anyhow::Result<Self> {
         let (orders, to_build) = channel();
         let (confined, is_confined) = sync_channel(1);
         let body = move || {
-            let entered = confinement::builder();
+            let entered = confinement::builder(&places);
             let goes_on = entered.is_ok();
             let _ = confined.send(entered);
             if goes_on {
-                serve(&to_build);
+                serve(&to_build, &places);
             }
         };
         let thread = thread::Builder::new().name("builder".into());
@@ -57,8 +58,9 @@ impl Builder {
     }
 }
 
-fn serve(orders: &Receiver<Order>) {
-    for Order { description, here, built } in orders {
+fn serve(orders: &Receiver<Order>, places: &Places) {
+    for Order { description, mut here, built } in orders {
+        here.places = places.clone();
         // A machine that nobody waits for ends here.
         let _ = built.send(Machine::incoming(&description, &here));
     }

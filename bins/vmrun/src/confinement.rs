@@ -10,6 +10,7 @@ use confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
 use confine::{Access, Call, Files, Filter, calls};
 use vm_control::record::Records;
 use vm_control::{record, server};
+use vm_machine::Places;
 use vm_machine::confinement::{BUILDER, CONSOLE, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
 
 /// SIGTERM and SIGINT.
@@ -45,10 +46,28 @@ pub fn service(socket: &Path, records: Option<&Records>) -> anyhow::Result<()> {
     Ok(confine::enter(&SERVICE, &[], &files)?)
 }
 
-/// Confines the thread that builds the machine of a guest that arrives. Which files that guest may
-/// have is another matter: any that this user may open.
-pub fn builder() -> anyhow::Result<()> {
-    Ok(confine::enter(&BUILDER, &[], &Files::none().and("/", Access::Open))?)
+/// Confines the thread that builds the machine of a guest that arrives: it opens any file that this
+/// user may, or those at `places` and what every machine needs.
+pub fn builder(places: &Places) -> anyhow::Result<()> {
+    let mut files = Files::none();
+    if places.paths().is_empty() {
+        files = files.and("/", Access::Open);
+    } else {
+        for device in ["/dev/kvm", "/dev/net/tun"] {
+            files = files.and(device, Access::Open);
+        }
+        // How much memory is left; randomness.
+        for path in ["/proc", "/sys", "/dev/urandom"] {
+            files = files.and(path, Access::Read);
+        }
+        for place in places.paths() {
+            // What is to be made, or to be replaced as a socket is, takes rights on its directory.
+            let is_open = place.is_dir() || place.is_file();
+            let opened = if is_open { place } else { directory_of(place) };
+            files = files.and(opened, Access::Open);
+        }
+    }
+    Ok(confine::enter(&BUILDER, &[], &files)?)
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -186,6 +186,7 @@ impl Guest {
             name: Some(inner.name.clone()),
             console: Some(console.parse().map_err(refusal)?),
             device_params,
+            ..vm_machine::Overrides::default()
         };
         let builder = inner.builder.as_ref();
         let builder = builder.ok_or_else(|| Refusal::new("a guest has arrived here before"))?;

@@ -70,6 +70,7 @@ pub(crate) fn incoming(
         Some(console) => console.clone(),
         None => console_of(serial)?,
     };
+    overrides.places.check(&console, &specs)?;
     let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
     let needed = bytes.fold(0, u64::saturating_add);
     if !description.hugetlb {

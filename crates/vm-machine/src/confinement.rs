@@ -82,6 +82,9 @@ const BUILD: &[Call] = calls![
     SYS_ioctl(kvm(0x90)) => "KVM_SET_CPUID2";
     SYS_ioctl(kvm(0x91)) => "KVM_GET_CPUID2";
     SYS_ioctl(kvm(0xa3)) => "KVM_ENABLE_CAP: clearing the log of dirty pages is left to us";
+    SYS_readlink => "where a path leads";
+    SYS_readlinkat;
+    SYS_getcwd;
     SYS_memfd_create => "the memory";
     SYS_ftruncate;
     SYS_rt_sigaction(Check::Is(0, KICK)) => "the signal that calls a vCPU out of the guest";

@@ -1,5 +1,7 @@
 //! Why a machine cannot do what it was asked for.
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 use units::Bytes;
 use vm_devices::{ConsoleError, DeviceError, VirtioError};
@@ -83,6 +85,19 @@ pub enum MachineError {
     /// The arriving guest's console is nothing that we can open.
     #[error("the console of the machine description cannot be used; name one with --console")]
     ConsoleSpec(#[source] vm_devices::ConsoleSpecError),
+    /// A file of the arriving guest is where none may be.
+    #[error(
+        "{device} is at {}, where no file of an arriving guest may be: name another place for it \
+         with {option}, or allow this one with --files-in", path.display()
+    )]
+    Place {
+        /// The device.
+        device: String,
+        /// The file.
+        path: PathBuf,
+        /// The option that names another.
+        option: &'static str,
+    },
     /// Guest memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -19,6 +19,7 @@ use crate::error::MachineError;
 use crate::events::{Events, MachineEvent};
 use crate::memory::Memory;
 use crate::moment::Moment;
+use crate::places::Places;
 use crate::vcpu::Vcpus;
 use crate::virtio::VirtioDevices;
 
@@ -74,6 +75,8 @@ pub struct Overrides {
     pub console: Option<ConsoleSpec>,
     /// What else is another here.
     pub device_params: Vec<DeviceParam>,
+    /// Where the files may be that it has then.
+    pub places: Places,
 }
 
 /// How far a machine is from being able to run.

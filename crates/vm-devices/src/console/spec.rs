@@ -1,7 +1,7 @@
 //! Where a console goes: `stdio|file:PATH|unix:PATH|null`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -17,6 +17,16 @@ pub enum ConsoleSpec {
     Unix(PathBuf),
     /// Nowhere.
     Null,
+}
+
+impl ConsoleSpec {
+    /// Its file or socket.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) | Self::Unix(path) => Some(path),
+            Self::Stdio | Self::Null => None,
+        }
+    }
 }
 
 /// A text that names no console.

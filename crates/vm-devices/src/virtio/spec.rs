@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vm_state::DeviceDescription;
@@ -134,7 +135,7 @@ impl VirtioSpec {
         let mut spec = Self {
             kind: VirtioKind::Block,
             id: format!("disk{number}"),
-            params: BTreeMap::from([("path".to_owned(), path.ok_or_else(wrong)?)]),
+            params: BTreeMap::from([(block::PATH.to_owned(), path.ok_or_else(wrong)?)]),
         };
         for option in options.split(',').filter(|option| !option.is_empty()) {
             let (name, value) = match option {
@@ -212,6 +213,18 @@ impl VirtioSpec {
             id: description.id.clone(),
             params: description.params.clone(),
         })
+    }
+
+    /// The file or socket of this host that it opens, if its parameters name one.
+    pub fn path(&self) -> Option<PathBuf> {
+        match self.kind {
+            VirtioKind::Block => self.params.get(block::PATH).map(PathBuf::from),
+            VirtioKind::Console => {
+                let to: ConsoleSpec = self.params.get(Self::CONSOLE_PARAM)?.parse().ok()?;
+                to.path().map(Path::to_owned)
+            }
+            VirtioKind::Rng | VirtioKind::Net | VirtioKind::Balloon => None,
+        }
     }
 
     /// Opens what is behind it, and writes into `params` what a destination must know too.

@@ -40,6 +40,9 @@ const MOST_RANGES: u32 = 64;
 /// Sectors of one such range: 1 GiB, so that zeros that have to be written do not take for ever.
 const MOST_RANGE_SECTORS: u32 = 1 << 21;
 
+/// The parameter that says where the image is.
+pub(super) const PATH: &str = "path";
+
 /// Data of one request at most; Linux asks for 1.25 MiB unless told otherwise. It bounds how long
 /// a pause waits.
 const MOST_DATA: u64 = 64 << 20;
@@ -76,7 +79,7 @@ impl Block {
         const BYTES: &str = "bytes";
         const SERIAL: &str = "serial";
         let (read_only, direct) = (spec.flag("ro")?, spec.flag("direct")?);
-        let path = PathBuf::from(spec.param("path")?);
+        let path = PathBuf::from(spec.param(PATH)?);
         let image = Image::open(&spec.to_string(), path, read_only, direct, SECTOR)?;
         if let Some(expected) = params.get(BYTES) {
             image.must_have(spec.number(BYTES, expected)?)?;
