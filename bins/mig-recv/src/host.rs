@@ -37,6 +37,9 @@ use crate::{NAME, inquiry};
 /// A vmrun that was just started answers within this time: it has nothing to do before.
 const START: Duration = Duration::from_secs(20);
 
+/// The broker has answered within this time: it waits some seconds for the end of a vmrun.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// All that the broker can be asked.
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
@@ -81,7 +84,11 @@ impl Host {
             .arg(format!("--log={}", args.common.log))
             .args(args.places().iter().flat_map(|place| [OsStr::new("--files-in"), place.as_ref()]))
             .stdout(Stdio::from(OwnedFd::from(theirs)));
-        Ok(Self { broker: Broker::start(command)?, waiting, control: Some(ours) })
+        Ok(Self {
+            broker: Broker::start(command, args.timeout.max(ANSWER))?,
+            waiting,
+            control: Some(ours),
+        })
     }
 
     fn ask<T: serde::de::DeserializeOwned>(&mut self, question: &Question) -> anyhow::Result<T> {

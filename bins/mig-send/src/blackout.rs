@@ -23,6 +23,7 @@ use vm_control::memory::SharedBitmap;
 
 use crate::answers::phase;
 use crate::migration::Migration;
+use crate::question::Asker;
 use crate::stop::{Stop, is_timeout};
 use crate::{pages, resolve};
 
@@ -130,6 +131,10 @@ impl Migration<'_> {
         if let (Some(save_to_end), Some(ack)) = (self.sent_at(), self.blackout.acknowledged) {
             let load = self.report.downtime.state_load.unwrap_or_default();
             self.report.downtime.transfer = Some((ack - save_to_end).saturating_sub(load));
+        }
+        // Before the commit this costs nothing yet.
+        if self.form == Form::SeparateCommit && self.asker.as_mut().is_none_or(Asker::has_ended) {
+            return Err(anyhow!("the helper process that would bring the commit has ended").into());
         }
         Ok(())
     }

@@ -31,6 +31,10 @@ const ATTEMPT: Duration = Duration::from_secs(15);
 /// How long a tunnel that brought no answer may take to end, so that its status is known.
 const TUNNEL_STATUS: Duration = Duration::from_millis(500);
 
+/// What a question takes beside its writing and its answer, each of which may take an attempt's
+/// time: a process and a tunnel start and end.
+const SLACK: Duration = Duration::from_secs(5);
+
 /// How often the end of a question is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -49,6 +53,11 @@ pub enum Asked {
 /// All that a broker of mig-send does.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ask;
+
+/// How long the question may take to be written, and how long to be answered.
+fn patience(args: &Args) -> Duration {
+    ATTEMPT.min(args.timeout)
+}
 
 /// The command line that this process gives on: who asks whom, and how it is confined.
 fn this_program(args: &Args, id: MigrationId, role: &str) -> Command {
@@ -75,7 +84,12 @@ impl Asker {
     pub fn start(args: &Args, id: MigrationId) -> anyhow::Result<Self> {
         let mut command = this_program(args, id, "broker");
         command.stdout(Stdio::null());
-        Ok(Self(Broker::start(command)?))
+        Ok(Self(Broker::start(command, 2 * patience(args) + SLACK)?))
+    }
+
+    /// Whether nobody can be asked any more.
+    pub fn has_ended(&mut self) -> bool {
+        self.0.has_ended()
     }
 
     /// Asks; [`Self::answer`] has the answer.
@@ -153,7 +167,7 @@ impl Question {
 pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     // Whoever started it kills it if nobody waits any more.
     block_signals()?;
-    let asked = match ask(&args.destination, id, ATTEMPT.min(args.timeout)) {
+    let asked = match ask(&args.destination, id, patience(args)) {
         Ok(outcome) => Asked::Known(outcome),
         Err(Stop::Failed(error)) => Asked::Failed(cli::one_line(&error)),
         Err(stop) => Asked::Failed(format!("{stop:?}")),

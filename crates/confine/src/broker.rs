@@ -5,18 +5,28 @@
 //! enum of the program's own, and its parameters are things that cannot be turned against the host:
 //! a checked name, an id. So whoever takes the parent over gets no more than those few things.
 //!
-//! It ends when its parent does.
+//! It ends when its parent does. A parent waits for each answer as long as it said at the start, and
+//! asks no more after one that did not come.
 #![forbid(unsafe_code)]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+
+/// A broker that nobody asks any more ends within this time, unless it is stopped.
+const END: Duration = Duration::from_secs(2);
+
+/// How often its end is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A question or an answer is no longer (bytes).
 pub const LONGEST: u64 = 64 << 10;
@@ -30,6 +40,9 @@ pub enum BrokerError {
     /// It is gone, or says nothing that makes sense.
     #[error("lost the helper process")]
     Lost(#[source] io::Error),
+    /// It has not answered in time.
+    #[error("the helper process does not answer")]
+    Silent,
 }
 
 /// A running broker. Dropping it ends it.
@@ -47,12 +60,16 @@ pub fn this_program() -> Command {
 }
 
 impl Broker {
-    /// Starts `command`, which serves at its stdin ([`serve`]).
+    /// Starts `command`, which serves at its stdin ([`serve`]) and answers within `patience`.
     ///
     /// # Errors
     /// [`BrokerError::Start`].
-    pub fn start(mut command: Command) -> Result<Self, BrokerError> {
+    pub fn start(mut command: Command, patience: Duration) -> Result<Self, BrokerError> {
         let (ours, theirs) = UnixStream::pair().map_err(BrokerError::Start)?;
+        let limited = ours.set_read_timeout(Some(patience));
+        limited
+            .and_then(|()| ours.set_write_timeout(Some(patience)))
+            .map_err(BrokerError::Start)?;
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
         let child = command.spawn().map_err(BrokerError::Start)?;
         Ok(Self { stream: BufReader::new(ours), child })
@@ -61,7 +78,7 @@ impl Broker {
     /// Asks, and waits for the answer.
     ///
     /// # Errors
-    /// [`BrokerError::Lost`].
+    /// [`BrokerError::Lost`], [`BrokerError::Silent`].
     pub fn ask<A: DeserializeOwned>(
         &mut self,
         question: &impl Serialize,
@@ -75,24 +92,44 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::Lost`].
     pub fn send(&mut self, question: &impl Serialize) -> Result<(), BrokerError> {
-        write_line(self.stream.get_mut(), question).map_err(BrokerError::Lost)
+        write_line(self.stream.get_mut(), question).map_err(|error| self.lost(error))
     }
 
     /// Waits for the answer to what was sent.
     ///
     /// # Errors
-    /// [`BrokerError::Lost`].
+    /// [`BrokerError::Lost`], [`BrokerError::Silent`].
     pub fn answer<A: DeserializeOwned>(&mut self) -> Result<A, BrokerError> {
         read_line(&mut self.stream)
             .and_then(|line| line.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
-            .map_err(BrokerError::Lost)
+            .map_err(|error| self.lost(error))
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn lost(&mut self, error: io::Error) -> BrokerError {
+        // A late answer must not be taken for that to the next question.
+        let _ = self.stream.get_mut().shutdown(Shutdown::Both);
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => BrokerError::Silent,
+            _ => BrokerError::Lost(error),
+        }
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let _ = self.stream.get_mut().shutdown(std::net::Shutdown::Both);
-        let _ = self.child.wait();
+        let _ = self.stream.get_mut().shutdown(Shutdown::Both);
+        let began = Instant::now();
+        // One that is stopped ends when it goes on: nobody waits for that.
+        while let Ok(None) = self.child.try_wait()
+            && began.elapsed() < END
+        {
+            thread::sleep(LOOK_EVERY);
+        }
     }
 }
 

@@ -65,6 +65,10 @@ pub enum Party {
     Destination,
     /// The tunnel.
     Tunnel,
+    /// mig-send's helper, which asks for it.
+    SendBroker,
+    /// mig-recv's helper, which starts its vmrun.
+    RecvBroker,
 }
 
 /// What the operator wants.
@@ -163,7 +167,7 @@ impl Fault {
     /// All of them.
     pub fn all() -> Vec<Self> {
         use {Order::*, Party::*};
-        let parties = [Send, Recv, Source, Destination, Tunnel];
+        let parties = [Send, Recv, Source, Destination, Tunnel, SendBroker, RecvBroker];
         let acts = [
             Act::Cut,
             Act::ExitEarly,
@@ -223,6 +227,8 @@ impl fmt::Display for Party {
             Self::Source => "source",
             Self::Destination => "destination",
             Self::Tunnel => "tunnel",
+            Self::SendBroker => "send-broker",
+            Self::RecvBroker => "recv-broker",
         })
     }
 }
@@ -292,7 +298,8 @@ fn afters(form: Form, fault: Fault, outcomes: &[Outcome]) -> &'static [After] {
     let alone = matches!(form, Form::OneWay | Form::Resolve)
         || matches!(
             fault,
-            Fault::Kill(Party::Send)
+            Fault::Kill(Party::Send | Party::SendBroker)
+                | Fault::Freeze(Party::SendBroker)
                 | Fault::Freeze(Party::Source)
                 | Fault::StateLost
                 | Fault::NoMoreMemory

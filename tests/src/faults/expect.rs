@@ -146,6 +146,15 @@ fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
         (Kill(Destination), GOING) => &[Doubtful, EndedThere],
         (Kill(Destination), RAN | TOLD..) => &[EndedThere],
 
+        // Nobody has to be asked.
+        (Kill(SendBroker) | Freeze(SendBroker), ..=RAN) => &[Moved],
+        (Kill(SendBroker) | Freeze(SendBroker), TOLD..) => &[],
+        // It starts the vmrun, and after that it is needed only where something else breaks.
+        (Kill(RecvBroker) | Freeze(RecvBroker), _) if step == Point::Connect => &[Stays],
+        (Kill(RecvBroker) | Freeze(RecvBroker), OPENING) => &[Stays, Moved],
+        (Kill(RecvBroker) | Freeze(RecvBroker), ..=COMMITTED) => &[Moved],
+        (Kill(RecvBroker) | Freeze(RecvBroker), _) => &[],
+
         (Kill(Tunnel) | Net(Cut | ExitEarly | Partition), _) => match phase {
             ..=ACKED => &[Stays],
             COMMITTED => &[Prepared],
@@ -225,8 +234,9 @@ fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
         (StateUnwritable | LittleMemory, _) if step == Point::Connect => &[Stays],
         // The source keeps no records.
         (SourceStateUnwritable, _) if step == Point::Connect => &[Moved],
-        (NoMoreMemory, COPYING..=SAVED) => &[Stays, Moved],
-        // A thread that the standard library cannot complete ends its vmrun, also behind GO.
+        // A thread that the standard library cannot complete ends its vmrun: whether that is before
+        // ACK or behind GO is a matter of what it had in store.
+        (NoMoreMemory, COPYING..=SAVED) => &[Stays, Moved, Doubtful, EndedThere],
         (NoMoreMemory, ACKED | COMMITTED) => &[Moved, Prepared, Running, Doubtful, EndedThere],
         (
             StateLost
@@ -246,12 +256,23 @@ fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
 fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
     use {Act::*, Fault::*, Order::*, Outcome::*, Party::*};
     match (fault, phase) {
+        // It brings GO, and that it is dead is seen before the commit. One that thaws finds that it
+        // was asked to.
+        (Kill(SendBroker), ..=ACKED) => &[Stays],
+        (Freeze(SendBroker), ..=ACKED) => &[Prepared, Running],
+        // What it started brings GO, and nobody hears the answer.
+        (Kill(SendBroker) | Freeze(SendBroker), _) => &[Running],
+        // The sender does not wait until there is a vmrun.
+        (Kill(RecvBroker) | Freeze(RecvBroker), OPENING..=SAVED) if step != Point::Connect => {
+            &[Stays, Moved]
+        }
+        (Kill(RecvBroker) | Freeze(RecvBroker), COMMITTED..) => &[],
         (Kill(Recv) | Freeze(Recv), ACKED) => &[Moved],
         (Kill(Recv) | Freeze(Recv), COMMITTED | RAN) => &[],
         // It may be asked soon enough, or too late.
         (Freeze(Destination), ACKED | COMMITTED) => &[Prepared, Running],
         // Nobody can reach the vmrun on a new connection.
-        (NoMoreMemory, COPYING..=SAVED) => &[Stays, Prepared],
+        (NoMoreMemory, COPYING..=SAVED) => &[Stays, Prepared, Doubtful],
         // Whoever brings GO looks for the vmrun in the records.
         (StateLost, COPYING..=COMMITTED) => &[Prepared],
         // The path is closed anyway.
@@ -277,6 +298,11 @@ fn one_way(step: Step, fault: Fault) -> &'static [Outcome] {
         Kill(Recv) if early => &[Stays],
         Kill(Recv) if racing => &[Stays, Refused],
         Kill(Recv) => &[Refused],
+        Kill(SendBroker) | Freeze(SendBroker) => &[Running],
+        Kill(RecvBroker) | Freeze(RecvBroker) if step == Point::Connect => &[Stays],
+        Kill(RecvBroker) | Freeze(RecvBroker) if early => &[Stays, Running],
+        Kill(RecvBroker) | Freeze(RecvBroker) if whole => &[Running],
+        Kill(RecvBroker) | Freeze(RecvBroker) => &[],
         Kill(Source) if early => &[EndedHere],
         Kill(Source) if racing => &[EndedHere, Moved],
         Kill(Source) => &[Moved],
@@ -367,6 +393,11 @@ fn resolve(step: Step, fault: Fault) -> &'static [Outcome] {
         Net(CloseBack) => &[Running],
         Net(Delay | ExitLate) => &[Moved],
         Freeze(Source) => &[Moved],
+        // It has nothing left to do.
+        Kill(RecvBroker) | Freeze(RecvBroker) if answered => &[],
+        Kill(RecvBroker) => &[Prepared],
+        // It answers when nobody listens any more, and the question was GO.
+        Freeze(RecvBroker) => &[Prepared, Running],
         // Its patience may be over when it thaws.
         Freeze(Send) => &[Moved, Running],
         Freeze(Destination) if answered => &[Moved],

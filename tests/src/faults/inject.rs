@@ -109,7 +109,12 @@ fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) {
         // One way mig-send waits for it, and not for ever.
         Party::Destination if form == Form::OneWay => thread::sleep(NOTICED),
         Party::Destination if !stays && after == After::Mended => thread::sleep(NOTICED),
-        Party::Recv | Party::Source | Party::Destination | Party::Tunnel => {
+        Party::Recv
+        | Party::Source
+        | Party::Destination
+        | Party::Tunnel
+        | Party::SendBroker
+        | Party::RecvBroker => {
             within(FREEZE, || scene.sender.has_ended());
         }
     }
@@ -160,6 +165,8 @@ fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) {
             }
         }
         Order::QuitThere => {
+            // Its process is there before its socket.
+            wait("the destination's vmrun", || scene.destination.state("b").is_some());
             let pid = find(scene, Party::Destination, 0).expect("it is waited for");
             expect_order(&there(&["quit", "b"]), true, "");
             wait("the destination's vmrun to end", || !lives(pid));

@@ -20,21 +20,30 @@ pub fn find(scene: &Scene, party: Party, tunnel: i32) -> Option<i32> {
         Party::Tunnel => tunnel,
         // After GO it may be done and gone.
         Party::Recv if scene.case.step == Point::AfterGo => {
-            let all = scene.destination.processes();
-            return all.iter().find(|(_, comm)| comm == "mig-recv").map(|(pid, _)| *pid);
+            return now(&scene.destination, "mig-recv");
         }
         Party::Recv => of(&scene.destination, "mig-recv"),
         Party::Destination => of(&scene.destination, "vmrun"),
+        Party::SendBroker if scene.case.step == Point::AfterGo => {
+            return now(&scene.source, "mig-broker");
+        }
+        Party::SendBroker => of(&scene.source, "mig-broker"),
+        Party::RecvBroker => of(&scene.destination, "mig-broker"),
     })
 }
 
 fn of(host: &Host, name: &str) -> i32 {
     let mut found = None;
     wait(name, || {
-        found = host.processes().iter().find(|(_, comm)| comm == name).map(|(pid, _)| *pid);
+        found = now(host, name);
         found.is_some()
     });
     found.expect("waited for")
+}
+
+/// The process of this name, if it is there now.
+fn now(host: &Host, name: &str) -> Option<i32> {
+    host.processes().iter().find(|(_, comm)| comm == name).map(|(pid, _)| *pid)
 }
 
 /// Sends a signal; to a process that is gone already it means nothing.

@@ -139,6 +139,8 @@ impl Scene {
         stopped.tell(Act::Cut);
         let (status, said) = self.sender.end();
         assert_eq!(status, Some(4), "handing over: {said}");
+        // The next one has its helpers to itself.
+        wait("the mig-recv that got no GO to end", || self.reception_ended());
         self.gate.plan(&[Plan::Stop(self.case.step)]);
         let mut command = self.source.command("mig-send");
         let for_seconds = if self.case.fault == Fault::Kill(Party::Send) { LONG } else { 3.0 };
