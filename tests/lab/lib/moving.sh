@@ -12,6 +12,9 @@ HVC=$(hvc web)
 
 # What the guest does: see guest/init.
 WORK=${WORK:-files,clock}
+# Its memory, and what it is to do with while it moves, in MiB.
+MEMORY=${MEMORY:-96}
+TARGET=${TARGET:-80}
 # What mig-send is to keep to.
 LIMITS=${LIMITS:---max-downtime $DOWNTIME}
 
@@ -23,7 +26,7 @@ start_watched() {
     make_initramfs "$CONSOLES/initrd.img"
     at hostb rm -f $HVC
     rm -f $HVC
-    boot web "$1" "net=$GUEST_ADDRESS/24 work=$WORK" --initrd "$CONSOLES/initrd.img" --mem 96M \
+    boot web "$1" "net=$GUEST_ADDRESS/24 work=$WORK" --initrd "$CONSOLES/initrd.img" --mem ${MEMORY}M \
         --disk "$CONSOLES/web.raw" --net "tap=tap0,mac=$GUEST_MAC" --rng --balloon --virtio-console unix:$HVC
     watch_bridges
     wait_for "the guest to come up" said web '^guest up'
@@ -39,8 +42,8 @@ start_watched() {
     assert_console
     # What the boot has left behind need not be carried, and a file of the disk can be read again.
     ask web 'echo 1 >/proc/sys/vm/drop_caches' >/dev/null
-    expect 0 vmctl balloon web 72M >/dev/null
-    wait_for "the guest to do with less" does_with_at_most web 72
+    expect 0 vmctl balloon web ${TARGET}M >/dev/null
+    wait_for "the guest to do with less" does_with_at_most web $TARGET
 }
 
 # watch_bridges: writes down on both hosts how the guest announces itself.
@@ -184,9 +187,9 @@ wall_clock() {
 # was watched must be well.
 end_watched() {
     local status=0 names=web n
-    does_with_at_most web 72 || fail "the balloon was lost on the way"
-    expect 0 vmctl balloon web 96M >/dev/null
-    wait_for "the guest to have all again" does_with_at_least web 96
+    does_with_at_most web $TARGET || fail "the balloon was lost on the way"
+    expect 0 vmctl balloon web ${MEMORY}M >/dev/null
+    wait_for "the guest to have all again" does_with_at_least web $MEMORY
     touch "$CONSOLES/stop"
     wait $asker || status=$?
     say "$(cat "$CONSOLES/talk.result")"
