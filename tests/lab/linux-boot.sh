@@ -1,6 +1,6 @@
 #!/bin/bash
 # The stock Debian cloud kernel on vmrun: it boots with 1 and 2 vCPUs to a script of its own,
-# resets and switches itself off, and moves to another vmrun of this host while it counts time.
+# resets and switches itself off, as a bzImage and as the ELF file in it, and moves to another vmrun of this host while it counts time.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/lib/linux.sh"
 
@@ -66,6 +66,13 @@ for cpus in 1 2; do
     the_end "boot$cpus"
     say "$cpus vCPU(s): booted, and powered off with status 0"
 done
+
+"$LAB_TESTS/lib/vmlinux" "$GUEST/vmlinuz" /tmp/vmlinux
+KERNEL=/tmp/vmlinux start elf 1 3 poweroff
+vmrun_ends elf 0
+the_end elf
+said elf '^guest up: 1 cpus, clock kvm-clock' || fail "the ELF kernel is not the machine that was asked for"
+say "vmlinux, the same kernel as an ELF file: booted, and powered off with status 0"
 
 start reset 1 1 reboot
 vmrun_ends reset 3

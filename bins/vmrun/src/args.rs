@@ -14,7 +14,8 @@ pub struct Args {
     /// /run/vmrun
     #[arg(long, value_name = "NAME")]
     pub name: String,
-    /// A Linux kernel (bzImage or vmlinux), an ELF kernel with a PVH note, or
+    /// A Linux kernel (bzImage, or vmlinux: any ELF file with a note of Linux), an ELF kernel with a
+    /// PVH note, or
     /// builtin:dirty,pages=N,rate=R|max,fill=random|zero|pattern,fill-mb=M,seed=S
     #[arg(long, value_name = "KERNEL", required_unless_present = "incoming")]
     pub kernel: Option<String>,
