@@ -175,6 +175,27 @@ fn a_sender_keeps_to_its_filter_whatever_it_sends_to() {
     }
 }
 
+#[test]
+fn an_inspector_keeps_to_its_filter_whatever_it_says() {
+    needs_kvm!();
+    let host = Host::new();
+    let _guest = Guest::boot(&host, "a", &spec(64, "500", 16), &[]);
+    let file = host.path("a.mig");
+    let file = file.to_str().expect("UTF-8");
+    host.run("mig-send", &["--quiet", "a", &format!("file:{file}")]).expect(0);
+    for look in ["", "--json", "--records", "--records --json"] {
+        let Some(calls) = traced(&host, "mig-inspect", |strace| {
+            host.sh(&format!("{strace} mig-inspect {look} {file} >/dev/null")).expect(0);
+        }) else {
+            return;
+        };
+        assert_only(&calls, &host, "mig-inspect");
+        assert!(names(&calls).contains("read"), "{look}");
+    }
+    // What is no stream, on stdin: it says so and is not killed for it.
+    host.sh("mig-inspect </etc/passwd").expect(1);
+}
+
 /// What the threads of a process called after they were confined.
 type Calls = BTreeMap<String, Vec<Called>>;
 

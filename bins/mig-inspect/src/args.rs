@@ -18,6 +18,8 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub confinement: cli::Confinement,
+    #[command(flatten)]
     pub common: cli::Common,
 }
 
@@ -34,6 +36,8 @@ Exit status:
   2  wrong usage";
 
 impl cli::Program for Args {
+    const FILTERS: &'static [confine::Filter] = &[crate::confinement::FILTER];
+
     fn common(&self) -> &cli::Common {
         &self.common
     }

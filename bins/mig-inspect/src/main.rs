@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod confinement;
 mod inspect;
 mod machine;
 mod source;
@@ -40,7 +41,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Prints what is in the stream as far as it is whole, then says what is wrong with it.
 fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut inspection = Inspection::open(args.source.open()?)?;
+    let stream = args.source.open()?;
+    confinement::enter(args.confinement.confine)?;
+    let mut inspection = Inspection::open(stream)?;
     let checked = loop {
         match inspection.next() {
             Ok(Some(record)) if args.records && args.json => {

@@ -46,6 +46,7 @@ pub const RUNTIME: &[Call] = crate::calls![
     SYS_write;
     SYS_writev;
     SYS_close;
+    SYS_fcntl(Check::Is(1, libc::F_GETFD as u32)) => "a debug build looks before it closes";
     SYS_getpid;
     SYS_gettid;
     SYS_rt_sigprocmask;
