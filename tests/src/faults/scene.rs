@@ -152,10 +152,8 @@ impl Scene {
     /// Takes the destination's records away, and puts a file in their place.
     pub fn lose_records(&self) {
         let records = self.destination.path("state/vmrun/migrations");
-        let is_whole = |file: fs::DirEntry| !file.file_name().as_encoded_bytes().starts_with(b".");
-        wait("the record", || {
-            fs::read_dir(&records).is_ok_and(|files| files.flatten().any(is_whole))
-        });
+        // Its vmrun takes the guest when the record is on the disk, and not before.
+        wait("the record", || self.destination.state("b").is_some_and(|it| it != "incoming"));
         fs::rename(&records, records.with_extension("away")).expect("there are records");
         occupy(&self.destination, "state/vmrun/migrations");
     }
