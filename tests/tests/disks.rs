@@ -30,6 +30,11 @@ fn to_b(guest: &Guest, options: &str) -> (String, Console) {
     (format!("mig-recv --quiet --name b --console file:{path} {options}"), console)
 }
 
+/// The destination by a tunnel that brings GO late: whoever waits for the image has it by then.
+fn late_go(recv: &str) -> String {
+    format!("exec:lossy-tunnel ack=delay '{recv}'")
+}
+
 /// What mig-recv said into recv.err; it may do so after it has answered the source.
 fn said(host: &Host) -> String {
     let read = || fs::read_to_string(host.path("recv.err")).unwrap_or_default();
@@ -126,7 +131,7 @@ fn an_image_that_somebody_takes_in_the_handover_loses_no_guest() {
     let (mut a, image) = boot(&host);
     let (recv, b) = to_b(&a, "--go-timeout 3");
     let thief = image.take_when_free();
-    let destination = format!("exec:{recv} 2>>recv.err");
+    let destination = late_go(&format!("{recv} 2>>recv.err"));
     let mut sender = host.command("mig-send");
     sender.current_dir(host.path("")).args(["-q", "--resolve-for", "0.2", "a", &destination]);
     let done = run(&mut sender).refused_as(4, &["a is handed-over", "mig-send --resolve a"]);
@@ -144,6 +149,7 @@ fn an_image_that_somebody_takes_in_the_handover_loses_no_guest() {
     assert_eq!(host.state("a").as_deref(), Some("handed-over"));
     a.assert_stands_still();
 
+    assert!(thief.is_finished(), "the destination was faster");
     drop(thief.join().unwrap());
     let done = host.run("mig-send", &resolve).expect(1);
     assert!(done.stderr.contains("it runs here"), "{}", done.stderr);
@@ -161,11 +167,12 @@ fn an_image_that_is_free_again_in_time_is_no_reason_to_give_up() {
     let thief = image.take_when_free();
     let sender = host
         .command("mig-send")
-        .args(["-q", "a", &format!("exec:{recv}")])
+        .args(["-q", "a", &late_go(&recv)])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    wait("the lock", || thief.is_finished());
     let file = thief.join().unwrap();
     wait("the handover", || host.state("b").as_deref() == Some("prepared"));
     thread::sleep(Duration::from_millis(300));
