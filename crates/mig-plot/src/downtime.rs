@@ -40,7 +40,7 @@ pub fn draw<B: DrawingBackend>(report: &Report, sheet: &Sheet<B>) -> Drawn<B> {
         Some(total) => format!("Downtime by phase: {}", Time(total)),
         None => "Downtime by phase: not known in all".to_owned(),
     };
-    sheet.title(&title, &subtitle(report))?;
+    sheet.title(&title, &subtitle(report), &report.headline())?;
     if *downtime == Downtime::default() {
         return sheet.nothing("no downtime was measured");
     }

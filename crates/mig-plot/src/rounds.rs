@@ -1,7 +1,7 @@
 //! Pages per round.
 
 use mig_engine::precopy::RoundStats;
-use mig_engine::report::Report;
+use mig_engine::report::{EndedBy, Report};
 use plotters::prelude::DrawingBackend;
 use plotters::style::RGBColor;
 
@@ -57,7 +57,16 @@ const CURVES: [Curve; 4] = [
 ];
 
 pub fn draw<B: DrawingBackend>(report: &Report, sheet: &Sheet<B>) -> Drawn<B> {
-    sheet.title("Pages per round", &subtitle(report))?;
+    let headline = report.headline();
+    let (subtitle, shorter) = match &report.ended_by {
+        Some(EndedBy { text, .. }) => {
+            let rule = text.split(':').next().unwrap_or_default();
+            (format!("{headline}; {text}"), format!("{headline}; {rule}"))
+        }
+        None => (headline.clone(), headline),
+    };
+    // Which migration, and what ended its rounds.
+    sheet.title("Pages per round", &subtitle, &shorter)?;
     let rounds: Vec<_> = report.rounds.iter().chain(&report.blackout).collect();
     if rounds.is_empty() {
         return sheet.nothing("no round was sent");
@@ -101,16 +110,6 @@ pub fn draw<B: DrawingBackend>(report: &Report, sheet: &Sheet<B>) -> Drawn<B> {
         }
     }
     Ok(())
-}
-
-/// Which migration, and what ended its rounds.
-fn subtitle(report: &Report) -> String {
-    let mut text = report.headline();
-    if let Some(ended) = &report.ended_by {
-        text.push_str("; ");
-        text.push_str(&ended.text);
-    }
-    text
 }
 
 fn legend<B: DrawingBackend>(sheet: &Sheet<B>, curves: &[&Curve]) -> Drawn<B> {

@@ -12,7 +12,7 @@ use crate::sheet::{Anchor, Drawn, Face, Sheet};
 const HIGHEST: usize = 255;
 
 pub fn draw<B: DrawingBackend>(report: &Report, sheet: &Sheet<B>) -> Drawn<B> {
-    sheet.title("How often a page was sent", &subtitle(report))?;
+    sheet.title("How often a page was sent", &subtitle(report), &report.headline())?;
     let counts: Vec<u64> = report.histogram.iter().map(|pages| pages.0).collect();
     if counts.is_empty() {
         return sheet.nothing("no page was sent");

@@ -110,15 +110,19 @@ impl<B: DrawingBackend> Sheet<B> {
         self.area.present()
     }
 
-    /// What the figure shows, and of which migration.
-    pub fn title(&self, title: &str, subtitle: &str) -> Drawn<B> {
+    /// What the figure shows, and of which migration: `subtitle`, or `shorter` where that has no
+    /// room.
+    pub fn title(&self, title: &str, subtitle: &str, shorter: &str) -> Drawn<B> {
         self.text((LEFT, 42), Anchor::Left, Face::Title, INK, title)?;
-        // What comes from the report may be longer than the sheet is wide.
+        let has_room = |text: &str| -> Drawn<B, bool> {
+            Ok(self.room_for(Face::Subtitle, text)? <= WIDTH as i32 - 2 * LEFT)
+        };
         let mut shown = clean(subtitle, subtitle.len());
-        let mut length = shown.chars().count();
-        while self.room_for(Face::Subtitle, &shown)? > WIDTH as i32 - 2 * LEFT {
-            length -= 1;
-            shown = clean(subtitle, length);
+        // What comes from the report may be longer than the sheet is wide.
+        let mut length = shorter.len();
+        while !has_room(&shown)? {
+            shown = clean(shorter, length);
+            length = length.saturating_sub(1);
         }
         self.text((LEFT, 84), Anchor::Left, Face::Subtitle, GREY, &shown)
     }

@@ -234,6 +234,19 @@ fn the_curves_that_a_migration_has_are_drawn_and_named() {
 }
 
 #[test]
+fn a_rule_whose_figures_have_no_room_is_named_without_them() {
+    let ended = |text: &str| {
+        let mut report = moved();
+        report.ended_by.as_mut().unwrap().text = text.to_owned();
+        texts(&Figure::Rounds.svg(&report).unwrap()).join("\n")
+    };
+    let long = "no progress: in 2 rounds fewer pages were sent (1161) than became dirty (1209)";
+    let said = ended(long);
+    assert!(said.contains("; no progress\n") && !said.contains("..."), "{said}");
+    assert!(ended("converged: 31 left").contains("; converged: 31 left"));
+}
+
+#[test]
 fn a_histogram_has_a_bar_for_each_count_and_says_how_high_it_is() {
     let svg = Figure::Sent.svg(&moved()).unwrap();
     assert_eq!(elements(&svg, "rect", palette::BLUE), 3);
