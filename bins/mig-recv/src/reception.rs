@@ -216,8 +216,8 @@ impl<'a> Reception<'a> {
         Ok(())
     }
 
-    /// What belongs to this host in the guest's devices, beside its serial console. Paths are those of this process, not of
-    /// the vmrun, which may have another working directory.
+    /// What belongs to this host in the guest's devices, beside its serial console. Paths are those
+    /// of this process, not of the vmrun, which may have another working directory.
     fn device_params(&self) -> anyhow::Result<Vec<(String, String, String, String)>> {
         let disk = |(id, path): &(String, String)| {
             let path =

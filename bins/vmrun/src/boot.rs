@@ -36,6 +36,7 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         virtio_console: args.virtio_console.clone(),
         migration: None,
         receiver: None,
+        arrival: None,
         parent: None,
     })
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 use std::time::Duration;
 
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
@@ -16,14 +15,12 @@ use vm_control::{Event, Order, Refusal};
 use vm_machine::Machine;
 use vm_state::MachineDescription;
 
+use crate::arrival::Arrival;
 use crate::builder::Builder;
 use crate::end::{End, Ending};
 
 /// Events that a subscriber may be behind before it is dropped.
 const EVENT_BACKLOG: usize = 64;
-
-/// How long to wait before a refusal that could not be recorded is tried again.
-const REFUSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// One guest and everything that is known of it.
 pub struct Guest {
@@ -53,6 +50,8 @@ pub struct Inner {
     pub migration: Option<Migration>,
     /// The connection that brings a guest.
     pub receiver: Option<ConnectionId>,
+    /// What waits for the GO of that guest.
+    pub arrival: Option<Arrival>,
     /// The connection without which an incoming vmrun has no purpose.
     pub parent: Option<ConnectionId>,
 }
@@ -141,32 +140,22 @@ impl Guest {
             Some(Effect::Exit) => self.end(end_of(input, &transition)),
             Some(Effect::Record(..)) | None => {}
         }
-        if let Some(Effect::Record(id, decision)) = transition.later {
-            self.record_later(inner.name.clone(), id, decision);
+        if let Some(Effect::Record(_, decision)) = transition.later
+            && let Some(arrival) = inner.arrival.take()
+        {
+            arrival.record(decision);
         }
         Ok(())
     }
 
-    fn record(&self, name: &str, id: MigrationId, decision: Decision) -> Result<(), Refusal> {
+    /// Writes down what is decided of a migration, by which a guest called `name` comes or goes.
+    pub fn record(&self, name: &str, id: MigrationId, decision: Decision) -> Result<(), Refusal> {
         let record = Record { decision, name: name.to_owned(), socket: self.socket.clone() };
         let written = match decision {
             Decision::MayRun => self.records.create(id, &record),
             Decision::Ran | Decision::Refused => self.records.replace(id, &record),
         };
         written.map_err(|error| Refusal::new(cli::one_line(&error.into())))
-    }
-
-    fn record_later(&self, name: String, id: MigrationId, decision: Decision) {
-        let Some(this) = self.this() else { return };
-        // Without it the host says "may have run" after a crash: safe, but less helpful.
-        let spawned = thread::Builder::new().spawn(move || {
-            if let Err(refusal) = this.record(&name, id, decision) {
-                warn!("{refusal}");
-            }
-        });
-        if let Err(error) = spawned {
-            warn!("cannot record that the guest runs: {error}");
-        }
     }
 
     /// Lets the vCPUs run if the operator wants that.
@@ -234,42 +223,6 @@ impl Guest {
                 machine.throttle(0);
             }
         }
-    }
-
-    /// A clock for a guest that is about to wait for GO: `go_timeout` after it was started the
-    /// guest is refused. It is made before the guest is prepared, so that a host that is out of
-    /// memory does not leave one that waits for ever. And it is waited for: a new thread takes
-    /// memory for itself, and the program ends if there is none; that may happen only as long as
-    /// nobody was told that the guest is whole.
-    pub fn go_clock(&self, id: MigrationId) -> Result<SyncSender<()>, Refusal> {
-        let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
-        let (start, started) = sync_channel(1);
-        let (ready, is_ready) = sync_channel(1);
-        let run = move || {
-            let _ = ready.send(());
-            if started.recv().is_err() {
-                return;
-            }
-            thread::sleep(this.go_timeout);
-            loop {
-                {
-                    let mut inner = this.lock();
-                    if inner.ownership.state() != State::Prepared(id) {
-                        return;
-                    }
-                    match this.step(&mut inner, Input::Refuse(id)) {
-                        Ok(()) => return,
-                        Err(refusal) => warn!("cannot refuse the guest yet: {refusal}"),
-                    }
-                }
-                thread::sleep(REFUSE_AGAIN);
-            }
-        };
-        let cannot = |error: String| Refusal::new(format!("cannot wait for GO: {error}"));
-        let spawned = thread::Builder::new().name("go-timeout".into()).spawn(run);
-        spawned.map_err(|error| cannot(error.to_string()))?;
-        is_ready.recv().map_err(|error| cannot(error.to_string()))?;
-        Ok(start)
     }
 
     /// A connection is gone: what it had begun and nobody can finish is undone.

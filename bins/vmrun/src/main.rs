@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod arrival;
 mod boot;
 mod builder;
 mod confinement;

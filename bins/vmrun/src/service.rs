@@ -16,6 +16,7 @@ use vm_control::{
 use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
 use vm_state::{MachineDescription, Section};
 
+use crate::arrival::Arrival;
 use crate::guest::{Guest, Inner, Migration, refusal};
 use crate::run_state::RunState;
 
@@ -194,7 +195,10 @@ impl Guest {
         let fds = memory_of(&machine)?;
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
+        let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
+        let arrival = Arrival::start(this, inner.name.clone(), id)?;
         self.step(inner, Input::Receive(id))?;
+        inner.arrival = Some(arrival);
         inner.machine = Some(machine);
         inner.builder = None;
         inner.description = Some(description);
@@ -217,9 +221,10 @@ impl Guest {
         inner.wanted = RunState::take(&mut sections)?.wanted;
         inner.machine()?.load(sections).map_err(refusal)?;
         debug_assert_eq!(expected.before, None);
-        let clock = self.go_clock(id)?;
         self.step(inner, Input::Prepared(id))?;
-        let _ = clock.send(());
+        if let Some(arrival) = &inner.arrival {
+            arrival.prepared();
+        }
         Ok(Reply::Prepared(Loaded { load: started.elapsed() }))
     }
 

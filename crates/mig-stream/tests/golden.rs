@@ -47,18 +47,6 @@ fn written_answers() -> Vec<u8> {
     writer.into_inner()
 }
 
-/// Writes the golden files of a format that has none yet:
-/// `cargo test -p mig-stream --test golden -- --ignored`. Never overwrites one.
-#[test]
-#[ignore = "writes missing golden files"]
-fn write_missing_golden_files() {
-    for (name, bytes) in [("v1.mig", sample(BOTH_WAYS)), ("v1.answers", written_answers())] {
-        if !path(name).exists() {
-            fs::write(path(name), bytes).unwrap();
-        }
-    }
-}
-
 #[test]
 fn format_1_is_written_as_it_always_was() {
     assert!(sample(BOTH_WAYS) == golden("v1.mig"), "the bytes of format 1 have changed");
