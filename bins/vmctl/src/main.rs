@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use mig_engine::ownership::Input;
 use units::BytesPerSec;
-use vm_control::{Client, ClientError, Event, Order, Status, place};
+use vm_control::place::{self, PlaceError};
+use vm_control::{Client, ClientError, Event, Order, Status};
 
 use crate::args::{Args, Command};
 
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     match &args.command {
-        Command::List => print(&show::list(&all(), args.json)?)?,
+        Command::List => print(&show::list(&all()?, args.json)?)?,
         Command::Status { guest } => {
             print(&show::status(&connect(guest)?.status()?, args.json)?)?;
         }
@@ -72,20 +73,26 @@ fn connect(guest: &str) -> anyhow::Result<Client> {
 }
 
 /// All guests that answer. A socket that nobody listens on any more is no guest.
-fn all() -> Vec<Status> {
-    place::all_sockets()
+fn all() -> Result<Vec<Status>, PlaceError> {
+    let guests = place::all_sockets()?
         .iter()
         .filter_map(|socket| {
             match Client::connect_within(socket, NAME, LIST_TIMEOUT).and_then(|it| it.status()) {
                 Ok(status) => Some(status),
-                Err(ClientError::Connect { .. }) => None,
+                Err(ClientError::Connect { source, .. }) if is_nobody(&source) => None,
                 Err(error) => {
                     cli::complain(NAME, &error.into());
                     None
                 }
             }
         })
-        .collect()
+        .collect();
+    Ok(guests)
+}
+
+/// Whether a connection failed because nobody listens there.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 fn events(

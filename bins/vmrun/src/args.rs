@@ -11,7 +11,7 @@ use units::Bytes;
 #[command(name = "vmrun", version, after_help = EXAMPLES)]
 pub struct Args {
     /// What the guest is called; its control socket is NAME.sock in $XDG_RUNTIME_DIR/vmrun, or in
-    /// /run/vmrun
+    /// /run/vmrun (root's, also in a login that sets XDG_RUNTIME_DIR)
     #[arg(long, value_name = "NAME")]
     pub name: String,
     /// A Linux kernel (bzImage, or vmlinux: any ELF file with a note of Linux), an ELF kernel with a

@@ -29,6 +29,15 @@ pub enum PlaceError {
         #[source]
         source: io::Error,
     },
+    /// A directory of sockets cannot be read: nobody knows which guests are there.
+    #[error("cannot look for guests in {path}")]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Checks that `name` can name a guest.
@@ -47,12 +56,41 @@ pub fn check_name(name: &str) -> Result<(), PlaceError> {
     Ok(())
 }
 
+/// Where the system's guests are: those of root, and of units.
+const SYSTEM_DIR: &str = "/run/vmrun";
+
+/// Where logins have a runtime directory each, which goes away with the last of them.
+const LOGINS: &str = "/run/user";
+
 /// The directory of the sockets: `$XDG_RUNTIME_DIR/vmrun`, or `/run/vmrun`.
+///
+/// Root's guests are the system's, and in `/run/vmrun` also where a login has set
+/// `$XDG_RUNTIME_DIR`: units and every login of root find each other's, and a socket outlives the
+/// login that made it. Any other directory was chosen on purpose and counts.
 pub fn runtime_dir() -> PathBuf {
-    env::var_os("XDG_RUNTIME_DIR")
-        .filter(|dir| !dir.is_empty())
-        .map_or_else(|| PathBuf::from("/run"), PathBuf::from)
-        .join("vmrun")
+    let set = env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    runtime_dir_of(nix::unistd::geteuid().is_root(), set)
+}
+
+fn runtime_dir_of(root: bool, set: Option<PathBuf>) -> PathBuf {
+    match set {
+        Some(dir) if !(root && dir.starts_with(LOGINS)) => dir.join("vmrun"),
+        _ => PathBuf::from(SYSTEM_DIR),
+    }
+}
+
+/// The directories of all guests on this host, whoever's they are, as far as this user can see:
+/// its own first.
+pub fn runtime_dirs() -> Vec<PathBuf> {
+    let logins = fs::read_dir(LOGINS).into_iter().flatten().flatten();
+    let others = logins.map(|login| login.path().join("vmrun"));
+    let mut dirs = vec![runtime_dir()];
+    for dir in [PathBuf::from(SYSTEM_DIR)].into_iter().chain(others) {
+        if !dirs.contains(&dir) {
+            dirs.push(dir);
+        }
+    }
+    dirs
 }
 
 /// The directory of what outlives the processes: `$XDG_STATE_HOME/vmrun`, `/var/lib/vmrun` for
@@ -93,16 +131,43 @@ pub fn socket_of(guest: &str) -> Result<PathBuf, PlaceError> {
 }
 
 /// The sockets of all guests of this user, by name.
-pub fn all_sockets() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(runtime_dir()) else {
-        return Vec::new();
+///
+/// # Errors
+/// [`PlaceError::Unreadable`]: that is not the same as that there are none.
+pub fn all_sockets() -> Result<Vec<PathBuf>, PlaceError> {
+    sockets_in(&runtime_dir())
+}
+
+/// The sockets of all guests on this host, whoever's they are, as far as this user can see: those
+/// of its own first.
+///
+/// # Errors
+/// [`PlaceError::Unreadable`] for its own directory; another's may be closed to it.
+pub fn every_socket() -> Result<Vec<PathBuf>, PlaceError> {
+    let mut sockets = all_sockets()?;
+    for dir in &runtime_dirs()[1..] {
+        sockets.extend(sockets_in(dir).unwrap_or_default());
+    }
+    Ok(sockets)
+}
+
+fn sockets_in(dir: &Path) -> Result<Vec<PathBuf>, PlaceError> {
+    let unreadable = |source| PlaceError::Unreadable { path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        // No guest was started yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(unreadable(error)),
     };
-    let mut sockets: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|end| end == "sock"))
-        .collect();
+    let mut sockets = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|end| end == "sock") {
+            sockets.push(path);
+        }
+    }
     sockets.sort();
-    sockets
+    Ok(sockets)
 }
 
 #[cfg(test)]
@@ -121,5 +186,40 @@ mod tests {
     fn a_path_names_its_own_socket() {
         assert_eq!(socket_of("./web.sock").unwrap(), PathBuf::from("./web.sock"));
         assert!(socket_of("web").unwrap().ends_with("vmrun/web.sock"));
+    }
+
+    #[test]
+    fn roots_guests_are_the_systems_however_root_came_in() {
+        let of = |root, set: Option<&str>| runtime_dir_of(root, set.map(PathBuf::from));
+        for login in [None, Some("/run/user/0"), Some("/run/user/1000")] {
+            assert_eq!(of(true, login), Path::new("/run/vmrun"), "{login:?}");
+        }
+        assert_eq!(of(true, Some("/run/private")), Path::new("/run/private/vmrun"));
+        assert_eq!(of(false, Some("/run/user/1000")), Path::new("/run/user/1000/vmrun"));
+        assert_eq!(of(false, None), Path::new("/run/vmrun"));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_read_is_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(sockets_in(&dir.path().join("missing")).unwrap().is_empty());
+        for name in ["web.sock", "db.sock", "web.sock.lock"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let names = ["db.sock", "web.sock"].map(|name| dir.path().join(name));
+        assert_eq!(sockets_in(dir.path()).unwrap(), names);
+        // Root may read every directory; what is no directory nobody can.
+        let error = sockets_in(&names[0]).unwrap_err();
+        assert!(error.to_string().contains("db.sock"), "{error}");
+    }
+
+    #[test]
+    fn every_directory_of_the_host_is_named_once_and_the_users_own_first() {
+        let dirs = runtime_dirs();
+        assert_eq!(dirs[0], runtime_dir());
+        assert!(dirs.contains(&PathBuf::from("/run/vmrun")));
+        for (index, dir) in dirs.iter().enumerate() {
+            assert!(!dirs[..index].contains(dir), "{}", dir.display());
+        }
     }
 }
