@@ -1,5 +1,6 @@
 //! A guest that a test boots.
 
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -25,7 +26,13 @@ pub fn spec(pages: u64, rate: &str, fill_mb: u64) -> String {
 impl Guest {
     /// Boots a built-in guest on `host` and waits until its memory is filled and it ticks.
     pub fn boot(host: &Host, name: &str, kernel: &str, args: &[&str]) -> Self {
-        let guest = Self::start(host, name, kernel, args);
+        Self::boot_at(host, name, &host.path(&format!("{name}.console")), kernel, args)
+    }
+
+    /// As [`Self::boot`], with its console in a file of the test's choice: another guest of this
+    /// name had one before.
+    pub fn boot_at(host: &Host, name: &str, console: &Path, kernel: &str, args: &[&str]) -> Self {
+        let guest = Self::start_at(host, name, console, kernel, args);
         guest.console.wait_for("ready");
         guest.console.wait_ticks(2);
         guest
@@ -33,7 +40,10 @@ impl Guest {
 
     /// Starts a guest and waits for nothing.
     pub fn start(host: &Host, name: &str, kernel: &str, args: &[&str]) -> Self {
-        let console = host.path(&format!("{name}.console"));
+        Self::start_at(host, name, &host.path(&format!("{name}.console")), kernel, args)
+    }
+
+    fn start_at(host: &Host, name: &str, console: &Path, kernel: &str, args: &[&str]) -> Self {
         let process = host
             .command("vmrun")
             .args(["--name", name, "--kernel", kernel])
@@ -44,7 +54,7 @@ impl Guest {
             .stderr(Stdio::inherit())
             .spawn()
             .expect("vmrun starts");
-        Self { name: name.to_owned(), console: Console::at(&console), process }
+        Self { name: name.to_owned(), console: Console::at(console), process }
     }
 
     /// The console that a later life of this guest writes, in the directory of this one's.

@@ -2,6 +2,69 @@
 
 use migpipe_tests::{Guest, Host, assert_one_story, needs_kvm, spec};
 
+/// Starts a guest of the same name at once: there is no wait before it.
+fn boot_again(host: &Host, name: &str) -> Guest {
+    let console = host.path("again.console");
+    Guest::boot_at(host, name, &console, &spec(64, "500", 8), &["--mem", "128M"])
+}
+
+/// A guest whose end takes a while: there is memory to be freed.
+fn large(host: &Host) -> Guest {
+    Guest::boot(host, "web", &spec(256, "1000", 300), &["--mem", "512M"])
+}
+
+#[test]
+fn a_guest_that_was_ended_has_left_its_name() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = large(&host);
+    host.run("vmctl", &["quit", "web"]).expect(0);
+    let mut b = boot_again(&host, "web");
+    b.assert_runs();
+    assert_eq!(a.ended(), Some(0));
+}
+
+#[test]
+fn a_guest_that_has_moved_has_left_its_name_and_its_disks() {
+    needs_kvm!();
+    let (host, there) = (Host::new(), Host::new());
+    let disk = host.path("web.raw");
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let disk = disk.display().to_string();
+    let kernel = spec(256, "1000", 300);
+    let mut a = Guest::boot(&host, "web", &kernel, &["--mem", "512M", "--disk", &disk]);
+    let elsewhere = host.path("other.raw").display().to_string();
+    std::fs::copy(&disk, &elsewhere).unwrap();
+    let receive = format!("mig-recv -q --console null --disk disk0={elsewhere}");
+    let to = format!("exec:{}", there.remote(&receive));
+    host.run("mig-send", &["-q", "web", &to]).expect(0);
+    let console = host.path("again.console");
+    let mut b = Guest::boot_at(
+        &host,
+        "web",
+        &console,
+        &spec(64, "500", 8),
+        &["--mem", "128M", "--disk", &disk],
+    );
+    b.assert_runs();
+    assert_eq!(a.ended(), Some(0));
+    assert_eq!(there.state("web").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_saved_guest_is_restored_at_once() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = large(&host);
+    let file = format!("file:{}", host.path("web.mig").display());
+    host.run("mig-send", &["-q", "web", &file]).expect(0);
+    let b = a.console_of("restored");
+    let console = format!("file:{}", b.path().display());
+    host.run("mig-recv", &["-q", "--console", &console, &file]).expect(0);
+    b.wait_ticks(3);
+    assert_one_story(&[&a.console, &b]);
+}
+
 fn save(host: &Host) -> (Guest, String) {
     let mut a = Guest::boot(host, "web", &spec(256, "1000", 64), &["--mem", "128M", "--cpus", "2"]);
     let file = host.path("web.mig").display().to_string();

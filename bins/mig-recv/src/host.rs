@@ -37,6 +37,9 @@ use crate::{NAME, inquiry};
 /// A vmrun that was just started answers within this time: it has nothing to do before.
 const START: Duration = Duration::from_secs(20);
 
+/// A vmrun that gave its guest up ends within this time, unless the disk is slow.
+pub const END: Duration = Duration::from_secs(5);
+
 /// The broker has answered within this time: it waits some seconds for the end of a vmrun.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -127,9 +130,13 @@ impl Host {
         }
     }
 
-    /// Waits until a vmrun that we started has ended, so that nothing is left over when we end.
-    pub fn wait_end(&mut self, vmrun: Vmrun) {
+    /// Waits until a vmrun that gave its guest up, or that we started, has ended: nothing is left
+    /// over when we end, and its name is free.
+    pub fn wait_end(&mut self, vmrun: Vmrun, gave_up: bool) {
         let Vmrun { client, started, .. } = vmrun;
+        if gave_up {
+            client.await_end(END);
+        }
         // Without its parent it has no purpose.
         drop(client);
         if started {

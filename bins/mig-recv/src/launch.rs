@@ -14,9 +14,7 @@ use anyhow::{Context, bail};
 use vm_control::place;
 
 use crate::args::Args;
-
-/// A vmrun that refused its guest ends within this time, unless the disk is slow.
-const END: Duration = Duration::from_secs(5);
+use crate::host::END;
 
 /// A vmrun that we started.
 #[derive(Debug)]

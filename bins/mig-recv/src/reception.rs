@@ -365,7 +365,7 @@ impl<'a> Reception<'a> {
             _ => Ok(()),
         };
         if let Some(vmrun) = self.vmrun.take() {
-            self.host.wait_end(vmrun);
+            self.host.wait_end(vmrun, received && confirmed.is_ok());
         }
         let reason = why.map(cli::one_line).unwrap_or_default();
         if let Some(back) = &mut self.back {

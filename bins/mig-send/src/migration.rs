@@ -184,7 +184,7 @@ impl<'a> Migration<'a> {
             SourceStep::Go => self.go(),
             SourceStep::AwaitRunning => self.await_running(),
             SourceStep::Resolve => self.resolve(),
-            SourceStep::Confirm => Ok(self.client.own(Input::Confirm(self.id))?),
+            SourceStep::Confirm => Ok(resolve::confirm(&self.client, self.id, self.args)?),
             SourceStep::TakeBack => Ok(self.client.own(Input::TakeBack(self.id))?),
             SourceStep::Release => self.release(),
             SourceStep::Finished(_) => Ok(()),
@@ -279,7 +279,7 @@ impl<'a> Migration<'a> {
         }
         if ending == SourceEnding::Moved
             && self.destination_is_durable()
-            && let Err(error) = self.client.own(Input::Confirm(self.id))
+            && let Err(error) = resolve::confirm(&self.client, self.id, self.args)
         {
             // The guest is in the file, whatever its vmrun does now.
             tracing::warn!("{}", cli::one_line(&error.into()));

@@ -7,7 +7,8 @@ use anyhow::anyhow;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::{Input, State};
-use vm_control::Client;
+use units::MigrationId;
+use vm_control::{Client, ClientError};
 
 use crate::NAME;
 use crate::args::Args;
@@ -35,7 +36,7 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
         let step = source.step();
         let done = match step {
             SourceStep::Resolve => until_known(destination, args.resolve_for, ask),
-            SourceStep::Confirm => client.own(Input::Confirm(id)).map_err(Stop::from),
+            SourceStep::Confirm => confirm(client, id, args).map_err(Stop::from),
             SourceStep::TakeBack => client.own(Input::TakeBack(id)).map_err(Stop::from),
             SourceStep::Finished(ending) => break ending,
             other => unreachable!("{other:?} is no step of a question"),
@@ -77,6 +78,19 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
         }
     }
     Ok(ending.exit_status())
+}
+
+/// Ends the source's vmrun, whose guest runs elsewhere, and waits until its name and its disks are
+/// free.
+pub fn confirm(client: &Client, id: MigrationId, args: &Args) -> Result<(), ClientError> {
+    client.own(Input::Confirm(id))?;
+    if !client.await_end(args.timeout) {
+        // The status says what became of the guest.
+        let (name, pid) = (client.name(), client.pid());
+        let still = anyhow!("its vmrun {pid} is still ending here, and has its name and its disks");
+        cli::complain(NAME, &still.context(format!("{name} has moved")));
+    }
+    Ok(())
 }
 
 /// Whether what became of a migration can be found out.

@@ -39,7 +39,7 @@ pub enum Command {
         /// The guest
         guest: String,
     },
-    /// End a guest
+    /// End a guest, and wait until its name and its disks are free
     Quit {
         /// The guest
         guest: String,

@@ -21,6 +21,9 @@ use crate::args::{Args, Command};
 /// What vmrun's log calls us.
 const NAME: &str = "vmctl";
 
+/// How long a vmrun may take to end: the memory of a large guest takes seconds to be freed.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long a guest may take to answer a listing.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -41,9 +44,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             connect(guest)?.pause()?;
         }
         Command::Resume { guest } => connect(guest)?.resume()?,
-        Command::Quit { guest, force } => {
-            connect(guest)?.own(Input::Quit { force: *force })?;
-        }
+        Command::Quit { guest, force } => quit(guest, *force)?,
         Command::Balloon { guest, size } => connect(guest)?.balloon(*size)?,
         Command::Cancel { guest } => connect(guest)?.order(Order::Cancel)?,
         Command::SetSpeed { guest, rate } => {
@@ -70,6 +71,20 @@ fn run(args: Args) -> anyhow::Result<u8> {
 
 fn connect(guest: &str) -> anyhow::Result<Client> {
     Ok(Client::connect(&place::socket_of(guest)?, NAME)?)
+}
+
+/// Ends a guest, and waits until its name and its disks are free.
+fn quit(guest: &str, force: bool) -> anyhow::Result<()> {
+    let client = connect(guest)?;
+    client.own(Input::Quit { force })?;
+    if !client.await_end(END_TIMEOUT) {
+        bail!(
+            "{} is still ending (vmrun {}): its name and its disks are not free yet",
+            client.name(),
+            client.pid()
+        );
+    }
+    Ok(())
 }
 
 /// All guests that answer. A socket that nobody listens on any more is no guest.

@@ -71,9 +71,16 @@ fn run(args: Args) -> anyhow::Result<u8> {
     info!("{} listens on {}", args.name, server.path().display());
 
     let end = guest.ending.wait();
+    // Whoever waits for the end of this vmrun waits for the end of its connection: whatever it may
+    // want next must be free by then. So the order is:
+    // 1. The machine: the locks of its disks, its taps, its memory.
+    // 2. The answers to requests under way, one of which ended the guest.
+    // 3. The socket, and with it the name.
+    // 4. The connections, which the end of the process closes.
     let machine = guest.lock().machine.take();
     drop(machine);
     server.drain(DRAIN);
+    drop(server);
     if end.exit_status() == 1 {
         anyhow::bail!("{}: {end}", args.name);
     }

@@ -1,11 +1,11 @@
 //! The client's end of the control socket.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Input, Standing};
 use thiserror::Error;
@@ -388,6 +388,30 @@ impl Client {
     /// [`ClientError::Refused`] if nobody does.
     pub fn order(&self, order: Order) -> Result<(), ClientError> {
         self.done(&Request::Order(order))
+    }
+
+    /// Waits until vmrun has ended, and says whether it did within `limit`. It closes this
+    /// connection last of all, so that when this returns true the guest's name, its memory and the
+    /// locks of its disks are free.
+    pub fn await_end(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A timeout of zero would wait for ever.
+            if self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1)))).is_err() {
+                return true;
+            }
+            match (&self.stream).read(&mut [0; 64]) {
+                Ok(0) => return true,
+                // An answer that nobody waits for any more.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+            if left.is_zero() {
+                return false;
+            }
+        }
     }
 
     /// Turns the connection into a stream of events.

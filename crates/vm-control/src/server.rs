@@ -447,6 +447,25 @@ mod tests {
     }
 
     #[test]
+    fn a_client_can_wait_for_the_end_of_its_vmrun_and_no_longer_than_it_likes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let vmrun = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            frame::receive::<Request>(&stream).unwrap();
+            let hello = Reply::Hello { version: PROTOCOL_VERSION, name: "web".into(), pid: 1 };
+            frame::send(&stream, &hello, &[]).unwrap();
+            stream
+        });
+        let client = Client::connect(&path, "test").unwrap();
+        let stream = vmrun.join().unwrap();
+        assert!(!client.await_end(Duration::from_millis(20)), "it has not ended");
+        drop(stream);
+        assert!(client.await_end(Duration::from_secs(600)));
+    }
+
+    #[test]
     fn too_many_connections_are_turned_away_with_a_reason() {
         let (_dir, server, _) = served();
         let clients: Vec<_> =
