@@ -1,13 +1,16 @@
 //! Disks of a guest that moves: the lock of an image is held by whoever may run the guest.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mig_engine::ownership::Input;
 use migpipe_tests::{
     Console, Guest, Host, Image, assert_one_story, finish, needs_kvm, report, run, spec, wait,
 };
+use units::MigrationId;
+use vm_control::Client;
 
 const DISK_KIB: usize = 64;
 
@@ -238,4 +241,133 @@ fn an_image_that_cannot_be_written_is_refused_by_name_before_the_first_page() {
     ]);
     a.assert_runs();
     assert!(image.is_held_by(a.pid()));
+}
+
+/// A guest with a disk whose vmrun runs under `strace`, which sees its flushes in the file `trace`;
+/// nothing where there is no strace.
+fn boot_traced(host: &Host, strace: &str) -> Option<(Console, Child)> {
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("SKIPPED a look at the flushes of a disk: there is no strace");
+        return None;
+    }
+    let image = Image::create(&host.path("web.raw"), DISK_KIB);
+    let console = Console::at(&host.path("a.console"));
+    let script = format!(
+        "exec strace -f -y -qq -o {} {strace} vmrun --log=error --name a --mem 64M --kernel {} \
+         --disk {} --console file:{}",
+        host.path("trace").display(),
+        small(),
+        image.name(),
+        console.path().display(),
+    );
+    let vmrun = host.shell(&script).spawn().expect("a shell starts");
+    console.wait_for("ready");
+    Some((console, vmrun))
+}
+
+#[test]
+fn the_last_flush_of_a_disk_lies_between_the_pause_and_the_end_of_its_lock() {
+    needs_kvm!();
+    for pipeline in ["mig-send -q a exec:'RECV'", "mig-send -q a | RECV"] {
+        let host = Host::new();
+        let calls = "-e trace=fdatasync,fcntl,ioctl -e raw=ioctl";
+        let Some((_, mut vmrun)) = boot_traced(&host, calls) else { return };
+        let recv = "mig-recv -q --name b --console null";
+        host.sh(&pipeline.replace("RECV", recv)).expect(0);
+        host.run("vmctl", &["quit", "--force", "a"]);
+        vmrun.wait().unwrap();
+        let trace = fs::read_to_string(host.path("trace")).unwrap();
+        let calls: Vec<&str> = trace.lines().collect();
+        let last = |what: &dyn Fn(&str) -> bool| calls.iter().rposition(|line| what(line)).unwrap();
+        let of_image = |line: &str, call: &str| line.contains(call) && line.contains("web.raw");
+        let flush = last(&|line| of_image(line, "fdatasync("));
+        let released = last(&|line| of_image(line, "F_OFD_SETLK") && line.contains("F_UNLCK"));
+        // KVM_RUN: no vCPU has run since, and so no device has had anything to write.
+        let ran = last(&|line| line.contains("ioctl(") && line.contains(", 0xae80,"));
+        let order = format!("ran {ran}, flushed {flush}, released {released}");
+        assert!(ran < flush && flush < released, "{pipeline}: {order}");
+        let flushes = calls.iter().filter(|line| of_image(line, "fdatasync("));
+        assert!(flushes.count() >= 2, "the first goes on while the guest runs");
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_flushed_keeps_its_guest_at_the_source() {
+    needs_kvm!();
+    // In pre-copy, and in the blackout: the second is the last of an idle disk.
+    for (which, pipeline) in [
+        ("1+", "mig-send -q a exec:'RECV'"),
+        ("2+", "mig-send -q a exec:'RECV'"),
+        ("2+", "mig-send -q a | RECV; exit ${PIPESTATUS[0]}"),
+    ] {
+        let host = Host::new();
+        let inject = format!("-e trace=fdatasync -e inject=fdatasync:error=EIO:when={which}");
+        let Some((console, mut vmrun)) = boot_traced(&host, &inject) else { return };
+        let recv = "mig-recv -q --name b --console null 2>/dev/null";
+        let done = host.sh(&pipeline.replace("RECV", recv));
+        println!("{}", done.stderr.trim());
+        done.refused_with(&["block disk0", "cannot flush", "web.raw", "a runs on here"]);
+        assert_eq!(host.state("a").as_deref(), Some("running"));
+        console.wait_ticks(3);
+        wait("the destination to go", || host.state("b").is_none());
+        host.run("vmctl", &["quit", "a"]).expect(0);
+        vmrun.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_slow_disk_counts_in_the_downtime_that_is_promised() {
+    needs_kvm!();
+    let flush = Duration::from_millis(300);
+    let host = Host::new();
+    let delay = format!("inject=fdatasync:delay_enter={}", flush.as_micros());
+    let Some((console, mut vmrun)) = boot_traced(&host, &format!("-e trace=fdatasync -e {delay}"))
+    else {
+        return;
+    };
+    let file = host.path("report.json");
+    let recv = "exec:mig-recv -q --name b --console null";
+    let send = |options: &[&str]| {
+        let mut sender = host.command("mig-send");
+        run(sender.args(["-q", "a", recv, "--report"]).arg(&file).args(options))
+    };
+    send(&["--max-downtime", "100", "--on-stall", "abort"]).refused_with(&["a runs on here"]);
+    let needed = report(&file).needed_downtime.expect("what would have been needed");
+    assert!(needed >= flush, "the flush alone takes {flush:?} and {needed:?} are said");
+    console.wait_ticks(3);
+
+    send(&["--max-downtime", "30000"]).expect(0);
+    let downtime = report(&file).downtime;
+    let waited = downtime.disk_flush.expect("how long the flush was waited for");
+    // It began with the pause and went on beside what was done before.
+    assert!(downtime.total.unwrap() >= flush, "{downtime:?}");
+    assert!(waited > Duration::ZERO && waited <= downtime.total.unwrap(), "{downtime:?}");
+    vmrun.wait().unwrap();
+}
+
+#[test]
+fn a_commit_takes_a_flush_that_began_after_the_pause() {
+    needs_kvm!();
+    let host = Host::new();
+    let (mut a, image) = boot(&host);
+    let socket = host.runtime_dir().join("a.sock");
+    let client = Client::connect(&socket, "test").unwrap();
+    let id = MigrationId::random();
+    let refused = || client.own(Input::Commit(id)).unwrap_err().to_string();
+    client.own(Input::Begin(id)).unwrap();
+    client.flush_disks().unwrap();
+    client.pause().unwrap();
+    client.save_state().unwrap();
+    assert!(refused().contains("before the disks were flushed"), "one of before: {}", refused());
+    // Whoever asks for it, the disks are flushed.
+    Client::connect(&socket, "test").unwrap().flush_disks().unwrap();
+    client.resume().unwrap();
+    client.pause().unwrap();
+    client.save_state().unwrap();
+    assert!(refused().contains("before the disks were flushed"), "in another pause: {}", refused());
+    client.flush_disks().unwrap();
+    assert!(image.is_held_by(a.pid()));
+    client.own(Input::Commit(id)).unwrap();
+    assert!(!image.is_held_by(a.pid()));
+    assert!(a.lives());
 }

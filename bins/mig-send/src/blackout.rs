@@ -2,10 +2,12 @@
 //!
 //! Order within the blackout, and why:
 //! 1. Pause: from here on the guest changes nothing.
-//! 2. Save the state: a device that writes guest memory while it is saved (a parked request, the
+//! 2. The disks' last flush begins: after the last write of a device, and so early that it goes on
+//!    beside everything else. It is waited for before the commit.
+//! 3. Save the state: a device that writes guest memory while it is saved (a parked request, the
 //!    kvm-clock page) has done so after this.
-//! 3. The last harvest: after all writers, so that it shows what the pause and the save dirtied.
-//! 4. The last pages, then the sections: the destination loads state into complete memory.
+//! 4. The last harvest: after all writers, so that it shows what the pause and the save dirtied.
+//! 5. The last pages, then the sections: the destination loads state into complete memory.
 //!
 //! Nothing else happens here: the dirty log is stopped and the throttle lifted when the guest is
 //! gone or runs again.
@@ -50,6 +52,7 @@ impl Migration<'_> {
         self.stream.blackout()?;
         self.client.pause()?;
         let paused = Instant::now();
+        self.disks.begin();
         self.blackout.paused = Some(paused);
         if self.args.enforce_downtime {
             self.stream.get_mut().set_deadline(Some(self.policy.limits().max_downtime));
@@ -89,7 +92,21 @@ impl Migration<'_> {
             duration: sent_at - harvested,
             rate: bytes.per(sent_at - harvested),
         });
-        Ok(())
+        match self.form {
+            // The commit is next.
+            Form::OneWay => self.await_disks(),
+            Form::BothWays | Form::SeparateCommit => Ok(()),
+        }
+    }
+
+    /// How long the next step of the blackout may take.
+    pub fn left_of_blackout(&self) -> Duration {
+        match (self.args.enforce_downtime, self.blackout.paused) {
+            (true, Some(paused)) => {
+                self.policy.limits().max_downtime.saturating_sub(paused.elapsed())
+            }
+            _ => self.args.timeout,
+        }
     }
 
     /// Writes `End`.
@@ -118,12 +135,7 @@ impl Migration<'_> {
     /// Waits until the destination has loaded everything.
     pub fn await_ack(&mut self) -> Result<(), Stop> {
         let digest = self.blackout.digest.ok_or_else(|| anyhow!("nothing to acknowledge"))?;
-        let timeout = match (self.args.enforce_downtime, self.blackout.paused) {
-            (true, Some(paused)) => {
-                self.policy.limits().max_downtime.saturating_sub(paused.elapsed())
-            }
-            _ => self.args.timeout,
-        };
+        let timeout = self.left_of_blackout();
         let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
         let timings = answers.ack(digest, timeout)?;
         self.blackout.acknowledged = Some(Instant::now());
@@ -132,6 +144,7 @@ impl Migration<'_> {
             let load = self.report.downtime.state_load.unwrap_or_default();
             self.report.downtime.transfer = Some((ack - save_to_end).saturating_sub(load));
         }
+        self.await_disks()?;
         // Before the commit this costs nothing yet.
         if self.form == Form::SeparateCommit && self.asker.as_mut().is_none_or(Asker::has_ended) {
             return Err(anyhow!("the helper process that would bring the commit has ended").into());
@@ -179,10 +192,8 @@ impl Migration<'_> {
         let now = Instant::now();
         let downtime = &mut self.report.downtime;
         downtime.first_instruction = phase(&timings, "first instruction");
-        downtime.go = self
-            .blackout
-            .acknowledged
-            .map(|ack| (now - ack).saturating_sub(downtime.first_instruction.unwrap_or_default()));
+        let others = [downtime.disk_flush, downtime.first_instruction].into_iter().flatten().sum();
+        downtime.go = self.blackout.acknowledged.map(|ack| (now - ack).saturating_sub(others));
         downtime.total = self.blackout.paused.map(|paused| now - paused);
         Ok(())
     }

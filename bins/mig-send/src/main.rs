@@ -6,6 +6,7 @@ mod answers;
 mod args;
 mod blackout;
 mod confinement;
+mod disks;
 mod dry_run;
 mod fate;
 mod migration;

@@ -22,6 +22,7 @@ use vm_state::MachineDescription;
 use crate::answers::Answers;
 use crate::args::Args;
 use crate::blackout::Blackout;
+use crate::disks::Disks;
 use crate::fate::{Fate, Witness};
 use crate::monitor::{Monitor, Shared, Watch};
 use crate::pages::PageSender;
@@ -61,6 +62,7 @@ pub struct Migration<'a> {
     pub meter: RateMeter,
     pub wws: Wws,
     pub pages: PageSender,
+    pub disks: Disks,
     /// What the destination lacks when pre-copy ends.
     pub left: Vec<Bitmap>,
     pub blackout: Blackout,
@@ -81,6 +83,7 @@ impl<'a> Migration<'a> {
         let report_file = args.report.as_deref().map(report::open).transpose()?;
         let watch = Client::connect_within(client.path(), NAME, args.timeout)
             .map(|it| Watch::new(it, args))?;
+        let for_disks = Client::connect_within(client.path(), NAME, args.timeout)?;
         let witness = Witness::new(client.path(), args.timeout)?;
         let machine = client.describe()?;
         let memory = client.map_memory(&machine)?;
@@ -118,6 +121,7 @@ impl<'a> Migration<'a> {
                 Wws::new(machine.memory.iter().map(|region| region.pages))
             },
             pages: PageSender::new(&machine),
+            disks: Disks::new(for_disks)?,
             left: Vec::new(),
             fate: Fate::RunsOn,
             blackout: Blackout::default(),

@@ -45,10 +45,12 @@ impl Migration<'_> {
         self.stream.extents(&existing)?;
         let mut waited = Pages(0);
         for number in 0.. {
+            self.disks.begin();
             let mut stats = self.send_round(number, &todo)?;
+            let flush = self.settle_disks()?;
             let harvested = Instant::now();
             let mut dirty = self.harvest(&log)?;
-            let path = self.path(stats.rate, harvested.elapsed());
+            let path = self.path(stats.rate, harvested.elapsed(), flush);
             let plan = self.wws.plan(&mut dirty, self.policy.deferrable(&path));
             stats.dirtied = plan.became_dirty;
             stats.deferred = waited;
@@ -82,12 +84,13 @@ impl Migration<'_> {
         Ok(pages::bitmaps(&self.machine, &words))
     }
 
-    fn path(&mut self, round: BytesPerSec, harvest: Duration) -> Path {
+    fn path(&mut self, round: BytesPerSec, harvest: Duration, flush: Duration) -> Path {
         let rate = self.meter.rate(self.started.elapsed()).unwrap_or(round);
         Path {
             rate: rate.max(round),
             backlog: self.stream.get_mut().backlog(),
-            overhead: FIXED_COST + harvest,
+            // The disks are flushed beside the rest.
+            overhead: harvest + FIXED_COST.max(flush),
         }
     }
 
@@ -191,7 +194,7 @@ impl Migration<'_> {
         Ok(())
     }
 
-    fn take_orders(&mut self) -> Result<(), Stop> {
+    pub fn take_orders(&mut self) -> Result<(), Stop> {
         if self.shared.is_cancelled() {
             return Err(Stop::Cancelled);
         }

@@ -11,7 +11,7 @@ use confine::{Access, Call, Files, Filter, calls};
 use vm_control::record::Records;
 use vm_control::{record, server};
 use vm_machine::Places;
-use vm_machine::confinement::{BUILDER, CONSOLE, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
+use vm_machine::confinement::{BUILDER, CONSOLE, DISKS, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
 
 /// SIGTERM and SIGINT.
 const SIGNALS: &[Call] = calls![SYS_rt_sigtimedwait => "the thread that waits for SIGTERM"];
@@ -29,6 +29,7 @@ const SERVICE: Filter = Filter {
         record::CALLS,
         OWNER,
         REGISTERS,
+        DISKS,
         SIGNALS,
     ],
 };

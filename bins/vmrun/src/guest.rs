@@ -64,8 +64,19 @@ pub struct Migration {
     pub paused: bool,
     /// The state was saved since, and the guest has not run.
     pub saved: bool,
+    /// How often the migration has paused the guest.
+    pub pauses: u64,
+    /// In which of these pauses the disks were flushed last.
+    pub flushed_in: Option<u64>,
     pub progress: Option<String>,
     pub orders: Vec<Order>,
+}
+
+impl Migration {
+    /// The pause that lasts: which one it is.
+    pub fn pause(&self) -> Option<u64> {
+        self.paused.then_some(self.pauses)
+    }
 }
 
 impl Guest {
@@ -120,7 +131,8 @@ impl Guest {
             self.record(&inner.name, id, decision)?;
         }
         if transition.after == Some(Effect::Run) {
-            // Two vmruns never write one image, even if both are told that the guest is theirs.
+            // As far as locks reach, two vmruns never write one image, even if both are told that the
+            // guest is theirs.
             inner.machine()?.acquire_disks().map_err(refusal)?;
         }
         let before = inner.ownership.state();

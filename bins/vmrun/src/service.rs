@@ -31,7 +31,11 @@ const MAX_PROGRESS: usize = 64 << 10;
 
 impl Service for Guest {
     fn handle(&self, connection: ConnectionId, request: Request) -> Answer {
-        self.answer(connection, request).unwrap_or_else(|refusal| Reply::Refused(refusal).into())
+        let answer = match request {
+            Request::FlushDisks => self.flush_disks(),
+            request => self.answer(connection, request),
+        };
+        answer.unwrap_or_else(|refusal| Reply::Refused(refusal).into())
     }
 
     fn closed(&self, connection: ConnectionId) {
@@ -44,6 +48,24 @@ impl Service for Guest {
 }
 
 impl Guest {
+    /// Flushes the disks without the guest's lock: storage that hangs holds up nobody else.
+    ///
+    /// Counts for a commit only if it began after the guest was paused, and if that pause still
+    /// lasts when it ends: what a device had finished by then is in it, and nothing came since.
+    fn flush_disks(&self) -> Result<Answer, Refusal> {
+        let (disks, began_in) = {
+            let mut inner = self.lock();
+            (inner.machine()?.disks(), inner.migration.as_ref().and_then(Migration::pause))
+        };
+        disks.iter().try_for_each(|disk| disk.flush()).map_err(refusal)?;
+        if let Some(migration) = &mut self.lock().migration
+            && migration.pause() == began_in
+        {
+            migration.flushed_in = began_in;
+        }
+        Ok(Reply::Done.into())
+    }
+
     fn answer(&self, connection: ConnectionId, request: Request) -> Result<Answer, Refusal> {
         let inner = &mut *self.lock();
         Ok(match request {
@@ -72,7 +94,10 @@ impl Guest {
                 let started = Instant::now();
                 self.pause(inner)?;
                 match inner.migration_of(connection) {
-                    Ok(migration) => migration.paused = true,
+                    Ok(migration) => {
+                        migration.paused = true;
+                        migration.pauses += 1;
+                    }
                     Err(_) => inner.wanted = false,
                 }
                 Reply::Paused { took: started.elapsed() }.into()
@@ -117,6 +142,7 @@ impl Guest {
                 Reply::Done.into()
             }
             // The server turns a subscribed connection into a stream by itself.
+            Request::FlushDisks => unreachable!("answered without the lock"),
             Request::Subscribe => return Err(Refusal::new("subscribe on a greeted connection")),
         })
     }
@@ -139,6 +165,8 @@ impl Guest {
                     log: None,
                     paused: false,
                     saved: false,
+                    pauses: 0,
+                    flushed_in: None,
                     progress: None,
                     orders: Vec::new(),
                 });
@@ -153,6 +181,12 @@ impl Guest {
                     return Err(Refusal::new(
                         "commit before the state was saved: the destination would run an older \
                          guest",
+                    ));
+                }
+                if !inner.disks_are_flushed()? {
+                    return Err(Refusal::new(
+                        "commit before the disks were flushed: the destination might read what \
+                         was there before",
                     ));
                 }
                 self.step(inner, input)
@@ -254,6 +288,14 @@ impl Inner {
             .as_mut()
             .filter(|migration| migration.client == connection)
             .ok_or_else(|| Refusal::new("begin a migration on this connection first"))
+    }
+
+    /// Whether all that the paused guest has written is on stable storage.
+    fn disks_are_flushed(&mut self) -> Result<bool, Refusal> {
+        let flushed = self.migration.as_ref().is_some_and(|migration| {
+            migration.flushed_in.is_some() && migration.flushed_in == migration.pause()
+        });
+        Ok(flushed || self.machine()?.disks().is_empty())
     }
 
     fn log(&mut self, connection: ConnectionId) -> Result<&SharedBitmap, Refusal> {

@@ -17,19 +17,20 @@ const RIGHT: i32 = WIDTH as i32 - 60;
 const BAR: (i32, i32) = (148, 224);
 
 /// The first line of the table below the bar, and the height of each.
-const TABLE: i32 = 336;
-const LINE: i32 = 46;
+const TABLE: i32 = 330;
+const LINE: i32 = 43;
 
 /// A promise further off than this many downtimes is said, not shown: the bar would be a speck.
 const PROMISE_WITHIN: u32 = 2;
 
 /// What is said of a phase, in the order of [`Downtime::phases`].
-const PHASES: [(RGBColor, RGBColor, &str); 7] = [
+const PHASES: [(RGBColor, RGBColor, &str); 8] = [
     (SKY, INK, "source: the dirty log read for the last time"),
     (BLUE, WHITE, "source: what was left of the memory, sent"),
     (GREEN, WHITE, "source: vCPUs, chips and devices saved"),
     (YELLOW, INK, "between: state and all that was under way arrived"),
     (ORANGE, INK, "destination: the state loaded"),
+    (GREY, WHITE, "source: what the guest had written put on its disks"),
     (VERMILLION, WHITE, "between: ACK back to the source, GO to the destination"),
     (PURPLE, INK, "destination: from GO to the first instruction"),
 ];

@@ -45,7 +45,7 @@ fn empty() -> Report {
 }
 
 fn moved() -> Report {
-    let total = Some(8 * MS);
+    let total = Some(9 * MS);
     Report {
         outcome: Outcome::Completed,
         reason: None,
@@ -64,6 +64,7 @@ fn moved() -> Report {
             state_save: Some(MS),
             transfer: Some(MS),
             state_load: Some(MS),
+            disk_flush: Some(MS),
             go: Some(MS),
             first_instruction: Some(MS),
         },
@@ -267,6 +268,7 @@ fn a_downtime_is_one_bar_of_all_its_phases() {
         palette::GREEN,
         palette::YELLOW,
         palette::ORANGE,
+        palette::GREY,
         palette::VERMILLION,
         palette::PURPLE,
     ];
@@ -284,7 +286,7 @@ fn a_downtime_is_one_bar_of_all_its_phases() {
     }
     assert!((end - f64::from(WIDTH - 60)).abs() <= 4.0, "the bar ends at {end}");
     let said = texts(&svg);
-    assert!(said.iter().any(|text| text == "Downtime by phase: 8.00 ms"), "{said:?}");
+    assert!(said.iter().any(|text| text == "Downtime by phase: 9.00 ms"), "{said:?}");
     assert!(said.iter().any(|text| text.ends_with("at most 100 ms promised, and kept")));
 }
 
@@ -298,6 +300,6 @@ fn what_is_not_there_is_said() {
         assert!(said(figure).contains("web: failed; the guest runs on at the source"));
     }
     let one_way = texts(&Figure::Downtime.svg(&one_way_of_one_round()).unwrap());
-    assert_eq!(one_way.iter().filter(|text| *text == "not known").count(), 5);
+    assert_eq!(one_way.iter().filter(|text| *text == "not known").count(), 6);
     assert!(one_way.iter().any(|text| text == "promised"), "{one_way:?}");
 }

@@ -276,6 +276,15 @@ impl Client {
         self.done(&Request::Resume)
     }
 
+    /// Has what the guest has written put on stable storage, which may take long:
+    /// [`Self::set_patience`].
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] names the disk that takes no more.
+    pub fn flush_disks(&self) -> Result<(), ClientError> {
+        self.done(&Request::FlushDisks)
+    }
+
     /// The encoded sections of the paused guest.
     ///
     /// # Errors

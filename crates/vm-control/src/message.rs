@@ -14,7 +14,7 @@ use crate::frame::MAX_FRAME;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +95,10 @@ pub enum Request {
     Order(Order),
     /// From now on this connection carries [`Event`]s and nothing else.
     Subscribe,
+    /// Put what the guest has written to its disks on stable storage. Answered by [`Reply::Done`]
+    /// when it is, which takes as long as the storage does; nobody waits for it but this
+    /// connection. A commit takes one that began in the blackout.
+    FlushDisks,
 }
 
 /// The most sections in one message: as many as a stream may carry. An empty one takes a byte here

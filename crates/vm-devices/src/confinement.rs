@@ -42,6 +42,7 @@ pub const CONSOLE: Filter =
 pub const FAR_ENDS: &[Call] = calls![
     SYS_eventfd2;
     SYS_lseek => "the length of an image";
+    SYS_fstatfs => "whether another host may write it";
     SYS_ioctl(Check::Is(1, crate::virtio::tap::TUNSETIFF as u32)) => "TUNSETIFF";
     SYS_ioctl(Check::Is(1, crate::virtio::tap::TUNGETIFF as u32)) => "TUNGETIFF: whether it was there";
     SYS_ioctl(Check::Is(1, crate::virtio::tap::TUNSETVNETHDRSZ as u32)) => "TUNSETVNETHDRSZ";
@@ -53,6 +54,12 @@ pub const FAR_ENDS: &[Call] = calls![
     SYS_chmod => "for its user alone";
     SYS_fchmodat;
     SYS_ioctl(Check::Is(1, libc::FIONBIO as u32));
+];
+
+/// What is done with the images of disks when a guest leaves and when it has come.
+pub const DISKS: &[Call] = calls![
+    SYS_fdatasync => "what the guest has written is on the disk before it leaves";
+    SYS_fadvise64 => "what is cached of an image that another host has written";
 ];
 
 /// What sets a device up, for whoever serves the guest's accesses to its registers or loads its

@@ -20,6 +20,7 @@ pub use dirty::DeviceDirtyLog;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
 pub use virtio::{
-    BalloonSize, BalloonState, BlockState, ConsoleState, GuestRam, MmioWindow, NetState, RingState,
-    RngState, TransportState, VirtioDevice, VirtioError, VirtioKind, VirtioSpec, VirtioSpecError,
+    BalloonSize, BalloonState, BlockState, ConsoleState, DiskFile, GuestRam, MmioWindow, NetState,
+    RingState, RngState, TransportState, VirtioDevice, VirtioError, VirtioKind, VirtioSpec,
+    VirtioSpecError,
 };

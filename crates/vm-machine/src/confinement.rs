@@ -8,7 +8,7 @@ use confine::sets::{NARROWING, OPEN_FILES, OPENING, POLL, RUNTIME, THREADS};
 use confine::{Call, Check, Filter, calls};
 use kvm_bindings::KVMIO;
 use vm_devices::confinement::{CLIENT, FAR_ENDS, RINGS};
-pub use vm_devices::confinement::{CONSOLE, REGISTERS, WORKER};
+pub use vm_devices::confinement::{CONSOLE, DISKS, REGISTERS, WORKER};
 
 /// The request of KVM with this number.
 const fn kvm(number: u8) -> Check {

@@ -34,7 +34,7 @@ pub use moment::Moment;
 pub use places::Places;
 pub use ports::{IDLE_PORT, LINE_PORT, LINE_PORT_ANSWER, LONGEST_LINE};
 pub use vcpu::VcpuError;
-pub use vm_devices::{ConsoleSpec, VirtioKind, VirtioSpec};
+pub use vm_devices::{ConsoleSpec, DiskFile, VirtioError, VirtioKind, VirtioSpec};
 
 /// How a disk is written on a command line.
 pub const DISK_FORM: &str = VirtioSpec::DISK_FORM;

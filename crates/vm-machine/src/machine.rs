@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use units::{Bytes, Pages, RegionId};
-use vm_devices::{ConsoleSpec, Device, Serial, VirtioSpec};
+use vm_devices::{ConsoleSpec, Device, DiskFile, Serial, VirtioSpec};
 use vm_memory::GuestMemoryMmap;
 use vm_state::{MachineDescription, Section, SectionSet};
 
@@ -220,6 +220,12 @@ impl Machine {
         self.must_be_paused()?;
         self.virtio.release();
         Ok(())
+    }
+
+    /// The disk images that the guest writes. They can be flushed while it runs, and by a thread
+    /// that does not have the machine: that takes as long as the storage does.
+    pub fn disks(&self) -> Vec<Arc<DiskFile>> {
+        self.virtio.disks()
     }
 
     /// Whether the vCPUs may run.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use units::Pages;
 use vm_devices::{
-    BalloonSize, Device, DeviceDirtyLog, DeviceError, GuestRam, MmioWindow, VirtioDevice,
+    BalloonSize, Device, DeviceDirtyLog, DeviceError, DiskFile, GuestRam, MmioWindow, VirtioDevice,
     VirtioError, VirtioSpec,
 };
 use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
@@ -84,6 +84,11 @@ impl VirtioDevices {
     /// Asks the guest for so many pages; false if it has no balloon to put them into.
     pub(crate) fn ask_balloon(&self, pages: Pages) -> bool {
         self.0.iter().any(|device| device.ask_balloon(pages))
+    }
+
+    /// The images that the guest writes.
+    pub(crate) fn disks(&self) -> Vec<Arc<DiskFile>> {
+        self.0.iter().filter_map(VirtioDevice::disk).cloned().collect()
     }
 
     /// Takes what only the one who may run the guest holds; all of it or nothing.

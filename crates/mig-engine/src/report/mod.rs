@@ -143,6 +143,10 @@ pub struct Downtime {
     /// The state loaded.
     #[serde(rename = "state_load_ns", with = "nanos::known")]
     pub state_load: Option<Duration>,
+    /// What the guest had written put on its disks, as far as that took longer than all before: it
+    /// begins with the pause and goes on beside the rest.
+    #[serde(rename = "disk_flush_ns", with = "nanos::known", default)]
+    pub disk_flush: Option<Duration>,
     /// ACK back to the source and GO to the destination.
     #[serde(rename = "go_ns", with = "nanos::known")]
     pub go: Option<Duration>,
@@ -153,13 +157,14 @@ pub struct Downtime {
 
 impl Downtime {
     /// The phases with their names, in order.
-    pub fn phases(&self) -> [(&'static str, Option<Duration>); 7] {
+    pub fn phases(&self) -> [(&'static str, Option<Duration>); 8] {
         [
             ("last harvest", self.last_harvest),
             ("last pages", self.last_pages),
             ("state save", self.state_save),
             ("transfer", self.transfer),
             ("state load", self.state_load),
+            ("disk flush", self.disk_flush),
             ("go", self.go),
             ("first instruction", self.first_instruction),
         ]

@@ -1,10 +1,12 @@
 //! What one kind of device does behind the registers and rings that all of them have.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use vm_state::{LoadError, SaveError, Section, SectionSet};
 
 use super::balloon::Balloon;
+use super::block::DiskFile;
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::ram::GuestRam;
@@ -85,6 +87,11 @@ pub(super) trait Backend: Send {
         instance: u32,
         sections: &mut SectionSet,
     ) -> Result<TransportState, LoadError>;
+
+    /// The image that it writes, if it is a disk that is written.
+    fn disk(&self) -> Option<Arc<DiskFile>> {
+        None
+    }
 
     /// Takes for itself what only the one who may run the guest holds. Does nothing if it has it.
     fn acquire(&mut self) -> Result<(), VirtioError> {

@@ -26,6 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Served};
 use super::balloon::BalloonSize;
+use super::block::DiskFile;
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::interrupt::{Interrupt, Why};
@@ -63,6 +64,7 @@ struct Shared {
     /// Something else for the worker to look at.
     wake: EventFd,
     source: Option<OwnedFd>,
+    disk: Option<Arc<DiskFile>>,
     transport: Mutex<Transport>,
     /// vCPUs that wait for the lock; the worker lets them go first.
     waiting: AtomicUsize,
@@ -129,6 +131,7 @@ impl VirtioDevice {
             kicks: backend.queue_sizes().iter().map(|_| event()).collect::<Result<_, _>>()?,
             wake: event()?,
             source: backend.source(),
+            disk: backend.disk(),
             transport: Mutex::new(Transport::new(backend, offered)),
             waiting: AtomicUsize::new(0),
             halt: AtomicBool::new(true),
@@ -238,6 +241,11 @@ impl VirtioDevice {
     /// Gives that back; the device must be stopped.
     pub fn release(&self) {
         self.shared.transport().backend.release();
+    }
+
+    /// The image that it writes, if it is a disk that is written.
+    pub fn disk(&self) -> Option<&Arc<DiskFile>> {
+        self.shared.disk.as_ref()
     }
 
     /// How large the balloon is; nothing if the device is none.

@@ -89,6 +89,17 @@ pub enum VirtioError {
         #[source]
         source: io::Error,
     },
+    /// What the guest has written does not get to stable storage.
+    #[error("{device}: cannot flush the disk image {}", .path.display())]
+    Flush {
+        /// The device.
+        device: String,
+        /// The image.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
     /// The tap cannot be had.
     #[error(
         "{device}: cannot use the tap {tap}; make it for this user with: ip tuntap add {tap} mode tap user NAME"

@@ -31,7 +31,7 @@ mod transport;
 mod window;
 
 pub use balloon::{BalloonSize, BalloonState};
-pub use block::BlockState;
+pub use block::{BlockState, DiskFile};
 pub use console::ConsoleState;
 pub use device::VirtioDevice;
 pub use error::VirtioError;

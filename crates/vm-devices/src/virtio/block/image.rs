@@ -4,16 +4,24 @@
 //! writing, or shared where the disk is read-only. It is given back by the kernel when the process
 //! dies. On NFS (version 4) and CIFS the server keeps it, so that it holds between hosts, and
 //! giving it back writes out what this host has cached; 9p and most FUSE file systems keep it on
-//! one host only.
+//! one host only, and so does every host for its device node of a shared LUN.
+//!
+//! A LUN that several hosts see has a page cache on each, which no lock keeps together: a host that
+//! looked at it before (udev does) would read what was there then. So a block device is always
+//! accessed directly (O_DIRECT), past the cache: its reads come from the device, and its writes are
+//! there when they are complete. For a file on a network file system the cache is dropped when the
+//! lock is taken.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use units::Bytes;
 
+use super::disk_file::DiskFile;
 use crate::virtio::error::VirtioError;
 
 /// What direct I/O is aligned to, in memory and in the file: no device in use asks for more.
@@ -26,7 +34,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 pub(super) struct Image {
     device: String,
     path: PathBuf,
-    file: File,
+    disk: Arc<DiskFile>,
     len: u64,
     read_only: bool,
     direct: bool,
@@ -35,7 +43,8 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Opens the image at `path` without its lock.
+    /// Opens the image at `path` without its lock. A block device is `direct` whether it is asked
+    /// for or not.
     pub(super) fn open(
         device: &str,
         path: PathBuf,
@@ -43,25 +52,36 @@ impl Image {
         direct: bool,
         sector: u64,
     ) -> Result<Self, VirtioError> {
-        let flags = if direct { libc::O_DIRECT } else { 0 };
         let device = device.to_owned();
-        let open = || {
-            let file =
-                OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(&path)?;
-            // A block device has no length of its own in its metadata.
-            let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0))?;
-            Ok((file, len))
-        };
-        let (file, len) = match open() {
+        let (file, is_device) = match open(&path, read_only, direct) {
             Ok(opened) => opened,
             Err(source) => return Err(VirtioError::OpenImage { device, path, source }),
         };
-        let block = if direct { DIRECT_BLOCK } else { sector };
+        // A block device has no length of its own in its metadata.
+        let len = match io::Seek::seek(&mut &file, io::SeekFrom::End(0)) {
+            Ok(len) => len,
+            Err(source) => return Err(VirtioError::OpenImage { device, path, source }),
+        };
+        // The last block of a device may be cut short, at one of its own.
+        let block = if direct && !is_device { DIRECT_BLOCK } else { sector };
         if len == 0 || !len.is_multiple_of(block) {
             return Err(VirtioError::ImageLength { device, path, bytes: Bytes(len), block });
         }
-        let bounce = Bounce::default();
-        Ok(Self { device, path, file, len, read_only, direct, locked: false, bounce })
+        Ok(Self {
+            disk: Arc::new(DiskFile::new(device.clone(), path.clone(), file)),
+            device,
+            path,
+            len,
+            read_only,
+            direct: direct || is_device,
+            locked: false,
+            bounce: Bounce::default(),
+        })
+    }
+
+    /// Its file, for those who do not serve the guest.
+    pub(super) const fn disk(&self) -> &Arc<DiskFile> {
+        &self.disk
     }
 
     /// Its length in bytes.
@@ -86,7 +106,7 @@ impl Image {
         })
     }
 
-    /// Takes the lock, without waiting for it.
+    /// Takes the lock, without waiting for it. What is read from then on is what is there now.
     pub(super) fn lock(&mut self) -> Result<(), VirtioError> {
         if self.locked {
             return Ok(());
@@ -96,6 +116,8 @@ impl Image {
         match self.set_lock(kind) {
             Ok(()) => {
                 self.locked = true;
+                // Not before: up to here another host may write.
+                self.disk.forget_cached();
                 Ok(())
             }
             Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
@@ -119,17 +141,17 @@ impl Image {
             l_len: 0,
             l_pid: 0,
         };
-        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&whole)).map(drop)
+        fcntl(self.disk.file(), FcntlArg::F_OFD_SETLK(&whole)).map(drop)
     }
 
     /// Fills `into` from `offset` on; the range is inside the image.
     pub(super) fn read(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         if !self.direct {
-            return self.file.read_exact_at(into, offset);
+            return self.disk.file().read_exact_at(into, offset);
         }
-        let (start, end) = around(offset, into.len());
+        let (start, end) = self.around(offset, into.len());
         let buffer = self.bounce.of((end - start) as usize);
-        self.file.read_exact_at(buffer, start)?;
+        self.disk.file().read_exact_at(buffer, start)?;
         let from = (offset - start) as usize;
         into.copy_from_slice(&buffer[from..from + into.len()]);
         Ok(())
@@ -138,28 +160,29 @@ impl Image {
     /// Writes `bytes` from `offset` on; the range is inside the image.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if !self.direct {
-            return self.file.write_all_at(bytes, offset);
+            return self.disk.file().write_all_at(bytes, offset);
         }
-        let (start, end) = around(offset, bytes.len());
+        let (start, end) = self.around(offset, bytes.len());
         let len = (end - start) as usize;
+        let last = (end - start - 1) / DIRECT_BLOCK * DIRECT_BLOCK;
         let buffer = self.bounce.of(len);
-        let block = DIRECT_BLOCK as usize;
         // Sectors that share a block with what is written keep what they hold. Nobody else writes
         // the image (the lock), and a disk has one worker.
         if start != offset {
-            self.file.read_exact_at(&mut buffer[..block], start)?;
+            let first = len.min(DIRECT_BLOCK as usize);
+            self.disk.file().read_exact_at(&mut buffer[..first], start)?;
         }
         if end != offset + bytes.len() as u64 {
-            self.file.read_exact_at(&mut buffer[len - block..], end - DIRECT_BLOCK)?;
+            self.disk.file().read_exact_at(&mut buffer[last as usize..], start + last)?;
         }
         let from = (offset - start) as usize;
         buffer[from..from + bytes.len()].copy_from_slice(bytes);
-        self.file.write_all_at(buffer, start)
+        self.disk.file().write_all_at(buffer, start)
     }
 
     /// Puts what was written on stable storage.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.disk.flush_for_guest()
     }
 
     /// Gives back the space of a range; what it holds then is not defined. A file system that
@@ -194,14 +217,35 @@ impl Image {
 
     fn allocate(&self, flag: FallocateFlags, offset: u64, len: u64) -> nix::Result<()> {
         let flags = flag | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.file, flags, offset as i64, len as i64)
+        fallocate(self.disk.file(), flags, offset as i64, len as i64)
+    }
+
+    /// The whole blocks around a range: start and end. The last block of a device may be a part of
+    /// one.
+    fn around(&self, offset: u64, len: usize) -> (u64, u64) {
+        let start = offset / DIRECT_BLOCK * DIRECT_BLOCK;
+        let end = (offset + len as u64).next_multiple_of(DIRECT_BLOCK);
+        (start, end.min(self.len))
     }
 }
 
-/// The whole blocks around a range: start and end.
-const fn around(offset: u64, len: usize) -> (u64, u64) {
-    let start = offset / DIRECT_BLOCK * DIRECT_BLOCK;
-    (start, (offset + len as u64).next_multiple_of(DIRECT_BLOCK))
+/// Opens an image, and says whether it is a block device. Nothing else but a file is one: a FIFO
+/// would be waited for.
+fn open(path: &Path, read_only: bool, direct: bool) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path)?;
+    let there = file.metadata()?.file_type();
+    let is_device = there.is_block_device();
+    if !is_device && !there.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is neither a file nor a block device",
+        ));
+    }
+    let flags = if direct || is_device { OFlag::O_DIRECT } else { OFlag::empty() };
+    fcntl(&file, FcntlArg::F_SETFL(flags))?;
+    Ok((file, is_device))
 }
 
 /// A buffer that begins at an aligned address and is kept for the next time.

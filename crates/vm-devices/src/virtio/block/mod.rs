@@ -1,16 +1,19 @@
 //! The disk (VIRTIO 1.2, section 5.2) over a raw image.
 
+mod disk_file;
 mod image;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_state::{LoadError, SaveError, Section, SectionSet, Snapshot};
 
+pub use self::disk_file::DiskFile;
 use self::image::Image;
 use super::backend::{Backend, Served};
 use super::chain::{Chain, Malformed};
@@ -310,6 +313,10 @@ impl Backend for Block {
         Ok(sections.take::<BlockState>(instance)?.transport)
     }
 
+    fn disk(&self) -> Option<Arc<DiskFile>> {
+        (!self.image.is_read_only()).then(|| Arc::clone(self.image.disk()))
+    }
+
     fn acquire(&mut self) -> Result<(), VirtioError> {
         self.image.lock()
     }
@@ -319,5 +326,7 @@ impl Backend for Block {
     }
 }
 
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;

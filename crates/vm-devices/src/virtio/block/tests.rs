@@ -23,7 +23,7 @@ fn image() -> NamedTempFile {
     file
 }
 
-fn spec(path: &Path, options: &str) -> VirtioSpec {
+pub(super) fn spec(path: &Path, options: &str) -> VirtioSpec {
     VirtioSpec::disk(&format!("{}{options}", path.display()), 0).unwrap()
 }
 
@@ -33,7 +33,13 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
 
 /// Makes one request and waits for it: its output before the status, the status, and the length in
 /// the used ring.
-fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[u8], room: u32) -> (Vec<u8>, u8, u32) {
+pub(super) fn ask(
+    driver: &mut Driver,
+    kind: u32,
+    sector: u64,
+    data: &[u8],
+    room: u32,
+) -> (Vec<u8>, u8, u32) {
     let header = header(kind, sector);
     let mut parts = vec![Part::Says(&header)];
     if !data.is_empty() {
@@ -51,7 +57,7 @@ fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[u8], room: u32) -> (
     (out, status, len)
 }
 
-const OK: u8 = VIRTIO_BLK_S_OK as u8;
+pub(super) const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 
 fn reads_and_writes(options: &str) {
