@@ -46,10 +46,9 @@ host_address() {
 
 make_initrd() {
     local tree=$LAB_DIR/initrd
-    mkdir -p "$tree/bin" "$tree/modules" "$tree/etc"
+    mkdir -p "$tree/bin" "$tree/etc"
     cp "$BUSYBOX" "$tree/bin/busybox"
-    cp "$CACHE"/modules/*.ko "$tree/modules/"
-    printf '%s\n' $MODULES >"$tree/modules/order"
+    cp -r "$CACHE/modules" "$tree/modules"
     cp "$LAB_CODE/init" "$tree/init"
     cp "$LAB_CODE/inittab" "$tree/etc/inittab"
     (cd "$tree" && find . | "$BUSYBOX" cpio -o -H newc 2>/dev/null) >"$LAB_DIR/initrd.img"

@@ -9,23 +9,19 @@ SSHD_TREE=$CACHE/sshd
 # What guests of the lab are made from: the stock cloud kernel, its modules for virtio, a busybox.
 GUEST=$CACHE/guest
 
-# In the order in which they are loaded; what is built into the cloud kernel is not missed.
-GUEST_MODULES="virtio virtio_ring virtio_mmio virtio_blk failover net_failover virtio_net
-virtio-rng virtio_console virtio_balloon"
-
-# In the order in which they are loaded: each after what it needs.
-MODULES="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci netfs fscache
-9pnet 9pnet_virtio 9p overlay irqbypass ccp kvm kvm-amd failover net_failover virtio_net
-llc stp bridge tun virtio_console loop"
+# Only what is wanted: what that needs, what of it is built in, and the order come from the package's
+# own modules, by modprobe.
+HOST_MODULES="virtio_pci 9pnet_virtio 9p overlay kvm-amd virtio_net bridge tun virtio_console loop"
+GUEST_MODULES="virtio_mmio virtio_blk ext4 virtio_net virtio_rng virtio_console virtio_balloon"
 
 # What the cache holds when it is complete: it is made anew when that changes.
-cached() { echo $MODULES / $GUEST_MODULES; }
+cached() { echo by modprobe: $HOST_MODULES / $GUEST_MODULES; }
 
 installed() {
     command -v qemu-system-x86_64 >/dev/null && command -v ssh >/dev/null &&
         command -v ip >/dev/null && has_python && command -v mke2fs >/dev/null &&
-        [ -s "$KERNEL" ] && [ -x "$BUSYBOX" ] && [ -x "$SSHD_TREE/usr/sbin/sshd" ] &&
-        [ -s "$GUEST/vmlinuz" ] && [ -x "$GUEST/busybox" ] &&
+        [ -s "$KERNEL" ] && [ -s "$CACHE/modules/order" ] && [ -x "$BUSYBOX" ] && [ -x "$SSHD_TREE/usr/sbin/sshd" ] &&
+        [ -s "$GUEST/vmlinuz" ] && [ -s "$GUEST/modules/order" ] && [ -x "$GUEST/busybox" ] &&
         [ "$(cat "$CACHE/complete" 2>/dev/null)" = "$(cached)" ]
 }
 
@@ -69,36 +65,47 @@ current_kernel() {
     apt-cache depends "$1" 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'
 }
 
+# unpack_kernel PACKAGE DIR MODULE...: DIR gets vmlinuz and, in modules/, these modules with all that
+# they need, and a file `order` with their names as they are to be loaded.
 unpack_kernel() {
-    local deb module file
-    deb=$(apt_file "$(kernel_package linux-image-amd64)") || exit $?
-    rm -rf "$CACHE/unpacked" && mkdir "$CACHE/unpacked" && dpkg-deb -x "$deb" "$CACHE/unpacked"
-    mkdir -p "$CACHE/modules"
-    for module in $MODULES; do
-        file=$(find "$CACHE/unpacked" -name "$module.ko" -o -name "${module//_/-}.ko" | head -1)
-        [ -n "$file" ] || skip "$(basename "$deb") has no module $module"
-        cp "$file" "$CACHE/modules/$module.ko"
-    done
-    cp "$CACHE"/unpacked/boot/vmlinuz-* "$KERNEL"
-    rm -rf "$CACHE/unpacked"
+    local package=$1 dir=$2 deb root version wanted path name
+    shift 2
+    deb=$(apt_file "$(kernel_package "$package")") || exit $?
+    root=$CACHE/unpacked
+    rm -rf "$root" "$dir/modules" && mkdir "$root" && dpkg-deb -x "$deb" "$root"
+    # Where a distribution has merged /lib into /usr, the package does not bring the link.
+    [ -e "$root/lib" ] || ln -s usr/lib "$root/lib"
+    version=$(ls "$root/lib/modules")
+    depmod -b "$root" "$version" || die "depmod makes nothing of $(basename "$deb")"
+    mkdir -p "$dir/modules" "$root/no-configuration"
+    for wanted in "$@"; do
+        modprobe -d "$root" -C "$root/no-configuration" -S "$version" --show-depends "$wanted" ||
+            skip "$(basename "$deb") has no module $wanted"
+    done >"$root/steps" || exit $?
+    # A line is "builtin NAME", or "insmod PATH" with the module's parameters behind it.
+    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' "$root/steps" >"$root/order"
+    while read -r path; do
+        name=$(basename "$path")
+        name=${name%.ko*}.ko
+        plain_module "$path" >"$dir/modules/$name"
+        echo "$name" >>"$dir/modules/order"
+    done <"$root/order"
+    cp "$root"/boot/vmlinuz-* "$dir/vmlinuz"
+    rm -rf "$root"
 }
 
-unpack_guest() {
-    local deb module file
-    deb=$(apt_file "$(kernel_package linux-image-cloud-amd64)") || exit $?
-    rm -rf "$CACHE/unpacked" && mkdir "$CACHE/unpacked" && dpkg-deb -x "$deb" "$CACHE/unpacked"
-    mkdir -p "$GUEST/modules"
-    : >"$GUEST/modules/order"
-    for module in $GUEST_MODULES; do
-        file=$(find "$CACHE/unpacked" -name "$module.ko" | head -1)
-        [ -n "$file" ] || continue
-        cp "$file" "$GUEST/modules/"
-        echo "$module" >>"$GUEST/modules/order"
-    done
-    cp "$BUSYBOX" "$GUEST/busybox"
-    cp "$CACHE"/unpacked/boot/vmlinuz-* "$GUEST/vmlinuz"
-    rm -rf "$CACHE/unpacked"
+# plain_module FILE: its content, which some distributions compress and busybox cannot load then.
+plain_module() {
+    case $1 in
+    *.ko) cat "$1" ;;
+    *.ko.gz) gzip -dc "$1" ;;
+    *.ko.xz) need_command xz xz-utils && xz -dc "$1" ;;
+    *.ko.zst) need_command zstd zstd && zstd -dcq "$1" ;;
+    *) die "$(basename "$1") is compressed in a way that is not known here" ;;
+    esac
 }
+
+need_command() { command -v "$1" >/dev/null || apt_install "$2"; }
 
 # Idempotent: says what it does only when there is something to do.
 install_packages() {
@@ -111,6 +118,7 @@ install_packages() {
     command -v ip >/dev/null || missing+=(iproute2)
     has_python || missing+=(python3)
     command -v mke2fs >/dev/null || missing+=(e2fsprogs)
+    command -v depmod >/dev/null && command -v modprobe >/dev/null || missing+=(kmod)
     [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
     # The wire between the hosts.
     qemu-system-x86_64 -netdev help 2>&1 | grep -q dgram ||
@@ -119,9 +127,9 @@ install_packages() {
     if [ "$(cat "$CACHE/complete" 2>/dev/null)" != "$(cached)" ]; then
         rm -rf "$CACHE/complete" "$KERNEL" "$CACHE/modules" "$GUEST"
     fi
-    if [ ! -s "$KERNEL" ] || [ ! -d "$CACHE/modules" ]; then
+    if [ ! -s "$KERNEL" ] || [ ! -s "$CACHE/modules/order" ]; then
         say "fetching a kernel with its modules (linux-image-amd64, unpacked into $CACHE)"
-        unpack_kernel
+        unpack_kernel linux-image-amd64 "$CACHE" $HOST_MODULES
     fi
     if [ ! -x "$BUSYBOX" ]; then
         say "fetching busybox-static (unpacked into $CACHE)"
@@ -137,9 +145,11 @@ install_packages() {
             dpkg-deb -x "$deb" "$SSHD_TREE"
         done
     fi
-    if [ ! -s "$GUEST/vmlinuz" ]; then
+    if [ ! -s "$GUEST/vmlinuz" ] || [ ! -x "$GUEST/busybox" ]; then
         say "fetching the guests' kernel (linux-image-cloud-amd64, unpacked into $GUEST)"
-        unpack_guest
+        mkdir -p "$GUEST"
+        unpack_kernel linux-image-cloud-amd64 "$GUEST" $GUEST_MODULES
+        cp "$BUSYBOX" "$GUEST/busybox"
     fi
     cached >"$CACHE/complete"
 }

@@ -1,9 +1,6 @@
 # Stock Linux guests with a disk, a network card and randomness. Sourced after lib.sh by tests that
 # have called `consoles`.
 
-# A kernel boots in 10 s on an idle lab, and in several times that on a busy one.
-[ "$PATIENCE" -ge 180 ] || PATIENCE=180
-
 LAB_TESTS=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 GUEST=${LAB_GUEST:-/lab/guest}
 GUEST_ADDRESS=10.77.0.50
@@ -58,7 +55,7 @@ make_shell_initramfs() {
 /bin/busybox mount -t devtmpfs dev /dev
 export PATH=/bin
 /bin/busybox --install -s /bin
-while read -r module; do insmod "/modules/\$module.ko" || echo "trouble: no module \$module"; done </modules/order
+while read -r module; do insmod "/modules/\$module" || echo "trouble: no module \$module"; done </modules/order
 until [ -c /dev/hvc0 ]; do sleep 0.1; done
 $commands
 echo "guest up"
