@@ -16,6 +16,8 @@ mod uapi;
 mod vcpu_state;
 
 #[cfg(test)]
+mod restore_table;
+#[cfg(test)]
 mod tests;
 
 pub use capabilities::{CapabilityError, MAX_VCPUS, check_kvm, describe_cpu, host_capabilities};

@@ -31,6 +31,7 @@ const UNLISTED: &[RangeInclusive<u32>] = &[
     0x0000_0277..=0x0000_0277, // PAT
     0x0000_02ff..=0x0000_02ff, // MTRR default type
     0x0000_0400..=0x0000_047f, // machine check banks
+    0xc000_0103..=0xc000_0103, // TSC_AUX, which a KVM without RDTSCP holds and does not list
     0xc001_0015..=0xc001_0015, // HWCR
 ];
 
