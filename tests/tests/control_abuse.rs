@@ -6,17 +6,20 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use migpipe_tests::{Guest, Host, needs_kvm, run};
+use migpipe_tests::{Done, Guest, Host, PATIENCE, needs_kvm, run};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::geteuid;
 use units::MigrationId;
 use vm_control::{PROTOCOL_VERSION, Reply, Request};
 
-/// A client that behaves is answered within this time, whatever the others do.
-const SOON: Duration = Duration::from_secs(1);
+/// A client that behaves is answered, whatever the others do, in no more than so many times what it
+/// takes to start its program, which other work on this machine slows as well. Who waits for a client
+/// that stalls waits for thousands of that.
+const PROMPT: u32 = 100;
 
 /// What an abused vmrun may hold beside its guest (KiB).
 const MOST_KIB: u64 = 160 << 10;
@@ -52,11 +55,19 @@ impl Abused {
     /// The guest ticks on, and a client that behaves gets its answer.
     fn is_unharmed(&mut self, what: &str) {
         self.guest.assert_runs();
-        let began = Instant::now();
-        let done = self.host.run("vmctl", &["status", "web"]).expect(0);
-        assert!(began.elapsed() < SOON, "{what}: vmctl waited {:?}: {done:?}", began.elapsed());
+        let done = self.asks(what).expect(0);
         let worst = self.guest.console.last_tick().unwrap().gap_us;
-        println!("{what}: answered after {:.1?}, gap of the guest {worst} us", began.elapsed());
+        println!("{what}: answered after {:.1?}, gap of the guest {worst} us", done.took);
+    }
+
+    /// A client that behaves asks, and is answered promptly.
+    fn asks(&self, what: &str) -> Done {
+        let start = || self.host.run("vmctl", &["--version"]).expect(0).took;
+        let before = start();
+        let done = self.host.run("vmctl", &["status", "web"]);
+        let start = before.max(start());
+        assert!(done.took < start * PROMPT, "{what}: vmctl, started in {start:?}, waits: {done:?}");
+        done
     }
 
     fn status_of_process(&self, field: &str) -> u64 {
@@ -81,7 +92,7 @@ fn hello() -> Vec<u8> {
 
 /// The next answer; nothing if the connection is closed instead.
 fn answer(stream: &mut UnixStream) -> Option<Reply> {
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
     let mut body = vec![0; u32::from_le_bytes(length) as usize];
@@ -120,7 +131,7 @@ fn clients_that_stall_disturb_nobody() {
     // Those who have not said who they are lose their place to others.
     let began = Instant::now();
     for mut stream in idle.into_iter().chain([half_a_length, half_a_request]) {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let end = stream.read(&mut [0; 64]);
         assert!(!matches!(&end, Err(error) if error.kind() == ErrorKind::WouldBlock), "{end:?}");
     }
@@ -134,14 +145,20 @@ fn all_places_taken_is_said_at_once_and_a_place_that_is_free_is_given() {
     needs_kvm!();
     let mut abused = Abused::new();
     let mut clients: Vec<_> = (0..64).map(|_| abused.client()).collect();
-    let began = Instant::now();
-    let done = abused.host.run("vmctl", &["status", "web"]);
-    done.refused_with(&["64 clients are connected already"]);
-    assert!(began.elapsed() < SOON);
+    abused.asks("all places taken").refused_with(&["64 clients are connected already"]);
     abused.guest.assert_runs();
     clients.truncate(60);
     thread::sleep(Duration::from_millis(100));
     abused.is_unharmed("60 clients");
+}
+
+/// Tells the threads of a flood to end.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 #[test]
@@ -149,14 +166,16 @@ fn a_flood_of_requests_leaves_the_guest_and_the_others_their_turn() {
     needs_kvm!();
     let mut abused = Abused::new();
     let mut flood: Vec<_> = (0..4).map(|_| abused.client()).collect();
-    let stop = Instant::now() + Duration::from_secs(4);
+    // Longer than all that is asked meanwhile.
+    let stop = AtomicBool::new(false);
+    let stopped = &stop;
     thread::scope(|scope| {
         let counts: Vec<_> = flood
             .iter_mut()
             .map(|stream| {
                 scope.spawn(move || {
                     let mut count = 0;
-                    while Instant::now() < stop {
+                    while !stopped.load(Ordering::SeqCst) {
                         stream.write_all(&frame(&Request::Status)).unwrap();
                         answer(stream).unwrap();
                         count += 1;
@@ -165,9 +184,12 @@ fn a_flood_of_requests_leaves_the_guest_and_the_others_their_turn() {
                 })
             })
             .collect();
+        // Also if one of these finds something wrong.
+        let stop = StopOnDrop(stopped);
         for _ in 0..3 {
             abused.is_unharmed("four floods");
         }
+        drop(stop);
         let all: u32 = counts.into_iter().map(|count| count.join().unwrap()).sum();
         println!("{all} requests were answered meanwhile");
     });

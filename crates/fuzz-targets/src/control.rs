@@ -31,7 +31,7 @@ const FIXED: usize = 1 << 20;
 /// What is in flight at once fits a socket's buffer, so that neither end waits for the other.
 const MOST: usize = 64 << 10;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(600);
 const ID: MigrationId = MigrationId::from_bytes([7; 16]);
 
 /// What a client writes. Unless the first byte is odd, it has said hello.

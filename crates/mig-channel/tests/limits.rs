@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use mig_channel::{ChannelError, Endpoint, Interrupt, SenderChannel, open_receiver, open_sender};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-/// What an interrupt may take to end a wait.
-const AT_ONCE: Duration = Duration::from_millis(100);
+/// Ends what hangs, and measures nothing. Far less than the commands of these tests sleep.
+const HANGS: Duration = Duration::from_secs(300);
 
 fn send(endpoint: &str, interrupt: &Interrupt) -> SenderChannel {
     open_sender(&endpoint.parse().unwrap(), None, false, interrupt).unwrap()
@@ -86,7 +86,7 @@ fn a_deadline_holds_also_while_bytes_flow() {
     let mut channel = send("exec:cat /dev/zero", &interrupt);
     let back = channel.back.as_mut().unwrap();
     let limit = Duration::from_millis(100);
-    back.set_stall_limit(Some(Duration::from_secs(60)));
+    back.set_stall_limit(Some(HANGS));
     back.set_deadline(Some(limit));
     let mut buffer = vec![0; 1 << 20];
     let error = loop {
@@ -99,62 +99,52 @@ fn a_deadline_holds_also_while_bytes_flow() {
     assert!(back.read(&mut buffer).unwrap() > 0, "without it bytes flow on");
 }
 
-/// Runs `blocked` and interrupts it once it surely waits; how long it took to notice.
-fn interrupted_after(
-    interrupt: &Interrupt,
-    blocked: impl FnOnce() -> io::Error + Send,
-) -> (io::Error, Duration) {
+/// Runs `blocked`, interrupts it while it waits, and returns how it ended.
+fn interrupted(interrupt: &Interrupt, blocked: impl FnOnce() -> io::Error + Send) -> io::Error {
     thread::scope(|scope| {
-        let blocked = scope.spawn(move || {
-            let error = blocked();
-            (error, Instant::now())
-        });
+        let blocked = scope.spawn(blocked);
         thread::sleep(Duration::from_millis(200));
         assert!(!blocked.is_finished(), "it did not wait");
-        let triggered = Instant::now();
         interrupt.trigger();
-        let (error, ended) = blocked.join().unwrap();
-        (error, ended - triggered)
+        blocked.join().unwrap()
     })
 }
 
 #[test]
-fn an_interrupt_ends_a_blocked_write_at_once() {
+fn an_interrupt_ends_a_blocked_write() {
     let (_reader, writer) = io::pipe().unwrap();
     for endpoint in ["exec:sleep 1000".parse().unwrap(), passed(writer)] {
         let interrupt = Interrupt::new().unwrap();
         let mut channel = open_sender(&endpoint, None, false, &interrupt).unwrap();
         let forward = &mut channel.forward;
-        let (error, took) = interrupted_after(&interrupt, || fill(forward));
+        forward.set_stall_limit(Some(HANGS));
+        let error = interrupted(&interrupt, || fill(forward));
         assert!(ChannelError::is_interrupted(&error), "{endpoint}: {error}");
-        assert!(took < AT_ONCE, "{endpoint}: {took:?}");
     }
 }
 
 #[test]
-fn an_interrupt_ends_a_blocked_read_at_once() {
+fn an_interrupt_ends_a_blocked_read() {
     let (reader, _writer) = io::pipe().unwrap();
     for endpoint in ["exec:sleep 1000".parse().unwrap(), passed(reader)] {
         let interrupt = Interrupt::new().unwrap();
         let mut channel = open_receiver(&endpoint, None, &interrupt).unwrap();
         let forward = &mut channel.forward;
-        let (error, took) =
-            interrupted_after(&interrupt, || forward.read_exact(&mut [0; 1]).unwrap_err());
+        forward.set_stall_limit(Some(HANGS));
+        let error = interrupted(&interrupt, || forward.read_exact(&mut [0; 1]).unwrap_err());
         assert!(ChannelError::is_interrupted(&error), "{endpoint}: {error}");
-        assert!(took < AT_ONCE, "{endpoint}: {took:?}");
     }
 }
 
 #[test]
-fn an_interrupt_ends_a_wait_for_a_peer_at_once() {
+fn an_interrupt_ends_a_wait_for_a_peer() {
     let dir = tempfile::tempdir().unwrap();
     let endpoint = Endpoint::Unix(dir.path().join("web"));
     let interrupt = Interrupt::new().unwrap();
-    let (error, took) = interrupted_after(&interrupt, || {
+    let error = interrupted(&interrupt, || {
         io::Error::other(open_receiver(&endpoint, None, &interrupt).unwrap_err())
     });
     assert!(format!("{error:?}").contains("Interrupted"), "{error:?}");
-    assert!(took < AT_ONCE, "{took:?}");
     assert_eq!(dir.path().read_dir().unwrap().count(), 0, "the socket is left");
 }
 

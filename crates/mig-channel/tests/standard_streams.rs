@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mig_channel::{Endpoint, Interrupt, ReturnPath, open_receiver, open_sender};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,7 +14,8 @@ use nix::pty::openpty;
 use nix::unistd::{getpgrp, setsid, tcgetpgrp};
 
 const ROLE: &str = "MIG_CHANNEL_TEST_ROLE";
-const SOON: Duration = Duration::from_secs(10);
+/// Ends what hangs, and measures nothing.
+const HANGS: Duration = Duration::from_secs(600);
 
 fn main() {
     if let Ok(role) = std::env::var(ROLE) {
@@ -62,7 +63,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             let mut channel = open_sender(&Endpoint::Standard, back, false, &interrupt)?;
             channel.forward.write_all(b"question")?;
             let back = channel.back.as_mut().ok_or("no back half")?;
-            back.set_stall_limit(Some(SOON));
+            back.set_stall_limit(Some(HANGS));
             let mut answer = [0; 6];
             back.read_exact(&mut answer)?;
             channel.forward.write_all(&answer)?;
@@ -86,7 +87,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             let endpoint = "exec:head -n 1 </dev/tty".parse()?;
             let mut channel = open_sender(&endpoint, None, false, &interrupt)?;
             let back = channel.back.as_mut().ok_or("no back half")?;
-            back.set_deadline(Some(SOON));
+            back.set_deadline(Some(HANGS));
             let mut password = String::new();
             back.read_to_string(&mut password)?;
             let tunnel = channel.tunnel.as_mut().ok_or("no tunnel")?;
@@ -95,7 +96,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             if tcgetpgrp(&terminal)? != getpgrp() {
                 return Err("the terminal was not given back".into());
             }
-            tunnel.wait_for_success(SOON)?;
+            tunnel.wait_for_success(HANGS)?;
             if password != "secret\n" {
                 return Err(format!("read {password:?}").into());
             }
@@ -220,9 +221,7 @@ fn a_tunnel_may_ask_for_a_password_at_the_terminal() {
         })
     };
     let child = command.spawn().unwrap();
-    let started = Instant::now();
     let mut master = std::fs::File::from(pty.master);
     master.write_all(b"secret\n").unwrap();
     end(child).unwrap();
-    assert!(started.elapsed() < SOON);
 }

@@ -263,6 +263,9 @@ mod tests {
     use super::super::{Console, Input};
     use super::*;
 
+    /// Ends what hangs, and measures nothing.
+    const HANGS: Duration = Duration::from_secs(600);
+
     /// A guest that takes two bytes at a time.
     #[derive(Default)]
     struct Slow(Mutex<Vec<u8>>);
@@ -282,9 +285,9 @@ mod tests {
     }
 
     fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + HANGS;
         while !done() {
-            assert!(Instant::now() < end, "{what} within 10 s");
+            assert!(Instant::now() < end, "{what} within {HANGS:?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -313,7 +316,7 @@ mod tests {
         let console = open(&format!("unix:{}", path.display()));
         for text in ["for the first\n", "for the second\n"] {
             let client = UnixStream::connect(&path).unwrap();
-            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            client.set_read_timeout(Some(HANGS)).unwrap();
             console.print(text.as_bytes());
             let mut line = String::new();
             BufReader::new(client).read_line(&mut line).unwrap();
@@ -327,11 +330,10 @@ mod tests {
         let path = dir.path().join("socket");
         let console = open(&format!("unix:{}", path.display()));
         let client = UnixStream::connect(&path).unwrap();
-        let start = Instant::now();
+        // A console that waited for its client would wait here for ever.
         for _ in 0..2000 {
             console.print(&[b'x'; 1024]);
         }
-        assert!(start.elapsed() < Duration::from_secs(5));
         drop(console);
         let mut all = String::new();
         // A console that ends before it took the client up resets the connection.

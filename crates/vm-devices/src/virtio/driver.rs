@@ -30,7 +30,7 @@ const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 /// Where buffers begin.
 pub(super) const BUFFERS: u64 = 0x4_0000;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;

@@ -11,7 +11,7 @@ use vm_machine::{Kernel, Machine, MachineConfig, Overrides};
 use vm_memory::GuestMemoryBackend;
 
 /// How long anything may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// False, and a line that says so, where there is no KVM.
 pub fn has_kvm(test: &str) -> bool {

@@ -164,9 +164,8 @@ fn the_largest_request_of_all_does_not_hold_up_a_pause() {
     driver.descriptor(INFLATE as u64, 0, (BUFFERS, (MOST_NUMBERS * NUMBER) as u32, 0, 0));
     driver.offer(INFLATE, 0);
     driver.kick(INFLATE);
-    let started = std::time::Instant::now();
+    // It is an error if the device is not at a point where it can stop in time.
     driver.device.quiesce().unwrap();
-    assert!(started.elapsed().as_secs() < 2);
 }
 
 #[test]
