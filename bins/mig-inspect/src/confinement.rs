@@ -3,7 +3,7 @@
 //! It is killed for anything else, which costs nothing but the look.
 
 use confine::sets::RUNTIME;
-use confine::{Call, Files, Filter, Mode, Outside, calls};
+use confine::{Call, Files, Filter, Outside, calls};
 
 /// A stream that is open already.
 const STREAM: &[Call] = calls![
@@ -11,11 +11,11 @@ const STREAM: &[Call] = calls![
     SYS_readv;
 ];
 
-/// The one thread that there is.
+/// The thread that reads.
 pub const FILTER: Filter = Filter { thread: "mig-inspect", tables: &[RUNTIME, STREAM] };
 
 /// Confines this process: the stream is open, and no byte was looked at.
-pub fn enter(mode: Mode) -> anyhow::Result<()> {
-    confine::begin(mode, Outside::Killed);
+pub fn enter(mode: &cli::Confinement) -> anyhow::Result<()> {
+    mode.begin(Outside::Killed);
     Ok(confine::enter(&FILTER, &[], &Files::none())?)
 }

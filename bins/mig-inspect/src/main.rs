@@ -42,7 +42,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
 /// Prints what is in the stream as far as it is whole, then says what is wrong with it.
 fn report(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let stream = args.source.open()?;
-    confinement::enter(args.confinement.confine)?;
+    confinement::enter(&args.confinement)?;
     let mut inspection = Inspection::open(stream)?;
     let checked = loop {
         match inspection.next() {

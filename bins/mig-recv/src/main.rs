@@ -36,7 +36,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if args.broker {
         return host::serve(&args);
     }
-    confine::begin(args.confinement.confine, Outside::Killed);
+    args.confinement.begin(Outside::Killed);
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
     let ReceiverChannel { mut forward, mut back, tunnel } =
         open_receiver(&source(&args)?, None, &interrupt)?;

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use cli::output;
 use mig_channel::{ChannelReader, ChannelWriter};
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
 use mig_engine::ownership::{Decision, Input, Standing};
@@ -112,11 +113,11 @@ impl<'a> Reception<'a> {
         let mut id = preamble.id;
         if args.clone {
             id = MigrationId::random();
-            eprintln!(
+            output::say(format!(
                 "{NAME}: a copy of {}, as migration {id}: if the first one still runs, the two \
                  share every address and disk",
                 description.name
-            );
+            ));
         }
         Ok(Self {
             args,
@@ -391,11 +392,11 @@ impl<'a> Reception<'a> {
             DestinationEnding::Runs => {
                 if !self.args.quiet {
                     let pid = self.vmrun.as_ref().map_or(0, |vmrun| vmrun.client.pid());
-                    eprintln!(
+                    output::say(format!(
                         "{NAME}: {name} runs here (vmrun {pid}); {} in {:.2} s",
                         self.reader.bytes_read(),
                         self.began.elapsed().as_secs_f64()
-                    );
+                    ));
                 }
             }
             DestinationEnding::Refused => {

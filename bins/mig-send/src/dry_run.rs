@@ -1,5 +1,6 @@
 //! What would be sent.
 
+use cli::output;
 use mig_stream::MAX_RUN;
 use units::{PAGE_SIZE, Pages};
 use vm_control::Client;
@@ -23,19 +24,23 @@ pub fn run(args: &Args, client: &Client) -> anyhow::Result<u8> {
         }
     }
     let holes = machine.pages() - raw - fills;
-    eprintln!(
+    output::say(format!(
         "{}: {} of memory for {} vCPU{}, to {}",
         machine.name,
         machine.pages().bytes(),
         machine.vcpus,
         if machine.vcpus == 1 { "" } else { "s" },
         args.destination
-    );
-    eprintln!("  round 0 would send  {:>10} as they are ({raw})", raw.bytes().to_string());
-    eprintln!("  as one pattern each {:>10} ({fills})", fills.bytes().to_string());
-    eprintln!("  holes, not sent     {:>10} ({holes})", holes.bytes().to_string());
+    ));
+    output::say(format!(
+        "  round 0 would send  {:>10} as they are ({raw})",
+        raw.bytes().to_string()
+    ));
+    output::say(format!("  as one pattern each {:>10} ({fills})", fills.bytes().to_string()));
+    output::say(format!("  holes, not sent     {:>10} ({holes})", holes.bytes().to_string()));
     if let Some(limit) = args.bandwidth() {
-        eprintln!("  at {limit} that takes {:.1} s", limit.time_for(raw.bytes()).as_secs_f64());
+        let time = limit.time_for(raw.bytes()).as_secs_f64();
+        output::say(format!("  at {limit} that takes {time:.1} s"));
     }
     Ok(0)
 }

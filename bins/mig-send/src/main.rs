@@ -38,7 +38,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(id) = args.broker {
         return question::serve(&args, id);
     }
-    confine::begin(args.confinement.confine, Outside::Killed);
+    args.confinement.begin(Outside::Killed);
     if let Some(id) = args.ask {
         return question::run(&args, id);
     }

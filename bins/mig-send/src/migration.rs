@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use cli::output;
 use mig_channel::{ChannelWriter, SenderChannel, Tunnel, TunnelError, open_sender};
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::Input;
@@ -307,7 +308,7 @@ impl<'a> Migration<'a> {
             cli::complain(NAME, &error);
         }
         if !self.args.quiet && !self.report.rounds.is_empty() {
-            eprint!("{}", self.report.table());
+            output::say(self.report.table().trim_end());
         }
         if let Some(complaint) = complaint {
             cli::complain(NAME, &complaint);

@@ -2,15 +2,17 @@
 //! and signals.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use cli::output::{self, Loss};
 use mig_channel::Interrupt;
 use mig_engine::report::Progress;
+use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::{debug, warn};
 use units::{BytesPerSec, MigrationId};
@@ -141,7 +143,7 @@ pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
         while let Ok(signal) = signals.wait() {
             if signal == Signal::SIGUSR1 {
                 let line = shared.lock().progress.line();
-                let _ = writeln!(io::stderr(), "mig-send: {line}");
+                output::say(format!("mig-send: {line}"));
             } else {
                 shared.cancel();
             }
@@ -153,12 +155,12 @@ pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
 pub struct Watch {
     /// A connection of its own, so that nobody waits for the other.
     client: Client,
-    output: Output,
+    shown: Shown,
 }
 
 impl Watch {
     pub fn new(client: Client, args: &Args) -> Self {
-        Self { client, output: Output::new(args) }
+        Self { client, shown: Shown::new(args) }
     }
 }
 
@@ -172,13 +174,13 @@ pub struct Monitor {
 impl Monitor {
     /// Starts it.
     pub fn start(watch: Watch, id: MigrationId, shared: &Arc<Shared>) -> Self {
-        let Watch { client, mut output } = watch;
+        let Watch { client, mut shown } = watch;
         let thread_shared = Arc::clone(shared);
         let thread = thread::spawn(move || {
             let shared = thread_shared;
             while !shared.ended.load(Ordering::SeqCst) {
                 let progress = shared.lock().progress;
-                output.show(&progress);
+                shown.show(&progress);
                 if let Ok(text) = serde_json::to_string(&progress) {
                     match client.post_progress(id, text) {
                         Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
@@ -188,7 +190,7 @@ impl Monitor {
                 }
                 thread::park_timeout(TICK);
             }
-            output.clear();
+            shown.end();
         });
         Self { thread: Some(thread), shared: Arc::clone(shared) }
     }
@@ -204,22 +206,20 @@ impl Drop for Monitor {
     }
 }
 
-/// Where progress goes.
-struct Output {
+/// Where progress goes. Whoever reads it holds nothing up: not the orders, not the migration.
+struct Shown {
     line: bool,
-    json: Option<File>,
+    json: Option<output::Output>,
     shown: bool,
 }
 
-impl Output {
+impl Shown {
     fn new(args: &Args) -> Self {
         let json = match (args.progress_fd, args.progress) {
-            (Some(fd), _) => File::options()
-                .append(true)
-                .open(format!("/proc/self/fd/{fd}"))
+            (Some(fd), _) => progress_fd(fd)
                 .inspect_err(|error| warn!("no progress on descriptor {fd}: {error}"))
                 .ok(),
-            (None, ProgressMode::Json) => stderr_file(io::stderr().as_fd()),
+            (None, ProgressMode::Json) => output::stderr().cloned(),
             (None, _) => None,
         };
         let line = args.progress == ProgressMode::Auto && io::stderr().is_terminal();
@@ -227,24 +227,35 @@ impl Output {
     }
 
     fn show(&mut self, progress: &Progress) {
-        if let Some(file) = &mut self.json
+        if let Some(json) = &self.json
             && let Ok(text) = serde_json::to_string(progress)
         {
-            let _ = writeln!(file, "{text}");
+            json.push(format!("{text}\n").as_bytes());
         }
-        if self.line {
-            let _ = write!(io::stderr(), "\r\x1b[K{}", progress.line());
+        if self.line
+            && let Some(stderr) = output::stderr()
+        {
+            stderr.show(format!("\r\x1b[K{}", progress.line()).as_bytes());
             self.shown = true;
         }
     }
 
-    fn clear(&mut self) {
-        if self.shown {
-            let _ = write!(io::stderr(), "\r\x1b[K");
+    fn end(&mut self) {
+        if self.shown
+            && let Some(stderr) = output::stderr()
+        {
+            stderr.replace(b"\r\x1b[K");
+        }
+        if let Some(lost) = self.json.as_ref().map(output::Output::lost).filter(|lost| *lost > 0) {
+            debug!("{lost} lines of progress were not read in time");
         }
     }
 }
 
-fn stderr_file(stderr: BorrowedFd<'_>) -> Option<File> {
-    stderr.try_clone_to_owned().ok().map(File::from)
+/// The descriptor that the caller passed, as a file description of our own: without waiting for its
+/// reader to open it, where it is a FIFO.
+fn progress_fd(fd: i32) -> io::Result<output::Output> {
+    let mut options = File::options();
+    let file = options.append(true).custom_flags(libc::O_NONBLOCK);
+    output::Output::start(file.open(format!("/proc/self/fd/{fd}"))?, Loss::Silent)
 }

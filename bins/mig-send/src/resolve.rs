@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use cli::output;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::{Input, State};
@@ -50,7 +51,7 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
     };
     match ending {
         SourceEnding::Moved => {
-            eprintln!("{NAME}: {name} runs at its destination");
+            output::say(format!("{NAME}: {name} runs at its destination"));
             if let Some(error) = why {
                 cli::complain(NAME, &error.context(format!("{name} is still here, handed-over")));
             }
@@ -59,7 +60,7 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
             if args.force {
                 match client.own(Input::TakeBack(id)) {
                     Ok(()) => {
-                        eprintln!("{NAME}: {name} runs here, by force");
+                        output::say(format!("{NAME}: {name} runs here, by force"));
                         return Ok(SourceEnding::Stayed.exit_status());
                     }
                     Err(error) => why = Some(error.into()),
@@ -69,12 +70,12 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
                 Some(error) => {
                     cli::complain(NAME, &error.context(format!("{name} stays handed-over")));
                 }
-                None => eprintln!("{NAME}: cancelled; {name} stays handed-over"),
+                None => output::say(format!("{NAME}: cancelled; {name} stays handed-over")),
             }
         }
         SourceEnding::Stayed | SourceEnding::Cancelled => {
             let reason = refusal.unwrap_or_default();
-            eprintln!("{NAME}: the destination refused {name} ({reason}); it runs here");
+            output::say(format!("{NAME}: the destination refused {name} ({reason}); it runs here"));
         }
     }
     Ok(ending.exit_status())

@@ -43,6 +43,7 @@ fn program(name: &str) -> Command {
 }
 
 fn replace(mut command: Command) -> anyhow::Result<u8> {
+    cli::output::finish();
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))
 }

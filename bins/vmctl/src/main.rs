@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use mig_engine::ownership::Input;
 use units::BytesPerSec;
 use vm_control::place::{self, PlaceError};
@@ -33,7 +33,9 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     match &args.command {
-        Command::List => print(&show::list(&all()?, args.json)?)?,
+        Command::List => {
+            print(&show::list(&all()?, args.json)?)?;
+        }
         Command::Status { guest } => {
             print(&show::status(&connect(guest)?.status()?, args.json)?)?;
         }
@@ -132,17 +134,22 @@ fn events(
                 Some(event) => bail!("{guest} ended before it was {event}"),
             };
         };
-        print(&show::event(&event, json)?)?;
+        if !print(&show::event(&event, json)?)? {
+            return Ok(0);
+        }
         if until == Some(event.name()) || matches!(event, Event::Ended(_)) && until.is_none() {
             return Ok(0);
         }
     }
 }
 
-/// Writes to stdout; a reader that went away (`vmctl list | head -1`) is no failure.
-fn print(text: &str) -> io::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+/// Writes to stdout; a reader that went away (`vmctl list | head -1`) is no failure. False if
+/// nobody reads any more.
+fn print(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot print the answer"),
     }
 }

@@ -47,7 +47,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     }
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = signals::block()?;
-    confine::begin(args.confinement.confine, Outside::NoSuchCall);
+    args.confinement.begin(Outside::NoSuchCall);
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
     let first = boot::inner(&args)?;

@@ -1,15 +1,27 @@
 //! What the command lines of all programs share: how an error is shown, where the log goes, man
 //! pages and shell completions.
+//!
+//! [`main`] also sets what every process here begins with, before it has a second thread:
+//! - SIGXFSZ and SIGXCPU are blocked: a write beyond the file-size limit then fails with EFBIG and
+//!   is reported like that of a full disk, and a limit of processor time ends the process only
+//!   where it is a hard one. Blocked and not ignored: a program that is started from here begins
+//!   with an empty mask and SIGPIPE as it was, which the standard library sees to.
+//! - stderr is written by a thread of its own; see [`output`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod output;
+
+use std::any::Any;
 use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
 use clap_complete::Shell;
-use confine::{Filter, Mode};
+use confine::{Filter, Mode, Outside};
+use nix::sys::signal::{SigSet, Signal};
 use tracing::level_filters::LevelFilter;
 
 /// Exit status for a command line that makes no sense; clap's own.
@@ -41,6 +53,15 @@ pub struct Confinement {
     pub show_confinement: bool,
 }
 
+impl Confinement {
+    /// Decides how this process is confined, and confines the threads that write for it. Before any
+    /// other thread exists.
+    pub fn begin(&self, outside: Outside) {
+        confine::begin(self.confine, outside);
+        output::confine();
+    }
+}
+
 /// A command line that holds the common options.
 pub trait Program: Parser + CommandFactory {
     /// What its threads may call once they are confined; nothing for a program that is not.
@@ -54,6 +75,7 @@ pub trait Program: Parser + CommandFactory {
 /// becomes one line on stderr and exit status 1.
 pub fn main<P: Program>(body: impl FnOnce(P) -> anyhow::Result<u8>) -> ExitCode {
     let name = P::command().get_name().to_owned();
+    ignore_limits();
     if let Some(done) = documentation::<P>() {
         return finish(&name, done.map(|()| 0).map_err(Into::into));
     }
@@ -64,13 +86,39 @@ pub fn main<P: Program>(body: impl FnOnce(P) -> anyhow::Result<u8>) -> ExitCode 
         Ok(program) => program,
         Err(error) => error.exit(),
     };
+    output::start();
     tracing_subscriber::fmt()
-        .with_writer(io::stderr)
+        .with_writer(|| output::Stderr)
         .with_max_level(program.common().log)
         .with_target(false)
         .with_ansi(false)
         .init();
-    finish(&name, body(program))
+    let speaker = name.clone();
+    panic::set_hook(Box::new(move |mistake| {
+        output::say(format!("{speaker}: {}", printable(&mistake.to_string())));
+    }));
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| body(program)));
+    let status = match ended {
+        Ok(result) => finish(&name, result),
+        Err(mistake) => end_by(mistake),
+    };
+    output::finish();
+    status
+}
+
+/// A mistake of the program was said by the hook; its end is that of the standard library.
+fn end_by(mistake: Box<dyn Any + Send>) -> ! {
+    output::finish();
+    panic::resume_unwind(mistake)
+}
+
+/// Blocks the signals by which a limit of resources would end the process; see the module.
+fn ignore_limits() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    signals.add(Signal::SIGXCPU);
+    // It cannot fail: the set is a valid one.
+    let _ = signals.thread_block();
 }
 
 fn finish(name: &str, result: anyhow::Result<u8>) -> ExitCode {
@@ -85,8 +133,7 @@ fn finish(name: &str, result: anyhow::Result<u8>) -> ExitCode {
 
 /// Writes `error` and its causes as one line to stderr.
 pub fn complain(name: &str, error: &anyhow::Error) {
-    let line = one_line(error);
-    let _ = writeln!(io::stderr(), "{name}: {line}");
+    output::say(format!("{name}: {}", one_line(error)));
 }
 
 /// `error` and its causes on one line, each said once.
@@ -125,7 +172,8 @@ fn documentation<P: Program>() -> Option<io::Result<()>> {
             Some(clap_mangen::Man::new(P::command()).render(&mut io::stdout().lock()))
         }
         (Some("--show-confinement"), None) if !P::FILTERS.is_empty() => {
-            Some(io::stdout().write_all(confine::show(P::FILTERS).as_bytes()))
+            let all = [P::FILTERS, &[output::FILTER]].concat();
+            Some(io::stdout().write_all(confine::show(&all).as_bytes()))
         }
         (Some("--completions"), Some(shell)) => {
             let Ok(shell) = shell.parse::<Shell>() else {
@@ -135,8 +183,10 @@ fn documentation<P: Program>() -> Option<io::Result<()>> {
             };
             let mut command = P::command();
             let name = command.get_name().to_owned();
-            clap_complete::generate(shell, &mut command, name, &mut io::stdout().lock());
-            Some(Ok(()))
+            // It takes a failed write for a mistake of the program.
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut command, name, &mut text);
+            Some(io::stdout().write_all(&text))
         }
         _ => None,
     }

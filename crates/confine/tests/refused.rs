@@ -1,5 +1,6 @@
 //! What a confined thread tries in vain. Each test confines a thread of its own, in a process whose
 //! calls outside are answered with ENOSYS; the one that is killed is a process of its own.
+#![allow(clippy::print_stdout, reason = "what a test says is for whoever runs it")]
 
 use std::fs::{self, File};
 use std::io;

@@ -2,6 +2,7 @@
 //! and reads of memory that exists already.
 //!
 //!     cargo run --release -p mig-channel --example throughput
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
 #![forbid(unsafe_code)]
 
 use std::error::Error;

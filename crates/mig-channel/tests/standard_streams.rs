@@ -1,5 +1,10 @@
 //! stdin, stdout and the terminal. Each test starts this program again in a role, with descriptors
 //! of the test's choice.
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "what a test says is for whoever runs it"
+)]
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -1,5 +1,6 @@
 //! What checksums and framing cost on this machine, best of five:
 //! `cargo run --release -p mig-stream --example speed`
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::error::Error;
 use std::hint::black_box;

@@ -1,4 +1,5 @@
 //! Moving a guest from one machine to another within this process, and the dirty log.
+#![allow(clippy::print_stdout, reason = "what a test says is for whoever runs it")]
 
 mod common;
 

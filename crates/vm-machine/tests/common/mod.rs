@@ -1,4 +1,5 @@
 //! A built-in guest whose console is read from a file.
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::path::{Path, PathBuf};
