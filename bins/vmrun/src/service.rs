@@ -77,7 +77,10 @@ impl Guest {
             .into(),
             Request::Describe => Reply::Description(inner.described()?.clone()).into(),
             Request::Status => Reply::Status(inner.status()).into(),
-            Request::MapMemory => Answer { reply: Reply::Done, fds: memory_of(inner.machine()?)? },
+            Request::MapMemory => {
+                let fds = copies(inner.machine()?.memory_readers())?;
+                Answer { reply: Reply::Done, fds }
+            }
             Request::DirtyLogStart => self.start_log(inner, connection)?,
             Request::DirtyLogHarvest => inner.harvest(connection)?.into(),
             Request::DirtyLogPutBack => {
@@ -226,7 +229,7 @@ impl Guest {
         let builder = inner.builder.as_ref();
         let builder = builder.ok_or_else(|| Refusal::new("a guest has arrived here before"))?;
         let machine = builder.build(&description, here)?;
-        let fds = memory_of(&machine)?;
+        let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
@@ -413,12 +416,8 @@ fn device_param((kind, id, name, value): (String, String, String, String)) -> De
     DeviceParam { kind, id, name, value }
 }
 
-fn memory_of(machine: &Machine) -> Result<Vec<OwnedFd>, Refusal> {
-    machine
-        .memory_fds()
-        .into_iter()
-        .map(|(_, fd): (_, BorrowedFd<'_>)| fd.try_clone_to_owned().map_err(refusal))
-        .collect()
+fn copies<'a>(fds: impl Iterator<Item = BorrowedFd<'a>>) -> Result<Vec<OwnedFd>, Refusal> {
+    fds.map(|fd| fd.try_clone_to_owned().map_err(refusal)).collect()
 }
 
 /// How long it took from the resume until a vCPU entered the guest.

@@ -12,6 +12,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek};
@@ -95,7 +96,16 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
         let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }
             .map_err(|errno| failed(errno.into()))?;
-        Ok(Self { start: start.cast(), len: length.get() })
+        let mapping = Self { start: start.cast(), len: length.get() };
+        mapping.keep_out_of_core_dumps();
+        Ok(mapping)
+    }
+
+    /// What a guest has in its memory is nobody's but the guest's.
+    fn keep_out_of_core_dumps(&self) {
+        // SAFETY: an advice for a mapping of ours; it changes no byte of it. The kernel refuses it
+        // for memory of devices alone.
+        let _ = unsafe { madvise(self.start.cast(), self.len, MmapAdvise::MADV_DONTDUMP) };
     }
 
     fn check(&self, offset: u64, len: usize) -> usize {
@@ -401,8 +411,12 @@ impl SharedBitmap {
             size,
             source: errno.into(),
         };
-        let fd = memfd_create(c"dirty-bitmap", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"dirty-bitmap", flags).map_err(failed)?;
         nix::unistd::ftruncate(&fd, size.0 as i64).map_err(failed)?;
+        // The other side has it too; one that shrank it would kill us with SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
         let ours = fd.try_clone().map_err(|source| MemoryError::System {
             what: "share the bitmap for",
             size,

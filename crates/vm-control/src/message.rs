@@ -30,8 +30,8 @@ pub enum Request {
     Describe,
     /// How the guest is. Answered by [`Reply::Status`].
     Status,
-    /// The memfds of the regions, in the order of the description. Answered by [`Reply::Done`]
-    /// with the descriptors.
+    /// The memfds of the regions, in the order of the description, open for reading. Answered by
+    /// [`Reply::Done`] with the descriptors.
     MapMemory,
     /// Start to log writes to guest memory. Answered by [`Reply::Done`] with one descriptor: a
     /// memfd for the bitmap of all regions, one bit per page, each region starting at a new u64

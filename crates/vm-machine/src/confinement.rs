@@ -87,6 +87,7 @@ const BUILD: &[Call] = calls![
     SYS_getcwd;
     SYS_memfd_create => "the memory";
     SYS_ftruncate;
+    SYS_fchmod => "nobody opens it for writing";
     SYS_rt_sigaction(Check::Is(0, KICK)) => "the signal that calls a vCPU out of the guest";
 ];
 

@@ -146,6 +146,11 @@ impl Machine {
         self.memory.files().collect()
     }
 
+    /// As [`Self::memory_fds`], open for reading alone: for one who takes the guest's pages away.
+    pub fn memory_readers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.memory.readers()
+    }
+
     /// The guest's memory as it is mapped in this process.
     pub const fn memory(&self) -> &GuestMemoryMmap {
         self.memory.mapped()

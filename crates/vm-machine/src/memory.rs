@@ -1,7 +1,11 @@
 //! Guest memory: one sealed memfd per region, so that a client can map it with no copy.
+//!
+//! A client that only reads gets descriptors that are open for reading, and the file's mode keeps
+//! other processes of this user (but root's) from opening it for writing by its name in /proc.
+//! Guest memory is in no core dump: neither of vmrun nor, by the same advice, of its clients.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -51,6 +55,15 @@ pub enum MemoryError {
         #[source]
         source: nix::Error,
     },
+    /// It cannot be opened a second time.
+    #[error("cannot open the memory of {region} for reading")]
+    Reader {
+        /// The region.
+        region: RegionId,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// The kernel does not map it.
     #[error("cannot map {bytes} of memory for {region}{}", hint(*.hugetlb))]
     Map {
@@ -88,6 +101,8 @@ fn hint(hugetlb: bool) -> &'static str {
 pub struct Memory {
     regions: Vec<MemoryRegion>,
     files: Vec<Arc<File>>,
+    /// The same files, open for reading only.
+    readers: Vec<File>,
     mapped: GuestMemoryMmap,
 }
 
@@ -99,6 +114,7 @@ impl Memory {
     pub fn new(regions: &[MemoryRegion], hugetlb: bool) -> Result<Self, MemoryError> {
         check(regions, hugetlb)?;
         let mut files = Vec::new();
+        let mut readers = Vec::new();
         let mut mapped = Vec::new();
         for region in regions {
             let file = Arc::new(File::from(memory_file(region, hugetlb)?));
@@ -108,13 +124,16 @@ impl Memory {
             let map = GuestRegionMmap::new(map, GuestAddress(region.base.address()))
                 .ok_or(MemoryError::Regions(region.id))?;
             advise(&map, hugetlb);
+            let reader = reader_of(&file);
+            readers
+                .push(reader.map_err(|source| MemoryError::Reader { region: region.id, source })?);
             files.push(file);
             mapped.push(map);
         }
         let mapped = GuestMemoryMmap::from_regions(mapped)
             // Checked above, so that the region has a name.
             .map_err(|_| MemoryError::Regions(RegionId(0)))?;
-        Ok(Self { regions: regions.to_vec(), files, mapped })
+        Ok(Self { regions: regions.to_vec(), files, readers, mapped })
     }
 
     /// The regions in address order.
@@ -127,6 +146,11 @@ impl Memory {
     pub fn files(&self) -> impl Iterator<Item = (RegionId, BorrowedFd<'_>)> {
         let ids = self.regions.iter().map(|region| region.id);
         ids.zip(self.files.iter().map(|file| file.as_fd()))
+    }
+
+    /// As [`Self::files`], for one who only reads.
+    pub fn readers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.readers.iter().map(|file| file.as_fd())
     }
 
     /// The mapped memory.
@@ -186,6 +210,13 @@ fn memory_file(region: &MemoryRegion, hugetlb: bool) -> Result<OwnedFd, MemoryEr
     Ok(file)
 }
 
+/// The memory file once more, open for reading alone: what a descriptor may do is decided when it
+/// is opened.
+fn reader_of(file: &File) -> std::io::Result<File> {
+    nix::sys::stat::fchmod(file, nix::sys::stat::Mode::S_IRUSR)?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// Maps the whole file. Huge pages are reserved here: without, a host that has too few of them
 /// would kill us with SIGBUS at the first touch.
 fn map(file: Arc<File>, bytes: Bytes, hugetlb: bool) -> Result<MmapRegion, MmapRegionError> {
@@ -198,8 +229,9 @@ fn map(file: Arc<File>, bytes: Bytes, hugetlb: bool) -> Result<MmapRegion, MmapR
     )
 }
 
-/// Asks for huge pages, and keeps the memory out of children: a fork would otherwise copy the
-/// page tables of the whole guest. Both are wishes; a kernel that refuses changes only the speed.
+/// Asks for huge pages, and keeps the memory out of children, as a fork would otherwise copy the
+/// page tables of the whole guest, and out of core dumps, where others may read it. These are
+/// wishes: a kernel that knows one of them never refuses it for such a mapping.
 fn advise(map: &GuestRegionMmap, hugetlb: bool) {
     let Some(start) = NonNull::new(map.get_mmap().as_ptr().cast()) else {
         return;
@@ -212,6 +244,8 @@ fn advise(map: &GuestRegionMmap, hugetlb: bool) {
     }
     // SAFETY: as above; no child of this process uses guest memory.
     let _ = unsafe { madvise(start, len, MmapAdvise::MADV_DONTFORK) };
+    // SAFETY: as above; the content is left alone.
+    let _ = unsafe { madvise(start, len, MmapAdvise::MADV_DONTDUMP) };
 }
 
 /// What to tell the user where this host gives no huge pages to shared memory; nothing where it
@@ -233,7 +267,7 @@ fn warning_for(setting: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
 
     use units::{Gfn, Pages};
     use vm_memory::Bytes as _;
@@ -265,6 +299,41 @@ mod tests {
         let file = File::from(fd.try_clone_to_owned().unwrap());
         assert!(file.set_len(4096).is_err());
         assert!(file.set_len(1 << 20).is_err());
+    }
+
+    #[test]
+    fn one_who_reads_the_guests_memory_cannot_write_it() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+        let memory = Memory::new(&[region(0, 0, 16)], false).unwrap();
+        let (_, writer) = memory.files().next().unwrap();
+        let reader = memory.readers().next().unwrap();
+        let map = |fd, protection| {
+            let len = std::num::NonZeroUsize::new(4096).unwrap();
+            // SAFETY: a new mapping at an address of the kernel's choice, which nobody uses.
+            unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, fd, 0) }.is_ok()
+        };
+        let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        assert!(map(writer, both) && map(reader, ProtFlags::PROT_READ));
+        assert!(!map(reader, both));
+        let reader = File::from(reader.try_clone_to_owned().unwrap());
+        assert!(reader.write_all_at(b"x", 0).is_err());
+        assert_eq!(reader.metadata().unwrap().permissions().mode() & 0o777, 0o400);
+    }
+
+    #[test]
+    fn guest_memory_is_in_no_core_dump() {
+        let memory = Memory::new(&layout::regions(Bytes(5 << 30)), false).unwrap();
+        for (region, address) in memory.host_addresses() {
+            assert!(flags_of(address).contains(" dd"), "{:?}", region.id);
+        }
+    }
+
+    /// What the kernel says of the mapping that begins at `address` (proc(5), smaps).
+    fn flags_of(address: u64) -> String {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines =
+            smaps.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
+        lines.find(|line| line.starts_with("VmFlags:")).unwrap().to_owned()
     }
 
     #[test]

@@ -96,3 +96,26 @@ fn a_memfd_that_is_too_short_is_refused() {
     let refused = GuestMemory::map(&regions, vec![fd], Access::Read);
     assert!(matches!(refused, Err(MemoryError::WrongSize { .. })));
 }
+
+#[test]
+fn nobody_can_take_the_bitmap_away_from_under_the_other() {
+    let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096 * 64) }];
+    let (bitmap, theirs) = SharedBitmap::create(&regions).unwrap();
+    assert_eq!(nix::unistd::ftruncate(&theirs, 0), Err(Errno::EPERM));
+    assert_eq!(nix::unistd::ftruncate(&theirs, 1 << 20), Err(Errno::EPERM));
+    assert!(fcntl(&theirs, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).is_err());
+    bitmap.write(&[7; 4096]);
+    assert_eq!(SharedBitmap::map(theirs, &regions).unwrap().read(), [7; 4096]);
+}
+
+#[test]
+fn a_client_has_no_guest_memory_in_its_core_dumps() {
+    let (memory, reader) = guest(16, Access::ReadWrite);
+    for mapped in [&memory, &reader] {
+        let begin = format!("{:x}-", mapped.regions[0].mapping.start.as_ptr() as usize);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
+        let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.contains(" dd"), "{flags}");
+    }
+}
