@@ -252,3 +252,26 @@ fn an_unknown_guest_is_named() {
         host.run(program, args).refused_with(&["nobody"]);
     }
 }
+
+#[test]
+fn a_file_that_is_no_socket_is_never_taken_for_a_dead_one() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 1), &["--mem", "64M"]);
+    let notes = host.path("notes");
+    fs::write(&notes, "precious").unwrap();
+    let path = notes.display();
+    let vmrun = "vmrun --name b --mem 64M --kernel builtin:dirty,pages=1";
+    for listens in [
+        format!("{vmrun} --socket {path}"),
+        format!("{vmrun} --console unix:{path}"),
+        format!("{vmrun} --virtio-console unix:{path}"),
+        format!("mig-recv unix:{path}"),
+    ] {
+        host.sh(&listens).refused_with(&["notes is no socket"]);
+    }
+    let destination = format!("exec:mig-recv --quiet --name b --console unix:{path} 2>/dev/null");
+    host.run("mig-send", &["-q", "a", &destination]).refused_with(&["notes is no socket"]);
+    assert_eq!(fs::read_to_string(&notes).unwrap(), "precious");
+    a.assert_runs();
+}

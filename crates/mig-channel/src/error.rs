@@ -113,6 +113,9 @@ pub enum OpenError {
         /// What is there, and what to do about it.
         reason: &'static str,
     },
+    /// Nobody can listen at a path.
+    #[error("cannot listen there; choose another path")]
+    Taken(#[from] unix_socket::Taken),
     /// One-way was asked for, and a return path too.
     #[error("a return path ({0}) and one-way contradict each other: leave one of them out")]
     Contradiction(crate::ReturnPath),

@@ -1,13 +1,10 @@
 //! Waits for the one peer that brings a stream.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +14,7 @@ use nix::sys::socket::{
     getsockname, listen, recv, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
+use unix_socket::SocketFile;
 
 use crate::error::{ChannelError, OpenError};
 use crate::interrupt::{Interrupt, Waited};
@@ -34,7 +32,7 @@ pub(crate) struct Listener {
     fd: OwnedFd,
     name: String,
     // Kept for its Drop.
-    _path: Option<SocketPath>,
+    _path: Option<SocketFile>,
 }
 
 impl Listener {
@@ -65,7 +63,7 @@ impl Listener {
     pub fn unix(path: &Path) -> Result<Self, OpenError> {
         let name = format!("unix:{}", path.display());
         let failed = |errno: Errno| OpenError::system(format!("listen on {name}"), errno);
-        remove_stale(path)?;
+        unix_socket::make_room(path)?;
         let address = UnixAddr::new(path).map_err(failed)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
@@ -73,7 +71,7 @@ impl Listener {
         // which others could connect.
         fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
         bind(fd.as_raw_fd(), &address).map_err(failed)?;
-        let path = SocketPath::new(path);
+        let path = Some(SocketFile::new(path));
         Backlog::new(BACKLOG).and_then(|backlog| listen(&fd, backlog)).map_err(failed)?;
         Ok(Self { fd, name, _path: path })
     }
@@ -158,54 +156,4 @@ fn bind_tcp(address: SocketAddr) -> nix::Result<OwnedFd> {
     bind(fd.as_raw_fd(), &address)?;
     listen(&fd, Backlog::new(BACKLOG)?)?;
     Ok(fd)
-}
-
-/// A socket file of ours, removed on drop unless something else has taken its name.
-#[derive(Debug)]
-struct SocketPath {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketPath {
-    fn new(path: &Path) -> Option<Self> {
-        Some(Self { path: path.to_owned(), identity: identity(path)? })
-    }
-}
-
-impl Drop for SocketPath {
-    fn drop(&mut self) {
-        if identity(&self.path) == Some(self.identity) {
-            // What stays behind is found stale by the next listener.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let file = fs::symlink_metadata(path).ok()?;
-    Some((file.dev(), file.ino()))
-}
-
-/// Removes a socket file that nobody listens on; refuses anything else.
-fn remove_stale(path: &Path) -> Result<(), OpenError> {
-    let in_the_way = |reason| Err(OpenError::InTheWay { path: path.display().to_string(), reason });
-    let failed = |error| OpenError::system(format!("look at {}", path.display()), error);
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(there) if !there.file_type().is_socket() => {
-            return in_the_way("something that is no socket has this name; choose another");
-        }
-        Ok(_) => {}
-    }
-    // A live listener of ours sees this as a peer that leaves without a byte, and waits on.
-    match UnixStream::connect(path) {
-        Ok(_) => in_the_way("another program listens on this socket; choose another name"),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(error)),
-    }
 }

@@ -104,7 +104,7 @@ fn a_socket_left_behind_is_replaced_and_a_file_is_not() {
 
     fs::write(&left, "precious").unwrap();
     let refused = prepare_receiver(&Endpoint::Unix(left.clone()), &interrupt);
-    assert!(matches!(refused, Err(OpenError::InTheWay { .. })));
+    assert!(matches!(refused, Err(OpenError::Taken(_))));
     assert_eq!(fs::read_to_string(&left).unwrap(), "precious");
 }
 

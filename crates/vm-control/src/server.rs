@@ -16,6 +16,7 @@ use confine::{Call, calls};
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 use thiserror::Error;
 use tracing::{debug, warn};
+use unix_socket::{SocketFile, Taken};
 
 use crate::frame::{self, FrameError};
 use crate::message::{Event, PROTOCOL_VERSION, Refusal, Reply, Request, longest_request};
@@ -49,6 +50,9 @@ pub enum ServerError {
     /// Another vmrun answers there.
     #[error("a guest is already at {0}: choose another --name, or end that one")]
     InUse(PathBuf),
+    /// Something else is there.
+    #[error("cannot make the control socket; choose another --socket")]
+    Taken(#[from] Taken),
     /// The socket cannot be made.
     #[error("cannot listen on {path}")]
     Listen {
@@ -99,7 +103,7 @@ pub trait Service: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
-    path: PathBuf,
+    file: SocketFile,
     connections: Arc<Connections>,
 }
 
@@ -172,31 +176,30 @@ impl Drop for Busy<'_> {
 }
 
 impl Server {
-    /// Binds `path`, for its user alone; a socket that nobody listens on any more is replaced.
+    /// Binds `path`, for its user alone; a socket of this user that nobody listens on any more is
+    /// replaced.
     ///
     /// # Errors
-    /// [`ServerError::InUse`] if a vmrun answers there.
+    /// [`ServerError::InUse`] if a vmrun answers there, [`ServerError::Taken`] if it is anything else
+    /// that is not to be replaced.
     pub fn bind(path: &Path) -> Result<Self, ServerError> {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             place::ensure_dir(dir)?;
         }
         let failed = |source| ServerError::Listen { path: path.to_owned(), source };
-        match UnixStream::connect(path) {
-            Ok(_) => return Err(ServerError::InUse(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(failed)?;
-            }
-            Err(_) => {}
-        }
+        unix_socket::make_room(path).map_err(|taken| match taken {
+            Taken::InUse(path) => ServerError::InUse(path),
+            taken => taken.into(),
+        })?;
         let listener = UnixListener::bind(path).map_err(failed)?;
-        let server = Self { listener, path: path.to_owned(), connections: Arc::default() };
+        let server = Self { listener, file: SocketFile::new(path), connections: Arc::default() };
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(server)
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Serves connections in threads of its own until the process ends. The socket stays until
@@ -205,7 +208,7 @@ impl Server {
     /// # Errors
     /// [`ServerError::Listen`] if the thread cannot be started.
     pub fn serve(&self, service: Arc<dyn Service>) -> Result<(), ServerError> {
-        let failed = |source| ServerError::Listen { path: self.path.clone(), source };
+        let failed = |source| ServerError::Listen { path: self.path().to_owned(), source };
         let listener = self.listener.try_clone().map_err(failed)?;
         let connections = Arc::clone(&self.connections);
         thread::Builder::new()
@@ -225,19 +228,13 @@ impl Server {
         service: Arc<dyn Service>,
     ) -> Result<ConnectionId, ServerError> {
         spawn(stream, service, &self.connections)
-            .map_err(|source| ServerError::Listen { path: self.path.clone(), source })
+            .map_err(|source| ServerError::Listen { path: self.path().to_owned(), source })
     }
 
     /// Waits until the requests that have come are answered, but no longer than `within`.
     pub fn drain(&self, within: Duration) {
         let busy = self.connections.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self.connections.idle.wait_timeout_while(busy, within, |busy| *busy > 0);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -495,5 +492,10 @@ mod tests {
         };
         assert_eq!(mode & 0o777, 0o600);
         assert!(!dead.exists(), "the socket is left over");
+        let file = dir.path().join("notes");
+        fs::write(&file, "precious").unwrap();
+        let refused = Server::bind(&file).unwrap_err();
+        assert!(matches!(refused, ServerError::Taken(Taken::NoSocket(_))), "{refused}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     }
 }

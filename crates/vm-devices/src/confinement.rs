@@ -50,6 +50,7 @@ pub const FAR_ENDS: &[Call] = calls![
     SYS_bind;
     SYS_listen;
     SYS_connect => "whether somebody else listens there";
+    SYS_geteuid => "whether a socket is our user's";
     SYS_unlink => "a socket at which nobody listens any more";
     SYS_chmod => "for its user alone";
     SYS_fchmodat;

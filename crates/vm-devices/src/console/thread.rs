@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -236,17 +236,9 @@ fn is_passing(error: &io::Error) -> bool {
     passing.contains(&error.kind())
 }
 
-/// Listens at `path`, in the place of a socket that nobody listens on any more.
+/// Listens at `path`, in the place of a socket of ours that nobody listens on any more.
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-    if is_socket {
-        match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)?;
-            }
-            _ => return Err(io::ErrorKind::AddrInUse.into()),
-        }
-    }
+    unix_socket::make_room(path).map_err(unix_socket::Taken::into_io)?;
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
@@ -256,6 +248,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
     use std::sync::{Arc, Mutex};
 
     use confine::{Mode, Outside};
@@ -364,6 +357,11 @@ mod tests {
         assert!(error.to_string().contains("in use"), "{error}");
         drop(console);
         drop(open(&spec));
+        let notes = dir.path().join("notes");
+        std::fs::write(&notes, "precious").unwrap();
+        let error = Console::open(&format!("unix:{}", notes.display()).parse().unwrap());
+        assert!(error.is_err());
+        assert_eq!(std::fs::read_to_string(&notes).unwrap(), "precious");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 }
