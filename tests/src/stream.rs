@@ -25,18 +25,21 @@ pub struct Frame {
     pub kind: u16,
     /// Records in front of it.
     pub sequence: u32,
+    /// Its first page and how many, in region 0, if it has a place.
+    pub pages: (u64, u32),
     /// The length that it claims, where that is not the length of its payload (bytes).
     pub length: Option<u32>,
 }
 
-/// A record with right checksums that has no place in memory.
+/// A record with right checksums.
 pub fn frame_of(frame: Frame, payload: &[u8]) -> Vec<u8> {
     let sum = |bytes: &[u8]| (checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32).to_le_bytes();
     let mut bytes = Vec::with_capacity(32 + payload.len());
     bytes.extend(frame.kind.to_le_bytes());
     bytes.extend([0; 2]);
     bytes.extend(frame.sequence.to_le_bytes());
-    bytes.extend([0; 12]);
+    bytes.extend(frame.pages.0.to_le_bytes());
+    bytes.extend(frame.pages.1.to_le_bytes());
     bytes.extend(frame.length.unwrap_or(payload.len() as u32).to_le_bytes());
     bytes.extend(sum(payload));
     bytes.extend(sum(&bytes));

@@ -25,6 +25,7 @@ const GUEST: Bytes = Bytes(16 << 20);
 /// What an endless stream goes on for, if nobody stops it: far more than the bound.
 const ENDLESS: Bytes = Bytes(1 << 30);
 
+const FILL: u16 = 2;
 const SECTION: u16 = 6;
 const UNKNOWN: u16 = 0x8123;
 
@@ -107,7 +108,7 @@ impl Bench {
 fn raw(out: &mut Out, kind: u16, payload: &[u8], count: u32) -> Option<()> {
     let out = out.get_mut();
     for sequence in 0..count {
-        out.write_all(&frame_of(Frame { kind, sequence, length: None }, payload)).ok()?;
+        out.write_all(&frame_of(Frame { kind, sequence, ..Frame::default() }, payload)).ok()?;
     }
     Some(())
 }
@@ -119,7 +120,8 @@ fn no_stream_makes_its_receiver_hold_more_than_a_fixed_amount() {
 
     for length in [16 << 20, u32::MAX] {
         guest.expect("a length and nothing behind it", &["record"], |out| {
-            let frame = Frame { kind: SECTION, sequence: 0, length: Some(length) };
+            let frame =
+                Frame { kind: SECTION, sequence: 0, length: Some(length), ..Frame::default() };
             out.get_mut().write_all(&frame_of(frame, &[])).ok()
         });
     }
@@ -145,15 +147,25 @@ fn no_stream_makes_its_receiver_hold_more_than_a_fixed_amount() {
         let pages = vec![7; 1 << 20];
         (0..ENDLESS.0 >> 20).try_for_each(|_| out.pages(run, &pages).ok())
     });
-    guest.expect("fills of all memory without end", &["ends"], |out| {
-        (0..100).try_for_each(|number| out.fill(guest.all(), number).ok())
-    });
+    guest.expect(
+        "fills of all memory without end",
+        &["fills cover", "more than 16 times"],
+        |out| {
+            let pieces = guest.all().count.0 / 1024;
+            let mut fills = (0..100 * pieces as u32).map(|sequence| {
+                let pages = (u64::from(sequence) % pieces * 1024, 1024);
+                let frame = Frame { kind: FILL, sequence, pages, ..Frame::default() };
+                frame_of(frame, &u64::from(sequence).to_le_bytes())
+            });
+            fills.try_for_each(|fill| out.get_mut().write_all(&fill).ok())
+        },
+    );
     guest.expect("rounds without end", &["ends"], |out| {
         let mut out = out.get_mut();
         let mut buffer = std::io::BufWriter::new(&mut out);
         let stats = [0; 44];
         let rounds = (0..2_000_000)
-            .map(|sequence| frame_of(Frame { kind: 0x8004, sequence, length: None }, &stats));
+            .map(|sequence| frame_of(Frame { kind: 0x8004, sequence, ..Frame::default() }, &stats));
         rounds.into_iter().try_for_each(|round| buffer.write_all(&round).ok())
     });
     guest.expect("hints of all memory, a million times", &["ends"], |out| {

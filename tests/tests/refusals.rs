@@ -1,10 +1,15 @@
 //! What is refused, and how it is said: status 1, one line, the thing and the remedy in it.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mig_stream::{Header, StreamReader, StreamWriter};
-use migpipe_tests::{Done, Guest, Host, needs_kvm, run, spec};
+use migpipe_tests::{Done, Guest, Host, finish, needs_kvm, run, spec, wait};
 use vm_state::{KernelKind, MachineDescription};
 
 /// A saved guest to be damaged.
@@ -151,6 +156,65 @@ fn a_guest_larger_than_the_host_is_refused_by_name() {
     host.run("mig-send", &["-q", "a", "exec:mig-recv --quiet --name b 2>/dev/null"])
         .refused_with(&["memory", "runs on here"]);
     a.assert_runs();
+}
+
+#[test]
+fn a_guest_larger_than_a_receiver_takes_is_refused_by_name_before_anything_is_made_for_it() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M", "--cpus", "2"]);
+    let cases: [(&str, &[&str]); 2] = [
+        ("--max-mem 63M", &["a has 64.0 MiB of memory", "63.0 MiB", "--max-mem", "runs on here"]),
+        ("--max-cpus 1", &["a has 2 vCPUs", "1 at most", "--max-cpus", "runs on here"]),
+    ];
+    for (limit, words) in cases {
+        let recv = format!("exec:mig-recv --quiet --name b {limit} 2>/dev/null");
+        host.run("mig-send", &["-q", "a", &recv]).refused_with(words);
+        assert!(!host.path("state/vmrun/log/b.log").exists(), "a vmrun was started for it");
+    }
+    a.assert_runs();
+    let recv = "exec:mig-recv --quiet --name b --max-mem 64M --max-cpus 2";
+    host.run("mig-send", &["-q", "a", recv]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+}
+
+/// Gives a mig-recv one byte of a stream after the other, slowly, and returns how many it took
+/// before it gave up, of how many, and what it said.
+fn trickle(
+    mut recv: Child,
+    into: impl FnOnce(&mut Child) -> Box<dyn Write>,
+) -> (usize, usize, Done) {
+    let began = Instant::now();
+    let mut out = into(&mut recv);
+    // A preamble begins so, and there is no end to it.
+    let bytes = [&b"\x89MIG\r\n\x1a\n"[..], &[0; 32]].concat();
+    let taken = bytes.iter().take_while(|byte| {
+        thread::sleep(Duration::from_millis(200));
+        out.write_all(&[**byte]).is_ok() && recv.try_wait().unwrap().is_none()
+    });
+    let taken = taken.count();
+    (taken, bytes.len(), finish(recv, began))
+}
+
+#[test]
+fn a_header_that_trickles_does_not_hold_its_receiver() {
+    let host = Host::new();
+    let socket = host.path("recv.sock");
+    let recv = |source: &str| {
+        let mut recv = host.command("mig-recv");
+        recv.args(["--timeout", "1", source]).stdin(Stdio::piped());
+        recv.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let by_pipe = trickle(recv("-"), |recv| Box::new(recv.stdin.take().unwrap()));
+    let by_socket = trickle(recv(&format!("unix:{}", socket.display())), |_| {
+        wait("the receiver to listen", || socket.exists());
+        Box::new(UnixStream::connect(&socket).unwrap())
+    });
+    for (taken, all, done) in [by_pipe, by_socket] {
+        println!("after {taken} of {all} bytes: {}", done.stderr.trim());
+        assert!(taken < all, "each byte was a reason to wait for the next");
+        done.refused_with(&["header", "1 s"]);
+    }
 }
 
 #[test]

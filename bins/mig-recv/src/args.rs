@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mig_channel::Endpoint;
+use units::Bytes;
 
 /// Receives a guest from a byte stream and runs it.
 #[derive(Parser, Debug)]
@@ -46,9 +47,16 @@ pub struct Args {
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
     pub go_timeout: Duration,
-    /// Give up when nothing arrives for so long, in seconds
+    /// Give up when nothing arrives for so long, in seconds. The header of a stream is there within
+    /// 30 s, or within this time if that is less
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = cli::seconds)]
     pub timeout: Duration,
+    /// Refuse a guest that has more memory
+    #[arg(long, value_name = "SIZE")]
+    pub max_mem: Option<Bytes>,
+    /// Refuse a guest that has more vCPUs
+    #[arg(long, value_name = "N")]
+    pub max_cpus: Option<u32>,
     /// Say nothing when all went well
     #[arg(short, long)]
     pub quiet: bool,
@@ -66,6 +74,7 @@ Examples:
   mig-send web exec:'ssh hostb mig-recv'       on the source: a handover through ssh
   mig-recv tcp:0.0.0.0:4444                    wait for one guest; trusted networks only
   mig-recv --files-in /srv/guests              its console and disks are there, or it is refused
+  mig-recv --max-mem 8G --max-cpus 8           it is no larger than that, or it is refused
   mig-recv file:web.mig                        restore a saved guest
   mig-recv --name web2 --clone file:web.mig    ... once more, as a copy
   mig-recv < web.mig

@@ -4,6 +4,7 @@
 
 mod args;
 mod confinement;
+mod header;
 mod host;
 mod inquiry;
 mod launch;
@@ -18,7 +19,7 @@ use mig_channel::{
     BackHalf, ChannelWriter, Endpoint, Interrupt, ReceiverChannel, activated_endpoint,
     open_receiver,
 };
-use mig_stream::{Kind, Message, ReturnWriter, StreamReader};
+use mig_stream::{Kind, Message, ReturnWriter};
 use units::MigrationId;
 
 use crate::args::Args;
@@ -45,13 +46,13 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // have written.
     let mut host = Host::new(&args)?;
     confinement::enter(tunnel.as_ref())?;
-    let reader = match StreamReader::open(forward) {
+    let reader = match header::read(forward, args.timeout)? {
         Ok(reader) => reader,
         Err(error) => {
             if let Some(id) = error.answer_to {
                 refuse(&mut back, id, &error.to_string());
             }
-            return Err(error.into());
+            return Err(header::explain(error, args.timeout));
         }
     };
     let preamble = *reader.preamble();

@@ -73,6 +73,18 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
     }
 }
 
+/// What this receiver takes, before anything is made for it.
+fn limits(args: &Args, guest: &MachineDescription) -> anyhow::Result<()> {
+    let (name, memory, vcpus) = (&guest.name, guest.pages().bytes(), guest.vcpus);
+    if let Some(max) = args.max_mem.filter(|max| memory > *max) {
+        bail!("{name} has {memory} of memory, and this receiver takes {max} at most (--max-mem)");
+    }
+    if let Some(max) = args.max_cpus.filter(|max| vcpus > *max) {
+        bail!("{name} has {vcpus} vCPUs, and this receiver takes {max} at most (--max-cpus)");
+    }
+    Ok(())
+}
+
 fn refused(why: anyhow::Error) -> Stop {
     Stop { outcome: Outcome::Refused, why }
 }
@@ -96,6 +108,7 @@ impl<'a> Reception<'a> {
             check_regions(&reader.header().regions, &description.memory)?;
             place::check_name(&description.name)
                 .context("the guest's name cannot be used on this host")?;
+            limits(args, &description)?;
             if args.clone && form != Form::OneWay {
                 bail!("--clone is for saved guests; the source of this one waits for an answer");
             }

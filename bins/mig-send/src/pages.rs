@@ -56,7 +56,7 @@ impl PageSender {
                 first: range.first + piece.first as u64,
                 count: Pages(piece.count as u64),
             };
-            match piece.pattern {
+            match piece.pattern.filter(|_| stream.has_room_for_fill(place.count)) {
                 Some(pattern) => {
                     stream.fill(place, pattern)?;
                     sent.fills += place.count;
@@ -98,7 +98,7 @@ impl PageSender {
             while patterns.next_if(|(_, next)| *next == pattern).is_some() {
                 place.count += Pages(1);
             }
-            match pattern {
+            match pattern.filter(|_| stream.has_room_for_fill(place.count)) {
                 Some(pattern) => {
                     stream.fill(place, pattern)?;
                     sent.fills += place.count;

@@ -9,6 +9,7 @@ use units::Bytes;
 
 use crate::interrupt::Interrupt;
 use crate::port::{Direction, Port};
+use crate::socket::is_connection;
 
 /// How much one read(2) takes for a caller that wants less. Frames of a few bytes then cost no
 /// system call each; runs of pages are longer and go past it.
@@ -55,6 +56,12 @@ impl ChannelReader {
     pub fn set_deadline(&mut self, after: Option<Duration>) {
         self.port.limits.deadline =
             after.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
+    }
+
+    /// Whether somebody has connected to this program, or to the socket unit that started it, and is
+    /// expected to say something at once.
+    pub fn is_connection(&self) -> bool {
+        self.port.is_socket() && is_connection(&self.port.as_fd())
     }
 
     /// What was read ahead and not yet taken; splice(2) from [`Self::as_pipe_fd`] comes after it.

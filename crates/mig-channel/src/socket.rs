@@ -60,6 +60,19 @@ pub(crate) fn tune(fd: &impl AsFd) {
     }
 }
 
+/// Whether this is a socket to which somebody has connected: such a one has an address, and one of
+/// a pair has none.
+pub(crate) fn is_connection(fd: &impl AsFd) -> bool {
+    let Ok(address) = getsockname::<SockaddrStorage>(fd.as_fd().as_raw_fd()) else { return false };
+    match address.family() {
+        Some(AddressFamily::Unix) => address
+            .as_unix_addr()
+            .is_some_and(|unix| unix.path().is_some() || unix.as_abstract().is_some()),
+        Some(AddressFamily::Inet | AddressFamily::Inet6) => true,
+        _ => false,
+    }
+}
+
 /// The addresses of a host, in the order in which the resolver prefers them.
 pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, OpenError> {
     let failed = |source| OpenError::Resolve { host: host.to_owned(), source };

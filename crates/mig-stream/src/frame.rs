@@ -20,6 +20,10 @@ pub const MAX_PAYLOAD: u32 = 16 << 20;
 /// cancel would have to wait for them.
 pub const MAX_RUN: Pages = Pages(256);
 
+/// The most pages in one [`crate::Record::Fill`]: 4 MiB, which are written in the time that a reader
+/// may take between two looks at its channel.
+pub const MAX_FILL: Pages = Pages(1024);
+
 /// What a record is. The number travels; bit 15 of it marks records that may be skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]

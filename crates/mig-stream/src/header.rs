@@ -149,6 +149,12 @@ impl Header {
         }
     }
 
+    /// How much memory the guest has.
+    pub fn memory(&self) -> Pages {
+        let pages = self.regions.iter().map(|region| region.pages.0);
+        Pages(pages.fold(0, u64::saturating_add))
+    }
+
     pub(crate) fn encode(&self) -> Result<Vec<u8>, HeaderError> {
         self.check()?;
         let length = 8 + self.guest.len() + self.machine.len() + self.regions.len() * REGION_BYTES;

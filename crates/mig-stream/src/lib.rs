@@ -92,7 +92,7 @@
 //! | type | name | payload |
 //! | --- | --- | --- |
 //! | 1 | `Pages` | 4096 bytes for each page, at most 256 pages |
-//! | 2 | `Fill` | 8 bytes that every page repeats |
+//! | 2 | `Fill` | 8 bytes that every page repeats, at most 1024 pages; all fills of a stream cover the guest's memory at most 16 times |
 //! | 0x8003 | `Extents` | up to 65,536 runs that hold data at the source: region (2), first page (8), pages (8) |
 //! | 0x8004 | `Round` | number (4); pages raw, pages filled, bytes, pages dirty at its end, nanoseconds (8 each) |
 //! | 0x8005 | `Blackout` | none |
@@ -144,6 +144,7 @@
 //!
 //! A stream is hostile input. No length in it allocates more than arrives, and no more than the
 //! bounds above; state is bounded over the whole stream ([`MAX_SECTIONS`], [`MAX_ALL_SECTIONS`]);
+//! fills, which cost a sender nothing, make a reader write a bounded amount ([`MOST_FILLS`]);
 //! no page outside its region is handed out; nothing panics. Text from the peer has no control
 //! characters left when it is handed out. Whoever reads gets everything right up to an error, or
 //! one error that says what failed, where in the stream, and what that means: the tunnel died
@@ -180,11 +181,11 @@ pub use answer::{MAX_PHASE_NAME, MAX_PHASES, Message, Outcome, Timings};
 pub use bytes::Malformed;
 pub use checksum::{StreamDigest, checksum_implementation};
 pub use foreign::Foreign;
-pub use frame::{MAX_PAYLOAD, MAX_RUN, RecordType};
+pub use frame::{MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
 pub use header::{Header, HeaderError, MAX_NAME, MAX_REGIONS, RangeError, Region};
 pub use memory::{MemoryDigest, RegionDigest};
 pub use open::{OpenError, OpenProblem};
-pub use order::{MAX_ALL_SECTIONS, MAX_SECTIONS, OrderError};
+pub use order::{MAX_ALL_SECTIONS, MAX_SECTIONS, MOST_FILLS, OrderError};
 pub use preamble::{Flags, FormatVersion, Kind, MAX_HEADER, Preamble, PreambleError};
 pub use read_error::{Inside, ReadError};
 pub use reader::StreamReader;

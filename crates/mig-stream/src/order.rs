@@ -1,6 +1,7 @@
 //! Which record may follow which. The writer and the reader hold to the same rules.
 
 use thiserror::Error;
+use units::Pages;
 
 use crate::frame::RecordType;
 use crate::preamble::{Kind, Preamble};
@@ -14,6 +15,12 @@ pub const MAX_ALL_SECTIONS: u64 = 32 << 20;
 
 /// The most runs in all `Extents` of one stream together.
 const MAX_ALL_EXTENTS: u64 = 1 << 20;
+
+/// How often the fills of one stream may cover the guest's memory. Each costs its sender some bytes
+/// and its reader the writing of a page, so that without a bound a few kilobytes keep a reader busy
+/// for ever. A guest that refills its memory faster than that has its pages sent as they are, by a
+/// sender that finds no room ([`crate::StreamWriter::has_room_for_fill`]).
+pub const MOST_FILLS: u64 = 16;
 
 /// A record at a place where none of its type may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -45,6 +52,9 @@ pub enum OrderError {
     /// More state than any guest has.
     #[error("more than {MAX_SECTIONS} sections, or more than {MAX_ALL_SECTIONS} bytes of them")]
     TooMuchState,
+    /// More pages filled with patterns than a guest's memory explains.
+    #[error("its fills cover the guest's memory more than {MOST_FILLS} times")]
+    TooManyFills,
     /// More hints than any guest needs.
     #[error("more than {MAX_ALL_EXTENTS} extents")]
     TooManyExtents,
@@ -70,11 +80,15 @@ pub(crate) struct Order {
     sections: u64,
     section_bytes: u64,
     extents: u64,
+    /// Pages that may still be filled.
+    fills_left: u64,
 }
 
 impl Order {
-    pub(crate) const fn new(preamble: &Preamble) -> Self {
+    /// Of the stream of a guest that has so much memory.
+    pub(crate) const fn new(preamble: &Preamble, memory: Pages) -> Self {
         Self {
+            fills_left: memory.0.saturating_mul(MOST_FILLS),
             phase: match preamble.kind {
                 Kind::Migrate => Phase::Guest,
                 Kind::Resolve => Phase::Complete,
@@ -148,6 +162,18 @@ impl Order {
         Ok(())
     }
 
+    /// Whether so many pages may still be filled.
+    pub(crate) const fn has_room_for_fill(&self, count: Pages) -> bool {
+        count.0 <= self.fills_left
+    }
+
+    /// Takes note of so many filled pages, if there may be so many.
+    pub(crate) fn admit_fill(&mut self, count: Pages) -> Result<(), OrderError> {
+        let left = self.fills_left.checked_sub(count.0);
+        self.fills_left = left.ok_or(OrderError::TooManyFills)?;
+        Ok(())
+    }
+
     /// Takes note of a record that is skipped unread.
     pub(crate) fn admit_unknown(&self) -> Result<(), OrderError> {
         match self.phase {
@@ -168,7 +194,7 @@ mod tests {
 
     fn run(flags: Flags, records: &[RecordType]) -> Result<Order, OrderError> {
         let id = MigrationId::from_bytes([1; 16]);
-        follow(Order::new(&Preamble::migrate(id, flags)), records)
+        follow(Order::new(&Preamble::migrate(id, flags), units::Pages(100)), records)
     }
 
     fn follow(mut order: Order, records: &[RecordType]) -> Result<Order, OrderError> {
@@ -221,10 +247,22 @@ mod tests {
 
     #[test]
     fn a_question_carries_no_guest_and_may_end_with_go() {
-        let order = Order::new(&Preamble::resolve(MigrationId::from_bytes([1; 16])));
+        let order =
+            Order::new(&Preamble::resolve(MigrationId::from_bytes([1; 16])), units::Pages(0));
         assert!(order.may_end());
         assert!(follow(order, &[Go]).unwrap().may_end());
         assert_eq!(follow(order, &[Pages]).unwrap_err(), OrderError::BehindEnd(Pages));
+    }
+
+    #[test]
+    fn fills_cover_the_memory_a_bounded_number_of_times() {
+        let mut order = run(ONE_WAY, &[]).unwrap();
+        for _ in 0..MOST_FILLS {
+            assert!(order.has_room_for_fill(units::Pages(100)));
+            order.admit_fill(units::Pages(100)).unwrap();
+        }
+        assert!(!order.has_room_for_fill(units::Pages(1)));
+        assert_eq!(order.admit_fill(units::Pages(1)), Err(OrderError::TooManyFills));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use units::{Bytes, Pages};
 
 use crate::bytes::Malformed;
 use crate::checksum::{Crc32c, crc32c};
-use crate::frame::{FRAME_BYTES, Frame, MAX_PAYLOAD, RecordType};
+use crate::frame::{FRAME_BYTES, Frame, MAX_FILL, MAX_PAYLOAD, RecordType};
 use crate::header::Header;
 use crate::io_util::{read_full, read_growing};
 use crate::open::{OpenError, open};
@@ -60,7 +60,7 @@ impl<R: Read> StreamReader<R> {
     pub fn open(mut from: R) -> Result<Self, OpenError> {
         let (preamble, header, tally) = open(&mut from)?;
         Ok(Self {
-            order: Order::new(&preamble),
+            order: Order::new(&preamble, header.memory()),
             current: (RecordType::Blackout, tally.bytes()),
             from,
             preamble,
@@ -172,6 +172,10 @@ impl<R: Read> StreamReader<R> {
             .admit(kind, frame.length.into())
             .map_err(|source| ReadError::Order { at, source })?;
         self.check_frame(kind, frame)?;
+        if kind == RecordType::Fill {
+            let count = frame.place().count;
+            self.order.admit_fill(count).map_err(|source| ReadError::Order { at, source })?;
+        }
         self.current = (kind, at);
         let totals = self.tally.totals();
         self.tally.record(frame, encoded);
@@ -214,6 +218,9 @@ impl<R: Read> StreamReader<R> {
         }
         let place = frame.place();
         self.header.check_range(&place).map_err(|source| ReadError::Range { kind, at, source })?;
+        if kind == RecordType::Fill && place.count > MAX_FILL {
+            return Err(malformed("it fills more pages than one record may"));
+        }
         if kind == RecordType::Pages {
             if u64::from(frame.length) != place.len().0 {
                 return Err(malformed("its length is not that of its pages"));

@@ -6,7 +6,7 @@ use thiserror::Error;
 use units::{Bytes, PAGE_SIZE, PageRange, Pages, RegionId};
 
 use crate::checksum::crc32c;
-use crate::frame::{Frame, MAX_PAYLOAD, MAX_RUN, RecordType};
+use crate::frame::{Frame, MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
 use crate::header::{Header, HeaderError, RangeError};
 use crate::io_util::write_both;
 use crate::memory::MemoryDigest;
@@ -127,7 +127,7 @@ impl<W: Write> StreamWriter<W> {
         })?;
         Ok(Self {
             tally: Tally::new(&leading, body.len()),
-            order: Order::new(&preamble),
+            order: Order::new(&preamble, header.memory()),
             out,
             preamble,
             header,
@@ -170,16 +170,24 @@ impl<W: Write> StreamWriter<W> {
         self.broken = true;
     }
 
-    /// Sends a run of pages, of any length, that all repeat `pattern`.
+    /// Whether so many pages may still be sent as a pattern: the fills of a stream cover the guest's
+    /// memory at most [`MOST_FILLS`](crate::MOST_FILLS) times. Else they go as they are.
+    pub const fn has_room_for_fill(&self, count: Pages) -> bool {
+        self.order.has_room_for_fill(count)
+    }
+
+    /// Sends a run of pages, of any length, that all repeat `pattern`, in as many records as that
+    /// takes.
     ///
     /// # Errors
-    /// [`WriteError::Range`], [`WriteError::Order`], [`WriteError::Io`].
+    /// [`WriteError::Range`], [`WriteError::Order`] beyond [`Self::has_room_for_fill`],
+    /// [`WriteError::Io`].
     pub fn fill(&mut self, range: PageRange, pattern: u64) -> Result<(), WriteError> {
         self.header.check_range(&range).map_err(WriteError::Range)?;
         let payload = pattern.to_le_bytes();
         let mut rest = range;
         while rest.count.0 > 0 {
-            let count = rest.count.0.min(u32::MAX.into());
+            let count = rest.count.0.min(MAX_FILL.0);
             let piece = PageRange { count: Pages(count), ..rest };
             self.put(RecordType::Fill, piece, &payload, 8, crc32c(&payload))?;
             rest.first += count;
@@ -312,6 +320,9 @@ impl<W: Write> StreamWriter<W> {
         }
         let mut order = self.order;
         order.admit(kind, length.into()).map_err(WriteError::Order)?;
+        if kind == RecordType::Fill {
+            order.admit_fill(place.count).map_err(WriteError::Order)?;
+        }
         self.order = order;
         let frame = Frame {
             kind: kind.number(),
@@ -416,12 +427,28 @@ mod tests {
     }
 
     #[test]
-    fn a_fill_of_more_than_a_record_can_count_becomes_two() {
+    fn a_fill_of_more_than_a_record_may_have_becomes_several() {
         let mut stream = writer(Vec::new(), SUMS);
-        stream.fill(run(1, 0, 1 << 33), 0).unwrap();
+        stream.fill(run(1, 0, 2 * MAX_FILL.0 + 1), 0).unwrap();
         let totals = stream.end().unwrap();
-        assert_eq!(totals.filled, Pages(1 << 33));
-        assert_eq!(totals.records, 3);
+        assert_eq!((totals.filled, totals.records), (Pages(2 * MAX_FILL.0 + 1), 3));
+    }
+
+    #[test]
+    fn a_sender_knows_when_it_may_fill_no_more() {
+        let region = Region { id: RegionId(0), base: Gfn(0), pages: Pages(8) };
+        let header = Header { guest: "web".into(), machine: vec![], regions: vec![region] };
+        let preamble = Preamble::migrate(MigrationId::from_bytes([1; 16]), SUMS);
+        let mut stream = StreamWriter::new(Vec::new(), preamble, header).unwrap();
+        while stream.has_room_for_fill(Pages(8)) {
+            stream.fill(run(0, 0, 8), 7).unwrap();
+        }
+        let before = stream.bytes_written();
+        assert!(matches!(stream.fill(run(0, 0, 1), 7), Err(WriteError::Order(_))));
+        assert_eq!(stream.bytes_written(), before);
+        stream.pages(run(0, 0, 1), &[7; 4096]).unwrap();
+        let filled = stream.end().unwrap().filled;
+        assert_eq!(filled, Pages(8 * crate::MOST_FILLS));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::{ONE_WAY, Place, Raw, Stopped, page, read};
-use mig_stream::{Flags, ReadError, Record, StreamReader};
+use common::{ID, ONE_WAY, Place, Raw, Stopped, page, read};
+use mig_stream::{Flags, MOST_FILLS, Preamble, ReadError, Record, StreamReader, StreamWriter};
 use proptest::prelude::*;
+use units::Pages;
 
 const PAGES: u16 = 1;
 const FILL: u16 = 2;
@@ -90,6 +91,33 @@ fn lengths_that_do_not_fit_the_record_are_refused() {
         raw.bytes.extend(payload);
         refused(raw);
     }
+}
+
+#[test]
+fn fills_cost_their_reader_a_bounded_amount_of_work() {
+    let mut header = common::header();
+    header.regions[1].pages = Pages(1 << 20);
+    let memory = header.memory().0;
+    let stream = StreamWriter::new(Vec::new(), Preamble::migrate(ID, ONE_WAY), header).unwrap();
+    let begun = stream.into_inner();
+    let raw = || Raw { bytes: begun.clone(), sequence: 0 };
+
+    let said = refused(raw().record(FILL, at(1, 0, 1025), &[1; 8]));
+    assert!(said.contains("more pages than one record may"), "{said}");
+
+    let once = |raw: Raw, number: u64| {
+        (0..1 << 10).fold(raw, |raw, piece| {
+            raw.record(FILL, at(1, piece << 10, 1 << 10), &number.to_le_bytes())
+        })
+    };
+    let often = (0..MOST_FILLS).fold(raw(), once);
+    // The other region is the rest of the memory, as often.
+    let rest = (memory - (1 << 20)) * MOST_FILLS;
+    let full = (0..rest).fold(often, |raw, _| raw.record(FILL, at(0, 0, 1), &[1; 8]));
+    let bytes = full.bytes.len() as u64 - begun.len() as u64;
+    assert!(bytes < memory * 4096 / 1000, "{bytes} bytes are little beside what they fill");
+    let said = refused(full.record(FILL, at(0, 0, 1), &[1; 8]));
+    assert!(said.contains("cover the guest's memory more than 16 times"), "{said}");
 }
 
 #[test]
