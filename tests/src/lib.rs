@@ -11,6 +11,7 @@ mod guest;
 mod host;
 mod image;
 mod program;
+mod scripted;
 mod stream;
 
 pub use console::{Console, Tick, assert_one_story, wait};
@@ -18,6 +19,7 @@ pub use guest::{Guest, spec};
 pub use host::Host;
 pub use image::Image;
 pub use program::{Done, finish, report, run, wait_within};
+pub use scripted::{Moment, Scripted, Writer};
 pub use stream::{Frame, Numbers, frame_of, saved_guest};
 
 use std::time::Duration;

@@ -1,0 +1,243 @@
+//! A vmrun without a machine: its guest writes exactly what a test says, exactly when it says. What a
+//! real guest does only by luck, such as writing in the last instant before the pause, happens here
+//! every time.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mig_engine::ownership::{Input, Ownership};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use units::{Gfn, PAGE_SIZE, Pages, RegionId};
+use vm_control::memory::SharedBitmap;
+use vm_control::server::{Answer, ConnectionId, Server, Service};
+use vm_control::{Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status};
+use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
+
+/// Its memory.
+const MEMORY: Pages = Pages(64);
+
+/// When the guest, or one of its devices, may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// When the dirty log was read: the write is in the next reading.
+    Harvested,
+    /// In the last instant before the vCPUs stand still.
+    Pausing,
+    /// While the state of a stopped machine is saved: a device that finishes a request.
+    Saving,
+}
+
+type Script = Box<dyn Fn(Moment, &Writer<'_>) + Send + Sync>;
+
+/// What a script writes with.
+pub struct Writer<'a>(&'a Guest);
+
+impl Writer<'_> {
+    /// Fills a page with `byte`, as a vCPU does.
+    pub fn write(&self, page: u64, byte: u8) {
+        self.write_unlogged(page, byte);
+        lock(&self.0.dirty).insert(page);
+    }
+
+    /// The same, and the dirty log misses it.
+    pub fn write_unlogged(&self, page: u64, byte: u8) {
+        self.0.fill(page, byte);
+    }
+}
+
+/// A guest that is there in name alone.
+struct Guest {
+    memory: File,
+    dirty: Mutex<BTreeSet<u64>>,
+    log: Mutex<Option<SharedBitmap>>,
+    ownership: Mutex<Ownership>,
+    script: Script,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Guest {
+    fn fill(&self, page: u64, byte: u8) {
+        let bytes = [byte; PAGE_SIZE as usize];
+        self.memory.write_all_at(&bytes, page * PAGE_SIZE).expect("memory");
+    }
+
+    fn play(&self, moment: Moment) {
+        (self.script)(moment, &Writer(self));
+    }
+
+    /// Takes the step, and says `answer` where that is allowed.
+    fn own(&self, input: Input, answer: impl FnOnce() -> Answer) -> Answer {
+        let mut ownership = lock(&self.ownership);
+        match ownership.step(input) {
+            Ok(transition) => {
+                ownership.enter(&transition);
+                answer()
+            }
+            Err(denied) => Reply::Refused(Refusal::new(denied)).into(),
+        }
+    }
+
+    fn memory(&self) -> Answer {
+        done_with(self.memory.try_clone().expect("a descriptor").into())
+    }
+
+    fn harvest(&self) -> Pages {
+        let mut words = vec![0; SharedBitmap::words_for(&regions())];
+        let pages = std::mem::take(&mut *lock(&self.dirty));
+        for page in &pages {
+            words[*page as usize / 64] |= 1_u64 << (page % 64);
+        }
+        lock(&self.log).as_ref().expect("the log was started").write(&words);
+        Pages(pages.len() as u64)
+    }
+
+    fn status(&self) -> Status {
+        let ownership = lock(&self.ownership);
+        Status {
+            name: NAME.to_owned(),
+            pid: std::process::id(),
+            ownership: ownership.state(),
+            running: ownership.may_run(),
+            vcpus: 1,
+            memory: MEMORY.bytes(),
+            throttle: 0,
+            progress: None,
+            balloon: None,
+        }
+    }
+}
+
+const NAME: &str = "scripted";
+
+fn done_with(fd: OwnedFd) -> Answer {
+    Answer { reply: Reply::Done, fds: vec![fd] }
+}
+
+fn regions() -> Vec<MemoryRegion> {
+    vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages: MEMORY }]
+}
+
+impl Service for Guest {
+    fn handle(&self, _: ConnectionId, request: Request) -> Answer {
+        match request {
+            Request::Hello { .. } => {
+                let (version, name) = (PROTOCOL_VERSION, NAME.to_owned());
+                Reply::Hello { version, name, pid: std::process::id() }.into()
+            }
+            Request::Describe => Reply::Description(MachineDescription {
+                name: NAME.to_owned(),
+                vcpus: 1,
+                memory: regions(),
+                hugetlb: false,
+                cpu: CpuDescription::default(),
+                devices: Vec::new(),
+                kernel: KernelKind::Builtin,
+            })
+            .into(),
+            Request::Status => Reply::Status(self.status()).into(),
+            Request::MapMemory => self.memory(),
+            Request::DirtyLogStart => {
+                let (log, fd) = SharedBitmap::create(&regions()).expect("a bitmap");
+                *lock(&self.log) = Some(log);
+                done_with(fd)
+            }
+            Request::DirtyLogHarvest => {
+                let dirty = self.harvest();
+                self.play(Moment::Harvested);
+                Reply::Harvested { dirty }.into()
+            }
+            Request::Pause => {
+                self.play(Moment::Pausing);
+                Reply::Paused { took: Duration::ZERO }.into()
+            }
+            Request::SaveState => {
+                self.play(Moment::Saving);
+                Reply::State(Vec::new()).into()
+            }
+            Request::Own(input) => self.own(input, || Reply::Done.into()),
+            Request::Receive { id, .. } => self.own(Input::Receive(id), || self.memory()),
+            Request::Prepare { id, .. } => {
+                self.own(Input::Prepared(id), || Reply::Prepared(Loaded::default()).into())
+            }
+            Request::Go(id) => {
+                self.own(Input::Go(id), || Reply::Started(Started::default()).into())
+            }
+            Request::Inquire(id) => Reply::Standing(lock(&self.ownership).standing(id)).into(),
+            Request::PostProgress { .. } => Reply::Orders(Vec::new()).into(),
+            _ => Reply::Done.into(),
+        }
+    }
+
+    fn closed(&self, _: ConnectionId) {}
+
+    fn subscribe(&self) -> Receiver<Event> {
+        channel().1
+    }
+}
+
+/// A vmrun that serves its socket as long as this lives.
+pub struct Scripted {
+    guest: Arc<Guest>,
+    server: Server,
+}
+
+impl Scripted {
+    /// One whose guest runs and has the bytes of `pages`, each a page full, from the start on.
+    pub fn running(
+        socket: PathBuf,
+        pages: &[u8],
+        script: impl Fn(Moment, &Writer<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        let scripted = Self::new(socket, Ownership::booted(), Box::new(script));
+        for (page, byte) in (0..).zip(pages) {
+            scripted.guest.fill(page, *byte);
+        }
+        scripted
+    }
+
+    /// One that waits for a guest.
+    pub fn incoming(socket: PathBuf) -> Self {
+        Self::new(socket, Ownership::incoming(), Box::new(|_, _| {}))
+    }
+
+    fn new(socket: PathBuf, ownership: Ownership, script: Script) -> Self {
+        let memory = memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC).expect("a memory file");
+        nix::unistd::ftruncate(&memory, MEMORY.bytes().0 as i64).expect("a memory file grows");
+        let guest = Arc::new(Guest {
+            memory: memory.into(),
+            dirty: Mutex::default(),
+            log: Mutex::default(),
+            ownership: Mutex::new(ownership),
+            script,
+        });
+        let server = Server::bind(&socket).expect("a socket");
+        server.serve(Arc::<Guest>::clone(&guest)).expect("a thread");
+        Self { guest, server }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        self.server.path()
+    }
+
+    /// All of its memory.
+    pub fn memory(&self) -> Vec<u8> {
+        let mut bytes = vec![0; MEMORY.bytes().0 as usize];
+        self.guest.memory.read_exact_at(&mut bytes, 0).expect("memory");
+        bytes
+    }
+
+    /// Whether the guest may run here.
+    pub fn may_run(&self) -> bool {
+        lock(&self.guest.ownership).may_run()
+    }
+}
