@@ -35,10 +35,10 @@ fn every_fault_and_every_step_ends_as_the_table_says() {
     let cases = possible(cases);
     println!("{} of {} cases", cases.len(), Case::all().len());
     let survey = Survey::of(&cases, SEED, AT_ONCE, |verdict| {
-        if let Err(why) = &verdict.outcome {
+        if let Some(why) = verdict.failure() {
             println!("scripts/faults --seed {SEED} {}: {why}", verdict.case);
         }
     });
-    println!("{}{:.0} s", survey.table(), survey.took.as_secs_f64());
+    println!("{}{}{:.0} s", survey.table(), survey.hit_lines(), survey.took.as_secs_f64());
     assert!(survey.failures().is_empty(), "{} cases failed", survey.failures().len());
 }

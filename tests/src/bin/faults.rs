@@ -69,15 +69,19 @@ fn main() -> ExitCode {
     let survey = Survey::of(&cases, seed, jobs, |verdict| {
         let number = done.fetch_add(1, Ordering::SeqCst) + 1;
         let took = verdict.took.as_secs_f64();
-        match &verdict.outcome {
-            Ok(outcome) => {
-                println!("{number:>4} {took:>5.1} s  {}: {}", verdict.case, outcome.word());
+        match (&verdict.outcome, verdict.failure()) {
+            (Ok(outcome), None) => {
+                let hit = if verdict.hit.is_ok() { "" } else { ", not hit" };
+                println!("{number:>4} {took:>5.1} s  {}: {}{hit}", verdict.case, outcome.word());
             }
-            Err(why) => println!("{number:>4} {took:>5.1} s  {}: FAILED: {why}", verdict.case),
+            (_, why) => {
+                let why = why.unwrap_or_default();
+                println!("{number:>4} {took:>5.1} s  {}: FAILED: {why}", verdict.case);
+            }
         }
     });
     let failures = survey.failures();
-    print!("\n{}", survey.table());
+    print!("\n{}{}", survey.table(), survey.hit_lines());
     println!(
         "{} runs, {} of {} cases, {} failed, {:.0} s, {} at once; seed {}",
         survey.verdicts.len(),

@@ -46,7 +46,7 @@ fn state(host: &Host, name: &str) -> Option<String> {
 }
 
 /// How long what is on its way may take to arrive, before that counts as how things stand.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(120);
 
 /// How things stand. Waits until nothing moves that moves by itself: a message that is on its way
 /// when mig-send ends is waited for, and what is not `expected` is looked at again and again.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::case::{After, Case, Fault, Form, Order};
 use super::check;
 use super::expect::Outcome;
-use super::inject::inject;
+use super::inject::{Miss, inject, may_miss};
 use super::scene::{self, Scene};
 use super::seed::Seed;
 use crate::console::wait;
@@ -20,9 +20,14 @@ pub struct Verdict {
     pub case: Case,
     /// How things stood when mig-send had ended, or why that was wrong.
     pub outcome: Result<Outcome, String>,
+    /// Whether the fault really happened; if not, what had become of what it was for.
+    pub hit: Result<(), Miss>,
     /// How long it took.
     pub took: Duration,
 }
+
+/// How often a fault is tried that did not happen, for what it was for had gone.
+const TRIES: usize = 5;
 
 /// What is said of a case in which nothing was tried.
 const NEVER_REACHED: &str = "the step was never reached";
@@ -31,23 +36,47 @@ const NEVER_REACHED: &str = "the step was never reached";
 /// still for a moment may not come to the step: then there was no fault, and it is begun once more.
 pub fn run(case: Case, seed: u64) -> Verdict {
     let started = Instant::now();
-    let once = || {
-        let outcome = catch_unwind(AssertUnwindSafe(|| go(case, &mut Seed::new(seed))));
-        outcome.map_err(|panic| words(panic.as_ref()))
+    let mut hit = Ok(());
+    let mut once = || {
+        hit = Ok(());
+        let mut seed = Seed::new(seed);
+        let outcome = catch_unwind(AssertUnwindSafe(|| go(case, &mut seed, &mut hit)));
+        (outcome.map_err(|panic| words(panic.as_ref())), hit)
     };
-    let outcome = match once() {
-        Err(why) if why.starts_with(NEVER_REACHED) => once(),
-        outcome => outcome,
+    let (mut outcome, mut is_hit) = match once() {
+        (Err(why), _) if why.starts_with(NEVER_REACHED) => once(),
+        first => first,
     };
-    Verdict { case, outcome, took: started.elapsed() }
+    // One that can never happen is not tried again.
+    let tries = if case.fault == Fault::SourceStateUnwritable { 1 } else { TRIES };
+    for _ in 1..tries {
+        if outcome.is_err() || is_hit.is_ok() {
+            break;
+        }
+        (outcome, is_hit) = once();
+    }
+    Verdict { case, outcome, hit: is_hit, took: started.elapsed() }
 }
 
-fn go(case: Case, seed: &mut Seed) -> Outcome {
+impl Verdict {
+    /// What is wrong: how it ended, or that nothing was tried although something can be.
+    pub fn failure(&self) -> Option<String> {
+        match (&self.outcome, self.hit) {
+            (Err(why), _) => Some(why.clone()),
+            (Ok(_), Err(miss)) if may_miss(self.case).is_none() => {
+                Some(format!("the fault did not happen: {miss}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn go(case: Case, seed: &mut Seed, hit: &mut Result<(), Miss>) -> Outcome {
     if case.form == Form::File {
         return save(case);
     }
     let mut scene = Scene::new(case, seed);
-    let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut scene)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut scene, hit)));
     outcome.unwrap_or_else(|panic| {
         let why = words(panic.as_ref());
         let there = scene.receptions();
@@ -63,7 +92,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "it panicked".to_owned())
 }
 
-fn play(scene: &mut Scene) -> Outcome {
+fn play(scene: &mut Scene, hit: &mut Result<(), Miss>) -> Outcome {
     let case = scene.case;
     if case.form == Form::Resolve {
         scene.ask();
@@ -79,7 +108,7 @@ fn play(scene: &mut Scene) -> Outcome {
         let (status, said) = scene.sender.end();
         panic!("{NEVER_REACHED}; mig-send ended with {status:?}: {said}")
     });
-    inject(scene, stopped);
+    *hit = inject(scene, stopped);
 
     let (status, said) = scene.sender.end();
     let expected = check::expected(case);

@@ -40,6 +40,11 @@ impl Stopped {
         let _ = writeln!(self.stream.get_mut(), "{act}");
     }
 
+    /// Whether the tunnel says that it does so now: one that is stopped or dead does not.
+    pub fn does(&mut self, act: Act) -> bool {
+        line(&mut self.stream).is_some_and(|line| line == format!("doing {act}"))
+    }
+
     /// The process that keeps the far end from noticing, of a tunnel that was told to leave one.
     pub fn holder(&mut self) -> Option<i32> {
         let line = line(&mut self.stream)?;

@@ -25,30 +25,40 @@ const NOTICED: Duration = Duration::from_secs(3);
 /// A freeze that need not be noticed.
 const UNNOTICED: Duration = Duration::from_secs(1);
 
-/// Does it, tells the tunnel how to go on, and waits until the fault is over.
-pub fn inject(scene: &mut Scene, mut stopped: Stopped) {
+/// Why a fault did not happen: what it was for was not there any more.
+pub type Miss = &'static str;
+
+const GONE: Miss = "the process had done its part and was gone";
+const DISOBEYED: Miss = "the tunnel did not do it";
+
+/// Does it, tells the tunnel how to go on, and waits until the fault is over. Says whether it
+/// really happened.
+pub fn inject(scene: &mut Scene, mut stopped: Stopped) -> Result<(), Miss> {
     match scene.case.fault {
         Fault::Kill(party) => {
-            if let Some(pid) = find(scene, party, stopped.pid) {
-                kill_9(pid);
-            }
+            let killed = find(scene, party, stopped.pid).is_some_and(kill_9);
             stopped.tell(Act::Pass);
+            killed.then_some(()).ok_or(GONE)
         }
         Fault::Freeze(party) => freeze(scene, party, &mut stopped),
         Fault::Net(Act::Partition) => {
             stopped.tell(Act::Partition);
+            let parted = stopped.does(Act::Partition);
             let holder = stopped.holder().expect("the tunnel leaves somebody");
             // Until then the far end cannot know; it has its own patience.
             within(FREEZE, || scene.reception_ended());
             kill_9(holder);
+            parted.then_some(()).ok_or(DISOBEYED)
         }
         Fault::Net(act) => {
             stopped.tell(act);
+            let obeyed = stopped.does(act);
             if act == Act::Stall {
                 scene.sender.end();
                 // One way nobody else ends it.
                 kill_9(stopped.pid);
             }
+            obeyed.then_some(()).ok_or(DISOBEYED)
         }
         Fault::Say(order) => give(scene, order, &mut stopped),
         Fault::PowerOff => {
@@ -61,46 +71,71 @@ pub fn inject(scene: &mut Scene, mut stopped: Stopped) {
             console.wait_for("done");
             wait("the guest's vmrun to end", || !lives(pid));
             stopped.tell(Act::Pass);
+            Ok(())
         }
         Fault::StateLost => {
             scene.lose_records();
             stopped.tell(Act::Pass);
+            Ok(())
         }
         Fault::NoMoreMemory => {
             let pid = find(scene, Party::Destination, 0).expect("it is waited for");
-            limit_memory(pid, "1000000");
+            let limited = limit_memory(pid, "1000000");
             stopped.tell(Act::Pass);
             // There is memory again when mig-send has given up: it can be asked then.
             scene.sender.end();
             if lives(pid) {
                 limit_memory(pid, "unlimited");
             }
+            limited.then_some(()).ok_or(GONE)
         }
-        // They were there from the beginning, or have no tunnel.
-        Fault::StateUnwritable
-        | Fault::SourceStateUnwritable
-        | Fault::LittleMemory
-        | Fault::DiskFull
-        | Fault::NameTaken => stopped.tell(Act::Pass),
+        Fault::SourceStateUnwritable => {
+            stopped.tell(Act::Pass);
+            Err("the source has nothing to write there")
+        }
+        // They were there from the beginning, and end the migration with their name in its last
+        // words (`check::sender`); or have no tunnel.
+        Fault::StateUnwritable | Fault::LittleMemory | Fault::DiskFull | Fault::NameTaken => {
+            stopped.tell(Act::Pass);
+            Ok(())
+        }
     }
 }
 
-/// The soft limit alone: the hard one could not be raised again.
-fn limit_memory(pid: i32, bytes: &str) {
+/// Why a case may miss its fault, where that is no mistake: the party whose part ends at this step
+/// may be a moment faster. Each attempt is a race; one that is lost again and again is reported.
+pub fn may_miss(case: Case) -> Option<&'static str> {
+    use {Order::*, Party::*};
+    match (case.fault, case.step) {
+        (Fault::SourceStateUnwritable, _) => Some("the source keeps no records"),
+        (
+            Fault::Kill(Recv | SendBroker | Source | Tunnel)
+            | Fault::Freeze(Recv | SendBroker | Source | Tunnel)
+            | Fault::Say(Interrupt | Cancel | Pause | Resume | Quit | QuitForce),
+            Point::AfterGo | Point::AfterRunning,
+        ) => Some("GO has passed, and whoever has done its part ends"),
+        _ => None,
+    }
+}
+
+/// The soft limit alone: the hard one could not be raised again. Whether it is set.
+fn limit_memory(pid: i32, bytes: &str) -> bool {
     let done = Command::new("prlimit")
         .args([&format!("--pid={pid}"), &format!("--as={bytes}:")])
         .stderr(Stdio::null())
         .status()
         .expect("prlimit (util-linux)");
     assert!(done.success() || !lives(pid), "prlimit: {done}");
+    done.success()
 }
 
-fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) {
+fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) -> Result<(), Miss> {
     let Case { form, step, fault, after } = scene.case;
     let Some(pid) = find(scene, party, stopped.pid) else {
-        return stopped.tell(Act::Pass);
+        stopped.tell(Act::Pass);
+        return Err(GONE);
     };
-    party::freeze(pid);
+    let frozen = party::freeze(pid);
     stopped.tell(Act::Pass);
     let stays = expect::outcomes(form, step, fault).contains(&Outcome::Stays);
     match party {
@@ -119,37 +154,50 @@ fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) {
         }
     }
     signal(pid, Signal::SIGCONT);
+    frozen.then_some(()).ok_or(GONE)
 }
 
-fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) {
+/// An order is given if somebody heard it, whether it is done or refused.
+fn heard(done: &Done) -> Result<(), Miss> {
+    let nobody = done.status != Some(0) && done.stderr.contains("no guest at");
+    (!nobody).then_some(()).ok_or("nobody was there to be told")
+}
+
+fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) -> Result<(), Miss> {
     let Case { form, step, fault, .. } = scene.case;
     let outcomes = expect::outcomes(form, step, fault);
     let vmctl = |words: &[&str]| scene.source.run("vmctl", words);
     let there = |words: &[&str]| scene.destination.run("vmctl", words);
-    match order {
+    let given = match order {
         Order::Interrupt | Order::Cancel => {
-            if order == Order::Interrupt {
+            let given = if order == Order::Interrupt {
+                let there = lives(scene.sender.pid());
                 signal(scene.sender.pid(), Signal::SIGINT);
+                there.then_some(()).ok_or(GONE)
             } else {
                 let done = vmctl(&["cancel", "a"]);
                 // After GO the source may have ended.
                 let words = if step == Point::AfterGo { "" } else { "too late" };
                 expect_order(&done, outcomes == [Outcome::Cancelled], words);
-            }
+                heard(&done)
+            };
             if outcomes == [Outcome::Cancelled] || form == Form::Resolve {
                 // It must have done so before the step goes on.
                 within(FREEZE, || scene.sender.has_ended());
             }
+            given
         }
-        Order::Pause => drop(vmctl(&["pause", "a"])),
-        Order::Resume => drop(vmctl(&["resume", "a"])),
+        Order::Pause => heard(&vmctl(&["pause", "a"])),
+        Order::Resume => heard(&vmctl(&["resume", "a"])),
         Order::ResumeThere => {
             wait("the destination's vmrun", || scene.destination.state("b").is_some());
             let done = there(&["resume", "b"]);
-            if step == Point::AfterGo {
-                return stopped.tell(Act::Pass);
+            // GO may be served, or not yet.
+            if step != Point::AfterGo {
+                let is_done = matches!(step, Point::Running | Point::Answer);
+                expect_order(&done, is_done, "may not run here");
             }
-            expect_order(&done, matches!(step, Point::Running | Point::Answer), "may not run here");
+            heard(&done)
         }
         Order::Quit | Order::QuitForce => {
             let done = match order {
@@ -163,6 +211,7 @@ fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) {
             if done.status == Some(0) {
                 scene.a.ended();
             }
+            heard(&done)
         }
         Order::QuitThere => {
             // Its process is there before its socket.
@@ -170,15 +219,18 @@ fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) {
             let pid = find(scene, Party::Destination, 0).expect("it is waited for");
             expect_order(&there(&["quit", "b"]), true, "");
             wait("the destination's vmrun to end", || !lives(pid));
+            Ok(())
         }
         Order::SecondSend => {
             let to = scene.elsewhere();
             let done = scene.source.run("mig-send", &["-q", "a", &to]);
             let status = if outcomes == [Outcome::Elsewhere] { 0 } else { 1 };
             assert_eq!(done.status, Some(status), "the second mig-send: {done:#?}");
+            Ok(())
         }
-    }
+    };
     stopped.tell(Act::Pass);
+    given
 }
 
 /// An order is done, or refused with these words.

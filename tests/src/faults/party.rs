@@ -51,10 +51,12 @@ pub fn signal(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
-/// Kills it, and waits until it is dead.
-pub fn kill_9(pid: i32) {
+/// Kills it, and waits until it is dead. Whether it lived until then.
+pub fn kill_9(pid: i32) -> bool {
+    let lived = lives(pid);
     signal(pid, Signal::SIGKILL);
     wait(&format!("the death of {pid}"), || !lives(pid));
+    lived
 }
 
 /// Whether the process is there and no zombie.
@@ -65,8 +67,8 @@ pub fn lives(pid: i32) -> bool {
 }
 
 /// Stops it, and waits until all its threads stand still: the signal takes effect when the first
-/// of them has seen it.
-pub fn freeze(pid: i32) {
+/// of them has seen it. Whether it is there, and stands still.
+pub fn freeze(pid: i32) -> bool {
     signal(pid, Signal::SIGSTOP);
     wait(&format!("{pid} to stand still"), || {
         let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
@@ -77,6 +79,7 @@ pub fn freeze(pid: i32) {
             matches!(state, Some('T' | 't' | 'Z' | 'X') | None)
         })
     });
+    lives(pid)
 }
 
 /// Waits for `done`, and says whether it came within `time`.

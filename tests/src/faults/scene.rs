@@ -26,7 +26,7 @@ const TICKS: u64 = 300;
 
 /// A timeout that is to come, and one that is not.
 const SHORT: f64 = 2.0;
-const LONG: f64 = 60.0;
+const LONG: f64 = 600.0;
 
 /// A go-timeout where either may come.
 const MEDIUM: f64 = 8.0;

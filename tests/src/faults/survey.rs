@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::case::{Case, Fault, Form, Step};
 use super::drive::{Verdict, run};
 use super::expect::Outcome;
+use super::inject::may_miss;
 use super::scene::try_mount;
 use super::seed::Seed;
 
@@ -101,7 +102,25 @@ impl Survey {
 
     /// Those that went wrong.
     pub fn failures(&self) -> Vec<&Verdict> {
-        self.verdicts.iter().filter(|verdict| verdict.outcome.is_err()).collect()
+        self.verdicts.iter().filter(|verdict| verdict.failure().is_some()).collect()
+    }
+
+    /// How many faults really happened, and those that did not.
+    pub fn hits(&self) -> (usize, Vec<&Verdict>) {
+        let missed: Vec<_> = self.verdicts.iter().filter(|verdict| verdict.hit.is_err()).collect();
+        (self.verdicts.len() - missed.len(), missed)
+    }
+
+    /// The hits in a line, and a line for each fault that did not happen, with the reason why it may.
+    pub fn hit_lines(&self) -> String {
+        let (hits, missed) = self.hits();
+        let mut text = format!("{hits} of {} faults hit\n", self.verdicts.len());
+        for Verdict { case, hit, .. } in missed {
+            let miss = hit.err().unwrap_or_default();
+            let reason = may_miss(*case).unwrap_or("this may not be");
+            let _ = writeln!(text, "not hit: {case}: {miss} ({reason})");
+        }
+        text
     }
 
     /// The table: a part for each form, a line for each fault, a column for each step; how things

@@ -90,7 +90,11 @@ impl Control {
             Source::Fixed(act) => *act,
             Source::Gate(gate) => {
                 let said = writeln!(gate.get_mut(), "reached {point}");
-                said.ok().and_then(|()| line(gate).ok()?.parse().ok()).unwrap_or(Act::Cut)
+                let act = said.ok().and_then(|()| line(gate).ok()?.parse().ok());
+                let act = act.unwrap_or(Act::Cut);
+                // A test counts what was really done.
+                let _ = writeln!(gate.get_mut(), "doing {act}");
+                act
             }
         };
         match act {

@@ -3,8 +3,8 @@
 //!
 //! `lossy-tunnel POINT=ACT COMMAND` does ACT there by itself: `lossy-tunnel ack=cut 'mig-recv'`.
 //! `lossy-tunnel GATE COMMAND` asks a test at the Unix socket GATE (anything with a `/`): it says
-//! `start PID`, is told a plan, says `reached POINT` when it is there, and does what it is told
-//! then. So a test knows that its fault happened, and where.
+//! `start PID`, is told a plan, says `reached POINT` when it is there, is told an act, says
+//! `doing ACT` and does it. So a test knows that its fault happened, and where.
 //!
 //! COMMAND runs in a process group of its own, as a program on another host does: a signal that
 //! ends the tunnel does not reach it. The tunnel ends with COMMAND's status.
