@@ -37,6 +37,7 @@ Exit status:
 
 impl cli::Program for Args {
     const FILTERS: &'static [confine::Filter] = &[crate::confinement::FILTER];
+    const MANUAL: cli::Manual = cli::Manual::OF_NO_HOST;
 
     fn common(&self) -> &cli::Common {
         &self.common

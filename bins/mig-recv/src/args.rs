@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use mig_channel::Endpoint;
 use units::Bytes;
+use vm_control::place;
 
 /// Receives a guest from a byte stream and runs it.
 #[derive(Parser, Debug)]
@@ -17,10 +18,11 @@ pub struct Args {
     pub source: Endpoint,
 
     /// Build the guest in this vmrun, which runs with --incoming; without it one is started
-    #[arg(long, value_name = "GUEST")]
+    #[arg(long, value_name = "GUEST", value_parser = place::guest,
+          add = cli::candidates(place::names))]
     pub vm: Option<String>,
     /// Call the guest so on this host
-    #[arg(long, value_name = "NAME", conflicts_with = "vm")]
+    #[arg(long, value_name = "NAME", conflicts_with = "vm", value_parser = place::name)]
     pub name: Option<String>,
     /// Where the guest's serial console goes: stdio is not possible here; file:PATH, unix:PATH or
     /// null. Without it, as on the source

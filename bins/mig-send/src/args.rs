@@ -7,13 +7,14 @@ use clap::{Parser, ValueEnum};
 use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
 use units::{BytesPerSec, MigrationId, Pages};
+use vm_control::place;
 
 /// Sends a running guest to another host as a byte stream.
 #[derive(Parser, Debug)]
 #[command(name = "mig-send", version, after_help = EXAMPLES)]
 pub struct Args {
     /// The guest: its name, or the path of its control socket
-    #[arg(value_name = "GUEST")]
+    #[arg(value_name = "GUEST", value_parser = place::guest, add = cli::candidates(place::names))]
     pub guest: String,
     /// Where the stream goes: - (stdout), exec:CMD, tcp:HOST:PORT, unix:PATH, file:PATH or fd:N
     #[arg(value_name = "DEST", default_value = "-")]
@@ -56,7 +57,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub max_rounds: u32,
     /// What a stall leads to: throttle the guest, stop it and send the rest, or abort
-    #[arg(long, value_name = "POLICY", default_value_t = OnStall::Throttle)]
+    #[arg(long, value_name = "POLICY", default_value_t = OnStall::Throttle,
+          value_parser = cli::word::<OnStall>(&["throttle", "stop", "abort"]),
+          hide_possible_values = true)]
     pub on_stall: OnStall,
     /// The three rules of the KVM Forum 2007 talk alone, whatever downtime comes of it
     #[arg(long)]
@@ -132,7 +135,9 @@ Examples:
   mig-send web exec:'gzip | ssh hostb \"gunzip | mig-recv\"' --commit exec:'ssh hostb vmctl commit web'
   mig-send --resolve web exec:'ssh hostb mig-recv'
 
-SIGUSR1 prints a line of progress, SIGINT and SIGTERM cancel.
+Signals:
+  SIGUSR1  a line of progress on stderr
+  SIGINT, SIGTERM, SIGHUP  cancel: the guest runs on here
 
 Exit status:
   0  the destination runs the guest, or the stream is complete (one way)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use units::{Bytes, BytesPerSec};
+use vm_control::place;
 
 /// The monitor of running guests and migrations.
 #[derive(Parser, Debug)]
@@ -27,21 +28,25 @@ pub enum Command {
     /// Show how a guest is
     Status {
         /// The guest: its name, or the path of its control socket
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
     },
     /// Stop the vCPUs of a guest
     Pause {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
     },
     /// Let the vCPUs of a guest run
     Resume {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
     },
     /// End a guest, and wait until its name and its disks are free
     Quit {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// Even if this may be its last copy
         #[arg(long)]
@@ -53,6 +58,7 @@ pub enum Command {
     /// shows how far it is. Asked for all of its memory it takes everything back.
     Balloon {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// How much of its memory the guest keeps
         size: Bytes,
@@ -60,6 +66,7 @@ pub enum Command {
     /// Print what happens to a guest, a line each, until it ends
     Events {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// Stop after the first event of this name: resumed, paused, ownership or ended
         #[arg(long, value_name = "EVENT",
@@ -72,16 +79,19 @@ pub enum Command {
     /// Show how the migration of a guest goes
     Info {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
     },
     /// Cancel the migration of a guest: it runs on here
     Cancel {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
     },
     /// Change how fast a migration may send, such as 200M; 0 is as fast as it goes
     SetSpeed {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// Bytes per second
         rate: BytesPerSec,
@@ -89,6 +99,7 @@ pub enum Command {
     /// Change how long a migration may stop the guest
     SetDowntime {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// Milliseconds
         #[arg(value_parser = cli::milliseconds)]
@@ -97,6 +108,7 @@ pub enum Command {
     /// Finish a migration whose outcome is not known: ask DEST what became of it
     Resolve {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// Where to ask, such as exec:'ssh hostb mig-recv'
         #[arg(value_name = "DEST")]
@@ -111,6 +123,7 @@ pub enum Command {
     /// the word of whoever types it, and if the source has not handed the guest over, two run.
     Commit {
         /// The guest
+        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
         /// GO without a question of the source
         #[arg(long)]
@@ -157,7 +170,7 @@ Exit status:
   0  done
   1  not done, and why is said in one line
   2  wrong usage
-  (resolve and commit: those of mig-send --resolve and mig-recv)";
+  Those of resolve are those of mig-send --resolve, those of commit are mig-recv's.";
 
 impl cli::Program for Args {
     fn common(&self) -> &cli::Common {

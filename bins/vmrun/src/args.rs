@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use units::Bytes;
+use vm_control::place;
 
 /// Runs one KVM guest and owns it: its memory, its state, and the right to run it.
 #[derive(Parser, Debug)]
@@ -12,7 +13,7 @@ use units::Bytes;
 pub struct Args {
     /// What the guest is called; its control socket is NAME.sock in $XDG_RUNTIME_DIR/vmrun, or in
     /// /run/vmrun (root's, also in a login that sets XDG_RUNTIME_DIR)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = place::name)]
     pub name: String,
     /// A Linux kernel (bzImage, or vmlinux: any ELF file with a note of Linux), an ELF kernel with a
     /// PVH note, or
@@ -70,7 +71,7 @@ pub struct Args {
     pub go_timeout: Duration,
     /// Serve a control connection on stdin too, and end with it if it closes before a guest is
     /// prepared; mig-recv uses it for the vmrun that it starts
-    #[arg(long, requires = "incoming")]
+    #[arg(long, hide = true, requires = "incoming")]
     pub control_stdin: bool,
     /// Listen on this control socket instead
     #[arg(long, value_name = "PATH")]

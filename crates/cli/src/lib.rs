@@ -13,25 +13,37 @@
 pub mod output;
 
 use std::any::Any;
+mod complete;
+mod manual;
+mod usage;
+
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser};
 use clap_complete::Shell;
 use confine::{Filter, Mode, Outside};
 use nix::sys::signal::{SigSet, Signal};
 use tracing::level_filters::LevelFilter;
 
+pub use complete::candidates;
+pub use manual::Manual;
+pub use usage::{Usage, is_usage, quoted, usage};
+
 /// Exit status for a command line that makes no sense; clap's own.
 pub const USAGE: u8 = 2;
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The options that every program has.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
     /// How much to say on stderr: off, error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true)]
+    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true,
+          value_parser = word::<LevelFilter>(&LEVELS), hide_possible_values = true)]
     pub log: LevelFilter,
     /// Print the manual page (roff) and exit
     #[arg(long, global = true, hide = true)]
@@ -46,7 +58,8 @@ pub struct Common {
 pub struct Confinement {
     /// What to do about a system call or file that this program has no use for: enforce refuses it,
     /// log has the kernel log such calls, off keeps all rights of the user
-    #[arg(long, value_name = "MODE", default_value_t = Mode::Enforce)]
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Enforce,
+          value_parser = word::<Mode>(&["enforce", "log", "off"]), hide_possible_values = true)]
     pub confine: Mode,
     /// Print the system calls that are left to this program and exit
     #[arg(long)]
@@ -67,15 +80,22 @@ pub trait Program: Parser + CommandFactory {
     /// What its threads may call once they are confined; nothing for a program that is not.
     const FILTERS: &'static [Filter] = &[];
 
+    /// What its manual page says beside the command line.
+    const MANUAL: Manual = Manual::OF_A_HOST;
+
     /// Its common options.
     fn common(&self) -> &Common;
 }
 
 /// Parses the command line, does what the common options ask for, and runs `body`. An error
-/// becomes one line on stderr and exit status 1.
+/// becomes one line on stderr and exit status 1, or [`USAGE`] if it is a [`Usage`].
 pub fn main<P: Program>(body: impl FnOnce(P) -> anyhow::Result<u8>) -> ExitCode {
     let name = P::command().get_name().to_owned();
     ignore_limits();
+    // A shell that asks what could come next; before there is a second thread.
+    if complete::answer::<P>() {
+        return ExitCode::SUCCESS;
+    }
     if let Some(done) = documentation::<P>() {
         return finish(&name, done.map(|()| 0).map_err(Into::into));
     }
@@ -126,7 +146,7 @@ fn finish(name: &str, result: anyhow::Result<u8>) -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             complain(name, &error);
-            ExitCode::from(1)
+            ExitCode::from(if is_usage(&error) { USAGE } else { 1 })
         }
     }
 }
@@ -169,7 +189,8 @@ fn documentation<P: Program>() -> Option<io::Result<()>> {
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("--man"), None) => {
-            Some(clap_mangen::Man::new(P::command()).render(&mut io::stdout().lock()))
+            let page = manual::page(P::command(), &P::MANUAL);
+            Some(page.and_then(|page| io::stdout().write_all(&page)))
         }
         (Some("--show-confinement"), None) if !P::FILTERS.is_empty() => {
             let all = [P::FILTERS, &[output::FILTER]].concat();
@@ -181,15 +202,21 @@ fn documentation<P: Program>() -> Option<io::Result<()>> {
                     "no completions for '{shell}': name bash, zsh, fish, elvish or powershell"
                 ))));
             };
-            let mut command = P::command();
-            let name = command.get_name().to_owned();
-            // It takes a failed write for a mistake of the program.
-            let mut text = Vec::new();
-            clap_complete::generate(shell, &mut command, name, &mut text);
-            Some(io::stdout().write_all(&text))
+            let script = complete::script::<P>(shell);
+            Some(script.and_then(|script| io::stdout().write_all(&script)))
         }
         _ => None,
     }
+}
+
+/// Reads one of a few words, which the shell completes.
+pub fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: std::str::FromStr + Clone + Send + Sync + 'static,
+    T::Err: std::fmt::Display,
+{
+    PossibleValuesParser::new(words)
+        .try_map(|word| word.parse::<T>().map_err(|error| Usage::new(&error)))
 }
 
 /// A number of seconds, as an option takes it: `30`, `0.5`.

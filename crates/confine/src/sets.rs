@@ -115,6 +115,9 @@ pub const SOCKET: &[Call] = crate::calls![
     SYS_setsockopt;
 ];
 
+/// kill(2) into the process group of the caller.
+const OWN_GROUP: Check = Check::Is(0, 0);
+
 /// The end of an exec: tunnel, and of a broker.
 pub const CHILDREN: &[Call] = crate::calls![
     SYS_wait4;
@@ -122,6 +125,9 @@ pub const CHILDREN: &[Call] = crate::calls![
     SYS_getpgrp;
     SYS_ioctl(Check::Is(1, libc::TIOCGPGRP as u32)) => "the terminal comes back from the tunnel";
     SYS_ioctl(Check::Is(1, libc::TIOCSPGRP as u32));
+    SYS_kill(OWN_GROUP, Check::Is(1, libc::SIGTSTP as u32)) => "Ctrl-Z in the tunnel is for both";
+    SYS_kill(OWN_GROUP, Check::Is(1, libc::SIGTTIN as u32)) => "likewise, in the background";
+    SYS_kill(OWN_GROUP, Check::Is(1, libc::SIGTTOU as u32));
 ];
 
 /// Opening files; which, says [`crate::Files`].

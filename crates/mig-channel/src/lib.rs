@@ -42,5 +42,6 @@ pub use interrupt::Interrupt;
 pub use reader::ChannelReader;
 pub use receiver::{BackHalf, PendingReceiver, ReceiverChannel, open_receiver, prepare_receiver};
 pub use sender::{SenderChannel, open_sender};
+pub use terminal::Job;
 pub use tunnel::{Tunnel, TunnelError};
 pub use writer::ChannelWriter;

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::error::OpenError;
 use crate::interrupt::{Interrupt, Waited};
 use crate::socket::one_way_pair;
-use crate::terminal::{Terminal, give_to_self};
+use crate::terminal::{Job, Terminal, give_to_self};
 
 /// How often a running command is looked at. Nothing in the blackout waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -35,8 +35,10 @@ const PIPELINE_GRACE: Duration = Duration::from_millis(50);
 pub struct Tunnel {
     command: String,
     child: Child,
-    terminal: Option<Terminal>,
+    job: Job,
     status: Option<ExitStatus>,
+    /// It was ended by what was typed while it had the terminal.
+    cancelled: bool,
     interrupt: Interrupt,
     /// It is to run on.
     left: bool,
@@ -52,6 +54,12 @@ pub enum TunnelError {
         command: String,
         /// Its status.
         status: ExitStatus,
+    },
+    /// It was ended by Ctrl-C while it had the terminal: whoever was asked there does not want it.
+    #[error("tunnel command '{command}' was cancelled at the terminal")]
+    Cancelled {
+        /// The command.
+        command: String,
     },
     /// It has not ended.
     #[error("tunnel command '{command}' still runs after {after:?}")]
@@ -88,6 +96,13 @@ fn how_it_ended(status: ExitStatus) -> String {
         },
         (None, None) => format!("ended: {status}"),
     }
+}
+
+/// Whether a command ended as Ctrl-C or Ctrl-\\ end it, by itself or through a shell.
+fn was_cancelled(status: ExitStatus) -> bool {
+    let signals = [Signal::SIGINT, Signal::SIGQUIT].map(|signal| signal as i32);
+    let by_shell = status.code().map(|code| code - 128);
+    status.signal().or(by_shell).is_some_and(|signal| signals.contains(&signal))
 }
 
 /// A started tunnel, and our ends of its stdin and its stdout.
@@ -140,11 +155,13 @@ impl Tunnel {
             })
         };
         let child = shell.spawn().map_err(|error| cannot_start(command, error))?;
+        let job = Job::new(terminal, Pid::from_raw(child.id() as i32));
         let tunnel = Self {
             command: command.to_owned(),
             child,
-            terminal,
+            job,
             status: None,
+            cancelled: false,
             interrupt: interrupt.clone(),
             left: false,
         };
@@ -168,10 +185,13 @@ impl Tunnel {
     /// Takes the terminal back, which the command has until then so that it can ask for a
     /// password. Call it when the tunnel has proved that it works, before the blackout at the
     /// latest: from then on Ctrl-C comes to this program and no longer to the command.
-    pub fn release_terminal(&mut self) {
-        if let Some(terminal) = self.terminal.take() {
-            terminal.take_back(self.group());
-        }
+    pub fn release_terminal(&self) {
+        self.job.take_back();
+    }
+
+    /// It as a job of the terminal.
+    pub fn job(&self) -> &Job {
+        &self.job
     }
 
     /// The status if the command has ended; does not wait.
@@ -184,8 +204,9 @@ impl Tunnel {
                 .child
                 .try_wait()
                 .map_err(|source| TunnelError::Wait { command: self.command.clone(), source })?;
-            if self.status.is_some() {
-                self.release_terminal();
+            if let Some(status) = self.status {
+                self.cancelled = self.job.has_terminal() && was_cancelled(status);
+                self.job.end();
             }
         }
         Ok(self.status)
@@ -225,11 +246,15 @@ impl Tunnel {
     /// As [`wait`](Self::wait), where only status 0 is good enough.
     ///
     /// # Errors
-    /// [`TunnelError::Ended`] for any other status, and those of [`wait`](Self::wait).
+    /// [`TunnelError::Cancelled`], [`TunnelError::Ended`] for any other status, and those of
+    /// [`wait`](Self::wait).
     pub fn wait_for_success(&mut self, timeout: Duration) -> Result<(), TunnelError> {
         let status = self.wait(timeout)?;
         if status.success() {
             return Ok(());
+        }
+        if self.cancelled {
+            return Err(TunnelError::Cancelled { command: self.command.clone() });
         }
         Err(TunnelError::Ended { command: self.command.clone(), status })
     }
@@ -254,12 +279,12 @@ impl Tunnel {
         // channel, and must not hold this program until then.
         wait_for_shell(group);
         let _ = self.status();
-        self.release_terminal();
+        self.job.end();
     }
 
     /// Leaves the command alone, so that it can pass on what it still holds.
     pub fn leave(mut self) {
-        self.release_terminal();
+        self.job.end();
         self.left = true;
     }
 }

@@ -56,6 +56,30 @@ pub fn check_name(name: &str) -> Result<(), PlaceError> {
     Ok(())
 }
 
+/// The name of a guest on a command line.
+///
+/// # Errors
+/// [`PlaceError::BadName`].
+pub fn name(text: &str) -> Result<String, PlaceError> {
+    check_name(text)?;
+    Ok(text.to_owned())
+}
+
+/// A guest on a command line: its name, or the path of its socket (anything with a `/`).
+///
+/// # Errors
+/// [`PlaceError::BadName`].
+pub fn guest(text: &str) -> Result<String, PlaceError> {
+    if text.contains('/') { Ok(text.to_owned()) } else { name(text) }
+}
+
+/// The names of this user's guests, as far as they can be seen: for completion.
+pub fn names() -> Vec<String> {
+    let sockets = all_sockets().unwrap_or_default();
+    let names = sockets.iter().filter_map(|socket| socket.file_stem()?.to_str());
+    names.map(str::to_owned).collect()
+}
+
 /// Where the system's guests are: those of root, and of units.
 const SYSTEM_DIR: &str = "/run/vmrun";
 
@@ -126,7 +150,7 @@ pub fn socket_of(guest: &str) -> Result<PathBuf, PlaceError> {
     if guest.contains('/') {
         return Ok(PathBuf::from(guest));
     }
-    check_name(guest)?;
+    let guest = name(guest)?;
     Ok(runtime_dir().join(format!("{guest}.sock")))
 }
 
