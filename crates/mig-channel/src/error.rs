@@ -152,6 +152,18 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether the command line, or what the shell has made of it, is what is wrong: nothing
+    /// outside was asked yet.
+    pub const fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Terminal { .. }
+                | Self::NotPassed { .. }
+                | Self::Unsuitable { .. }
+                | Self::Contradiction(_)
+        )
+    }
+
     pub(crate) fn system(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::System { doing: doing.into(), source: source.into() }
     }
