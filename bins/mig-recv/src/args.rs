@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Parser;
 use mig_channel::Endpoint;
 use units::Bytes;
 use vm_control::place;
+
+/// The console that is the vmrun's own terminal.
+pub const TERMINAL: &str = "stdio";
 
 /// Receives a guest from a byte stream and runs it.
 #[derive(Parser, Debug)]
@@ -88,6 +92,18 @@ Exit status:
   4  the guest is here, paused, and no GO came: the source resolves it";
 
 impl Args {
+    /// What the options say together, and the parser cannot see.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let terminal = |console: &Option<String>| console.as_deref() == Some(TERMINAL);
+        if self.vm.is_none() && (terminal(&self.console) || terminal(&self.virtio_console)) {
+            return Err(cli::usage(anyhow!(
+                "the vmrun that is started here has no terminal: send the console to file:PATH or \
+                 unix:PATH"
+            )));
+        }
+        Ok(())
+    }
+
     /// What `--files-in` is for the vmrun of the guest: with the files that are named here.
     pub fn places(&self) -> Vec<PathBuf> {
         if self.files_in.is_empty() {

@@ -5,16 +5,19 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
 use vm_control::place;
 
 use crate::args::Args;
 use crate::host::END;
+use crate::session;
 
 /// A vmrun that we started.
 #[derive(Debug)]
@@ -40,7 +43,10 @@ impl Launched {
         let log = log_file(name)?;
         let program = program();
         let log_start = log.0.metadata().map_or(0, |log| log.len());
-        let mut command = Command::new(&program);
+        let (mut command, warning) = session::command(&program, name);
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
         command
             .args(["--name", name, "--incoming", "--control-stdin", "--go-timeout"])
             .arg(args.go_timeout.as_secs_f64().to_string())
@@ -59,22 +65,24 @@ impl Launched {
         Ok(Self { process, socket, log: log.1, log_start })
     }
 
-    /// Whether it ends within [`END`].
-    pub fn ends(&mut self) -> bool {
+    /// How it ended, if it does within [`END`].
+    pub fn ends(&mut self) -> Option<ExitStatus> {
         let began = Instant::now();
         loop {
             match self.process.try_wait() {
                 Ok(None) if began.elapsed() < END => thread::sleep(Duration::from_millis(2)),
-                Ok(None) => return false,
-                Ok(Some(_)) | Err(_) => return true,
+                Ok(ended) => return ended,
+                Err(_) => return None,
             }
         }
     }
 
-    /// What it said last, if it has ended, and where its log is.
+    /// Why it ended, if it has, and where its log is.
     pub fn last_words(&mut self) -> (Option<String>, PathBuf) {
-        let line = self.ends().then(|| last_line(&self.log, self.log_start)).flatten();
-        (line, self.log.clone())
+        let why = self.ends().map(|status| {
+            reason(status, &read_from(&self.log, self.log_start).unwrap_or_default())
+        });
+        (why, self.log.clone())
     }
 }
 
@@ -99,14 +107,53 @@ fn log_file(name: &str) -> anyhow::Result<(File, PathBuf)> {
     Ok((file, path))
 }
 
-/// The last line that was written to the log after `start`.
-fn last_line(log: &Path, start: u64) -> Option<String> {
-    let text = read_from(log, start).ok()?;
-    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+/// Why a vmrun ended: by a signal, or for the reason with which it ends itself. That is the line
+/// with its name in front; a line of its log is no reason, least of all the last one.
+fn reason(status: ExitStatus, log: &str) -> String {
+    if let Some(number) = status.signal() {
+        return match Signal::try_from(number) {
+            Ok(Signal::SIGKILL) => {
+                "its vmrun was killed (SIGKILL; the kernel does that where memory runs out)".into()
+            }
+            Ok(signal) => format!("its vmrun was ended by {signal}"),
+            Err(_) => format!("its vmrun was ended by signal {number}"),
+        };
+    }
+    let own = log.lines().rev().find_map(|line| line.strip_prefix("vmrun: "));
+    match (own, status.code()) {
+        (Some(why), Some(1..)) => why.to_owned(),
+        (_, Some(code)) => format!("its vmrun ended with status {code}"),
+        (_, None) => format!("its vmrun ended: {status}"),
+    }
 }
 
 fn read_from(path: &Path, start: u64) -> io::Result<String> {
     let bytes = fs::read(path)?;
     let from = usize::try_from(start).unwrap_or(usize::MAX).min(bytes.len());
     Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "2026-11-28T10:00:00Z  WARN no huge pages\nvmrun: b: no /dev/kvm\n\
+                       2026-11-28T10:00:01Z  WARN something else\n";
+
+    #[test]
+    fn a_signal_is_named_and_no_line_of_the_log() {
+        let killed = reason(ExitStatus::from_raw(9), LOG);
+        assert!(killed.contains("killed (SIGKILL"), "{killed}");
+        assert!(!killed.contains("huge"), "{killed}");
+        assert!(reason(ExitStatus::from_raw(11), LOG).contains("SIGSEGV"));
+    }
+
+    #[test]
+    fn the_reason_is_the_line_with_which_a_vmrun_ends_itself() {
+        assert_eq!(reason(ExitStatus::from_raw(1 << 8), LOG), "b: no /dev/kvm");
+        let silent =
+            reason(ExitStatus::from_raw(1 << 8), "2026-11-28T10:00:00Z  WARN no huge pages\n");
+        assert_eq!(silent, "its vmrun ended with status 1");
+        assert_eq!(reason(ExitStatus::from_raw(0), LOG), "its vmrun ended with status 0");
+    }
 }

@@ -10,13 +10,14 @@ mod inquiry;
 mod launch;
 mod memory;
 mod reception;
+mod session;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use confine::Outside;
 use mig_channel::{
-    BackHalf, ChannelWriter, Endpoint, Interrupt, ReceiverChannel, activated_endpoint,
+    BackHalf, ChannelWriter, Endpoint, Interrupt, OpenError, ReceiverChannel, activated_endpoint,
     open_receiver,
 };
 use mig_stream::{Kind, Message, ReturnWriter};
@@ -37,15 +38,19 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if args.broker {
         return host::serve(&args);
     }
+    args.check()?;
     args.confinement.begin(Outside::Killed);
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
     let ReceiverChannel { mut forward, mut back, tunnel } =
-        open_receiver(&source(&args)?, None, &interrupt)?;
+        open_receiver(&source(&args)?, None, &interrupt).map_err(unopened)?;
     forward.set_stall_limit(Some(args.timeout));
     // The broker after the channel: it inherits no end of it. Everything below reads what others
     // have written.
     let mut host = Host::new(&args)?;
     confinement::enter(tunnel.as_ref())?;
+    if let Some(tunnel) = &tunnel {
+        tunnel.job().watch().context("cannot start a thread")?;
+    }
     let reader = match header::read(forward, args.timeout)? {
         Ok(reader) => reader,
         Err(error) => {
@@ -55,6 +60,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
             return Err(header::explain(error, args.timeout));
         }
     };
+    if let Some(tunnel) = &tunnel {
+        // It has asked for its passwords by now.
+        tunnel.release_terminal();
+    }
     let preamble = *reader.preamble();
     let answers = match preamble.flags.return_path {
         true => Some(answers(&mut back, preamble.id)?),
@@ -64,6 +73,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Kind::Resolve => inquiry::run(preamble.id, &mut host, answers),
         Kind::Migrate => Reception::new(&args, &mut host, reader, answers)?.run(),
     }
+}
+
+fn unopened(error: OpenError) -> anyhow::Error {
+    if error.is_usage() { cli::usage(error) } else { error.into() }
 }
 
 /// Where the stream comes from: started by a systemd socket, it is what systemd passed.

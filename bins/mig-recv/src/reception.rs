@@ -20,7 +20,7 @@ use vm_control::{Overrides, Started, place};
 use vm_state::MachineDescription;
 
 use crate::NAME;
-use crate::args::Args;
+use crate::args::{Args, TERMINAL};
 use crate::host::{Host, Vmrun};
 use crate::memory::{Incoming, check_regions};
 
@@ -33,9 +33,6 @@ const GO_GRACE: Duration = Duration::from_millis(500);
 /// Kind, id and parameter of the devices that say where a console goes.
 const SERIAL_CONSOLE: (&str, &str, &str) = ("serial", "serial0", "console");
 const VIRTIO_CONSOLE: (&str, &str, &str) = ("console", "console0", "console");
-
-/// The console that is the vmrun's own terminal.
-const TERMINAL: &str = "stdio";
 
 /// One guest that arrives.
 pub struct Reception<'a> {
@@ -181,7 +178,7 @@ impl<'a> Reception<'a> {
             DestinationStep::Receive => self.receive(),
             DestinationStep::SendReady => self.say(&Message::Ready { version: self.version }),
             DestinationStep::Read => self.read(),
-            DestinationStep::AwaitEof => Ok(self.reader.expect_eof()?),
+            DestinationStep::AwaitEof => self.await_eof(),
             DestinationStep::Prepare => self.prepare(),
             DestinationStep::SendAck => {
                 let digest = self.stream_digest.ok_or_else(|| anyhow!("no End"))?;
@@ -261,12 +258,6 @@ impl<'a> Reception<'a> {
         if self.args.vm.is_some() {
             return Ok(named.clone());
         }
-        if named.as_deref() == Some(TERMINAL) {
-            bail!(
-                "the vmrun that is started here has no terminal: send the console to file:PATH or \
-                 unix:PATH"
-            );
-        }
         let mut devices = self.description.devices.iter();
         let device = devices.find(|device| device.kind == kind && device.id == id);
         let there = device.and_then(|device| device.params.get(param));
@@ -294,6 +285,18 @@ impl<'a> Reception<'a> {
             }
         }
         Err(anyhow!("the stream ends before the guest is complete").into())
+    }
+
+    /// One way the sender's end of the tunnel says that nothing more comes.
+    fn await_eof(&mut self) -> Result<(), Stop> {
+        let ended = self.reader.expect_eof().map_err(anyhow::Error::from);
+        Ok(ended.map_err(|error| match cli::is_timeout(&error) {
+            true => error.context(
+                "the guest is complete, but the connection stays open behind it (nc closes it only \
+                 as nc -N)",
+            ),
+            false => error,
+        })?)
     }
 
     fn prepare(&mut self) -> Result<(), Stop> {

@@ -173,6 +173,14 @@ pub fn one_line(error: &anyhow::Error) -> String {
     printable(&line)
 }
 
+/// Whether `error` comes from a wait that took too long.
+pub fn is_timeout(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
 /// `text` on one line and without control characters: what a peer wrote cannot drive the terminal
 /// or the log that shows it.
 pub fn printable(text: &str) -> String {
