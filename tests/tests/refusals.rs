@@ -267,7 +267,7 @@ fn terminals_are_refused() {
     {
         let mut shell = host.shell(&format!("script -qec '{command}' /dev/null"));
         let done = run(&mut shell);
-        assert_eq!(done.status, Some(1), "{done:#?}");
+        assert_eq!(done.status, Some(2), "{done:#?}");
         for word in words {
             assert!(done.stdout.contains(word), "{done:#?}");
         }

@@ -1,5 +1,6 @@
 //! What comes back from the destination.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -7,7 +8,7 @@ use mig_channel::ChannelReader;
 use mig_stream::{Message, Outcome, ReturnReader, StreamDigest, Timings};
 use units::MigrationId;
 
-use crate::stop::Stop;
+use crate::stop::{Stop, Told};
 
 /// The return path of one migration. It is not read before something is expected on it.
 #[derive(Debug)]
@@ -43,14 +44,27 @@ impl Answers {
         self.state = State::Open(reader);
         match message {
             Some(Message::Refused { reason }) => Err(Stop::Refused(reason)),
-            Some(Message::Failed { reason }) => Err(anyhow!("the destination: {reason}").into()),
+            Some(Message::Failed { reason }) => Err(anyhow::Error::from(Told(reason)).into()),
             Some(message) => Ok(message),
             None => Err(anyhow!("the destination closed the return path without a word").into()),
         }
     }
 
+    /// Waits until the first answer comes, `timeout` at most; once more where `again` says so.
+    fn first(&mut self, timeout: Duration, mut again: impl FnMut() -> bool) -> Result<(), Stop> {
+        let State::New(back) = &mut self.state else { return Ok(()) };
+        loop {
+            back.set_deadline(Some(timeout));
+            match back.wait_readable() {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && again() => {}
+                waited => return Ok(waited?),
+            }
+        }
+    }
+
     /// READY: the destination can take the guest.
-    pub fn ready(&mut self, timeout: Duration) -> Result<(), Stop> {
+    pub fn ready(&mut self, timeout: Duration, again: impl FnMut() -> bool) -> Result<(), Stop> {
+        self.first(timeout, again)?;
         match self.next(timeout)? {
             Message::Ready { .. } => Ok(()),
             other => Err(out_of_turn("READY", &other)),
@@ -81,13 +95,18 @@ impl Answers {
     }
 
     /// What became of the migration.
-    pub fn outcome(&mut self, timeout: Duration) -> Result<Outcome, Stop> {
+    pub fn outcome(
+        &mut self,
+        timeout: Duration,
+        again: impl FnMut() -> bool,
+    ) -> Result<Outcome, Stop> {
+        self.first(timeout, again)?;
         match self.next(timeout) {
             Ok(Message::Resolved(outcome)) => Ok(outcome),
             Ok(other) => Err(out_of_turn("the outcome", &other)),
             // That the question could not be read says nothing of the guest: only an outcome is a
             // refusal that was recorded.
-            Err(Stop::Refused(reason)) => Err(anyhow!("the destination: {reason}").into()),
+            Err(Stop::Refused(reason)) => Err(anyhow::Error::from(Told(reason)).into()),
             Err(other) => Err(other),
         }
     }
@@ -99,8 +118,7 @@ impl Answers {
                 Ok(_) => {}
                 Err(Stop::Refused(reason)) => return Some(reason),
                 Err(Stop::Failed(error)) => {
-                    let text = error.to_string();
-                    return text.strip_prefix("the destination: ").map(str::to_owned);
+                    return error.downcast().ok().map(|Told(reason)| reason);
                 }
                 Err(_) => return None,
             }

@@ -26,7 +26,7 @@ use vm_control::memory::SharedBitmap;
 use crate::answers::phase;
 use crate::migration::Migration;
 use crate::question::Asker;
-use crate::stop::{Stop, is_timeout};
+use crate::stop::Stop;
 use crate::{pages, resolve};
 
 /// How long the destination may take to run the guest after GO; the outcome is asked for then.
@@ -47,6 +47,7 @@ impl Migration<'_> {
     /// Pauses the guest and sends what the destination lacks.
     pub fn stop_and_copy(&mut self) -> Result<(), Stop> {
         self.shared.progress(|progress| progress.phase = Phase::Blackout);
+        self.release_terminal();
         let log = self.blackout.log.take().ok_or_else(|| anyhow!("no dirty log to end with"))?;
         self.pacer.begin_blackout();
         self.stream.blackout()?;
@@ -121,8 +122,11 @@ impl Migration<'_> {
     pub fn await_ready(&mut self) -> Result<(), Stop> {
         let timeout = self.args.ready_timeout;
         let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
-        answers.ready(timeout).map_err(|stop| match stop {
-            Stop::Failed(error) if is_timeout(&error) => Stop::Failed(anyhow!(
+        // Somebody may have stopped both while the tunnel asked on the terminal (Ctrl-Z).
+        let (shared, mut stops) = (&self.shared, self.shared.stops());
+        let stopped = || std::mem::replace(&mut stops, shared.stops()) != shared.stops();
+        answers.ready(timeout, stopped).map_err(|stop| match stop {
+            Stop::Failed(error) if cli::is_timeout(&error) => Stop::Failed(anyhow!(
                 "no answer to the header within {} s: the destination does not run, or the tunnel \
                  holds data back (gzip, zstd and the like do); use --one-way, or --commit \
                  exec:'ssh HOST vmctl commit GUEST'",

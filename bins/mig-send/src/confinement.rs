@@ -14,6 +14,7 @@ const CHANNEL: &[Call] = calls![
     SYS_vmsplice => "--zero-copy";
     SYS_ioctl(Check::Is(1, libc::FIONREAD as u32)) => "what a pipe holds";
     SYS_ioctl(Check::Is(1, libc::TIOCOUTQ as u32)) => "what a socket has not sent yet";
+    SYS_ioctl(Check::Is(1, libc::TIOCGWINSZ as u32)) => "how wide the live line may be";
     SYS_getrusage => "the report";
     SYS_ftruncate => "the report takes the place of an older one";
 ];

@@ -15,11 +15,15 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// What became of a guest at its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It runs on, or is paused as its operator wanted.
+    /// It runs on.
     RunsOn,
+    /// It is there, and paused as its operator wanted.
+    Paused,
     /// It is handed-over.
     HandedOver,
-    /// Its vmrun has ended, and the guest with it; or another migration took it away.
+    /// It is not what this migration could have left behind.
+    Is(State),
+    /// Its vmrun has ended, and the guest with it.
     Gone,
     /// Its vmrun does not answer. It serves what it was asked, then finds that nobody waits for it.
     Silent,
@@ -50,9 +54,11 @@ impl Witness {
         }
         match self.client.set_patience(ANSWER).and_then(|()| self.client.status()) {
             Ok(status) => match status.ownership {
-                State::Owned | State::Migrating(_) => Fate::RunsOn,
+                State::Owned | State::Migrating(_) if status.running => Fate::RunsOn,
+                State::Owned | State::Migrating(_) => Fate::Paused,
                 State::HandedOver(mine) if mine == id => Fate::HandedOver,
-                _ => Fate::Gone,
+                State::Finished => Fate::Gone,
+                other => Fate::Is(other),
             },
             Err(ClientError::Lost { source: FrameError::TimedOut, .. }) => {
                 self.silent = true;

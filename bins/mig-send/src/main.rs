@@ -9,6 +9,7 @@ mod confinement;
 mod disks;
 mod dry_run;
 mod fate;
+mod live;
 mod migration;
 mod monitor;
 mod pages;
@@ -19,13 +20,16 @@ mod resolve;
 mod stop;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use confine::Outside;
 use vm_control::{Client, place};
 
 use crate::args::Args;
+use crate::fate::Witness;
 use crate::migration::Migration;
 use crate::monitor::Shared;
+use crate::report::Draft;
 
 /// What vmrun's log calls us.
 const NAME: &str = "mig-send";
@@ -44,14 +48,39 @@ fn run(args: Args) -> anyhow::Result<u8> {
     }
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = monitor::block_signals()?;
-    let client = Client::connect_within(&place::socket_of(&args.guest)?, NAME, args.timeout)?;
     if args.dry_run {
-        return dry_run::run(&args, &client);
+        return dry_run::run(&args, &connect(&args)?);
     }
     let shared = Shared::new()?;
     monitor::watch_signals(signals, &shared);
     if args.resolve {
-        return resolve::run(&args, &client, &shared);
+        resolve::check(&args)?;
+        return resolve::run(&args, &connect(&args)?, &shared);
     }
-    Migration::new(&args, client, shared)?.run()
+    Ok(migrate(&args, &shared))
+}
+
+fn connect(args: &Args) -> anyhow::Result<Client> {
+    Ok(Client::connect_within(&place::socket_of(&args.guest)?, NAME, args.timeout)?)
+}
+
+/// Whatever happens, a report says so, and the guest's whereabouts are told.
+fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
+    let mut draft = Draft::new(args);
+    let opened = draft.open();
+    let connected =
+        connect(args).and_then(|client| Ok((Witness::new(client.path(), args.timeout)?, client)));
+    let (mut witness, client) = match connected {
+        Ok(connected) => connected,
+        Err(error) => return draft.not_begun(&error.into(), None),
+    };
+    draft.report.guest = client.name().to_owned();
+    if let Err(error) = opened {
+        return draft.not_begun(&error.into(), Some(&mut witness));
+    }
+    let stop = match Migration::new(&draft, args, client, &mut witness, shared) {
+        Ok(migration) => return migration.run(),
+        Err(stop) => stop,
+    };
+    draft.not_begun(&stop, Some(&mut witness))
 }

@@ -3,17 +3,18 @@
 //! The order of the steps, and what a failure of each leads to, is decided by
 //! [`mig_engine::handover::Source`]; here is what each step does.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use cli::output;
-use mig_channel::{ChannelWriter, SenderChannel, Tunnel, TunnelError, open_sender};
+use mig_channel::{
+    ChannelWriter, Endpoint, ReturnPath, SenderChannel, Tunnel, TunnelError, open_sender,
+};
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::Input;
 use mig_engine::precopy::{Bitmap, Pacer, Policy, RateMeter, Wws};
-use mig_engine::report::{Phase, Report};
+use mig_engine::report::{Mode, Phase, Report};
 use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
 use units::MigrationId;
 use vm_control::memory::GuestMemory;
@@ -28,7 +29,8 @@ use crate::fate::{Fate, Witness};
 use crate::monitor::{Monitor, Shared, Watch};
 use crate::pages::PageSender;
 use crate::question::Asker;
-use crate::stop::{Stop, is_timeout};
+use crate::report::Draft;
+use crate::stop::{Stop, Told, names_what_came};
 use crate::{NAME, confinement, report, resolve};
 
 /// How long a tunnel may take to end by itself after the last word was said.
@@ -36,6 +38,9 @@ const TUNNEL_END: Duration = Duration::from_secs(10);
 
 /// How long a failed destination may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A signal that ended the other programs of a pipeline has come within this time.
+const SIGNAL: Duration = Duration::from_secs(1);
 
 /// How long a tunnel that broke the stream may take to end, so that its status is known.
 const TUNNEL_STATUS: Duration = Duration::from_millis(500);
@@ -56,7 +61,7 @@ pub struct Migration<'a> {
     pub asker: Option<Asker>,
     /// What the monitor will need, until it is started.
     watch: Option<Watch>,
-    report_file: Option<File>,
+    draft: &'a Draft<'a>,
     pub started: Instant,
     pub policy: Policy,
     pub pacer: Pacer,
@@ -69,7 +74,7 @@ pub struct Migration<'a> {
     pub blackout: Blackout,
     pub report: Report,
     /// Who knows what became of the guest at its source.
-    witness: Witness,
+    witness: &'a mut Witness,
     /// What became of it, where that was looked at.
     pub fate: Fate,
 }
@@ -80,15 +85,19 @@ impl<'a> Migration<'a> {
     /// Everything that will be needed is opened or started here, in this order: first what may
     /// fail without a trace, then the channel, then the broker, which must inherit no end of it;
     /// then the rights are given up, and only after that something is sent that can be answered.
-    pub fn new(args: &'a Args, client: Client, shared: Arc<Shared>) -> anyhow::Result<Self> {
-        let report_file = args.report.as_deref().map(report::open).transpose()?;
+    pub fn new(
+        draft: &'a Draft<'a>,
+        args: &'a Args,
+        client: Client,
+        witness: &'a mut Witness,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, Stop> {
         let watch = Client::connect_within(client.path(), NAME, args.timeout)
             .map(|it| Watch::new(it, args))?;
         let for_disks = Client::connect_within(client.path(), NAME, args.timeout)?;
-        let witness = Witness::new(client.path(), args.timeout)?;
         let machine = client.describe()?;
         let memory = client.map_memory(&machine)?;
-        let id = MigrationId::random();
+        let id = draft.report.migration;
         let channel =
             open_sender(&args.destination, args.return_path, args.one_way, &shared.interrupt)?;
         let form = form_of(args, &channel)?;
@@ -99,6 +108,10 @@ impl<'a> Migration<'a> {
             false => None,
         };
         confinement::enter(tunnel.as_ref(), &args.destination)?;
+        if let Some(tunnel) = &tunnel {
+            tunnel.job().watch()?;
+            shared.set_job(tunnel.job());
+        }
         let flags = Flags {
             return_path: form != Form::OneWay,
             page_sums: !args.zero_copy,
@@ -107,11 +120,13 @@ impl<'a> Migration<'a> {
         };
         let header = header_of(&machine)?;
         let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
-            .map_err(|error| failed_tunnel(&mut tunnel).unwrap_or_else(|| error.into()))
-            .context("cannot send the header")?;
+            .map_err(|error| failed_tunnel(&mut tunnel).map_or_else(|| error.into(), Stop::from))
+            .map_err(|stop| stop.context("cannot send the header"))?;
         let limits = args.limits();
+        let mut report = draft.report.clone();
+        report.mode = if form == Form::OneWay { Mode::OneWay } else { Mode::BothWays };
         Ok(Self {
-            report: report::begin(&machine, id, form, &limits),
+            report,
             answers: back.map(|back| Answers::new(back, id)),
             policy: Policy::new(limits),
             pacer: Pacer::new(args.bandwidth()),
@@ -132,19 +147,19 @@ impl<'a> Migration<'a> {
             machine,
             memory,
             id,
-            shared,
+            shared: Arc::clone(shared),
             form,
             stream,
             tunnel,
             asker,
             witness,
             watch: Some(watch),
-            report_file,
+            draft,
         })
     }
 
     /// Runs it to its end and returns the exit status.
-    pub fn run(mut self) -> anyhow::Result<u8> {
+    pub fn run(mut self) -> u8 {
         let monitor = self.watch.take().map(|watch| Monitor::start(watch, self.id, &self.shared));
         let mut source = Source::new(self.form);
         let mut why = None;
@@ -160,7 +175,7 @@ impl<'a> Migration<'a> {
                         // The guest may stand still: it runs before anything is found out.
                         self.give_back();
                     }
-                    let stop = self.explain(source.step(), stop);
+                    let stop = self.explain(&source, stop);
                     if source.step() == SourceStep::Commit {
                         self.fate = self.witness.fate(self.id);
                     }
@@ -213,7 +228,8 @@ impl<'a> Migration<'a> {
         self.stream.get_mut().close()?;
         match (&mut self.tunnel, self.form) {
             (Some(tunnel), Form::OneWay) => {
-                Ok(tunnel.wait_for_success(self.args.timeout).map_err(anyhow::Error::from)?)
+                tunnel.wait_for_success(self.args.timeout).map_err(still_open)?;
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -234,13 +250,10 @@ impl<'a> Migration<'a> {
     /// The guest goes on at the source.
     fn give_back(&mut self) {
         self.shared.disarm();
-        self.fate = match self.client.own(Input::Release(self.id)) {
-            Ok(()) => Fate::RunsOn,
-            Err(error) => {
-                tracing::debug!("{}", cli::one_line(&error.into()));
-                self.witness.fate(self.id)
-            }
-        };
+        if let Err(error) = self.client.own(Input::Release(self.id)) {
+            tracing::debug!("{}", cli::one_line(&error.into()));
+        }
+        self.fate = self.witness.fate(self.id);
     }
 
     /// Tells the destination that the guest stays, which it would find out by itself when the
@@ -256,25 +269,46 @@ impl<'a> Migration<'a> {
     }
 
     /// The destination knows best why a step failed: its last words, or the status of the tunnel.
-    fn explain(&mut self, step: SourceStep, stop: Stop) -> Stop {
+    fn explain(&mut self, source: &Source, stop: Stop) -> Stop {
         let Stop::Failed(error) = stop else { return stop };
-        if is_timeout(&error) || error.is::<ClientError>() {
-            // It has had its time to say something, or has nothing to do with it.
+        let step = source.step();
+        if error.is::<Told>() {
+            return Stop::Failed(error);
+        }
+        if cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error) {
+            // It has had its time to say something, or has nothing to do with it, or something
+            // else speaks in its place.
             return Stop::Failed(error).context(report::doing(step));
+        }
+        let committed = step == SourceStep::Commit || source.is_committed();
+        if !committed && self.is_in_a_pipeline() && self.shared.is_signalled_within(SIGNAL) {
+            // Ctrl-C is for all of a pipeline, and the reader may be gone before we hear of it.
+            return Stop::Cancelled;
         }
         if let Some(answers) = &mut self.answers
             && let Some(reason) = answers.last_words(LAST_WORDS)
         {
-            return Stop::Failed(anyhow::anyhow!("the destination: {reason}"));
+            return Stop::Failed(Told(reason).into());
         }
         match failed_tunnel(&mut self.tunnel) {
-            Some(ended) => Stop::Failed(ended),
+            Some(ended) if committed => Stop::Failed(ended.into()),
+            Some(ended) => ended.into(),
             None => Stop::Failed(error).context(report::doing(step)),
         }
     }
 
-    fn leave(mut self, ending: SourceEnding, why: Option<Stop>) -> anyhow::Result<u8> {
+    /// Whether a shell has put this program beside the one that it talks to.
+    fn is_in_a_pipeline(&self) -> bool {
+        matches!(self.args.destination, Endpoint::Standard | Endpoint::Fd(_))
+            || matches!(self.args.return_path, Some(ReturnPath::Stdin | ReturnPath::Fd(_)))
+    }
+
+    fn leave(mut self, ending: SourceEnding, why: Option<Stop>) -> u8 {
         let mut why = why;
+        if ending == SourceEnding::Moved {
+            // What copies its input (cat, pv, tee) ends when that ends.
+            let _ = self.stream.get_mut().close();
+        }
         if ending == SourceEnding::Moved
             && let Some(tunnel) = &mut self.tunnel
             && let Err(error) = tunnel.wait_for_success(TUNNEL_END.min(self.args.timeout))
@@ -301,9 +335,7 @@ impl<'a> Migration<'a> {
         }
         let complaint = report::complaint(ending, &self, why.as_ref());
         report::finish(&mut self, ending, why);
-        if let (Some(path), Some(file)) = (&self.args.report, &self.report_file)
-            && let Err(error) = report::write(&self.report, file, path)
-        {
+        if let Err(error) = self.draft.write(&self.report) {
             // The status says what became of the guest, and that alone.
             cli::complain(NAME, &error);
         }
@@ -313,31 +345,44 @@ impl<'a> Migration<'a> {
         if let Some(complaint) = complaint {
             cli::complain(NAME, &complaint);
         }
-        Ok(ending.exit_status())
+        ending.exit_status()
     }
 
     /// A guest saved to a file is in the file, and the file is on the disk: its vmrun has nothing
     /// left to wait for.
     fn destination_is_durable(&self) -> bool {
-        matches!(self.args.destination, mig_channel::Endpoint::File(_))
+        matches!(self.args.destination, Endpoint::File(_))
     }
 }
 
 /// How the tunnel ended, if that is what broke the stream: its status says more than the broken
 /// pipe it leaves behind.
-fn failed_tunnel(tunnel: &mut Option<Tunnel>) -> Option<anyhow::Error> {
+fn failed_tunnel(tunnel: &mut Option<Tunnel>) -> Option<TunnelError> {
     let ended = tunnel.as_mut()?.wait_for_success(TUNNEL_STATUS).err()?;
-    matches!(ended, TunnelError::Ended { .. }).then(|| ended.into())
+    matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. }).then_some(ended)
+}
+
+/// One way the end of the stream is the end of the tunnel, and not every program ends with its
+/// input.
+fn still_open(error: TunnelError) -> anyhow::Error {
+    match error {
+        TunnelError::StillRunning { .. } => {
+            anyhow!("{error}, though the stream has ended: nc ends with its input only as nc -N")
+        }
+        error => error.into(),
+    }
 }
 
 fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
     Ok(match (&args.commit, channel.is_both_ways()) {
         (Some(_), true) => Form::SeparateCommit,
-        (Some(_), false) => anyhow::bail!(
-            "--commit needs the destination's answer, and {} has no way back: use exec:, or give \
-             --return",
-            channel.describe()
-        ),
+        (Some(_), false) => {
+            return Err(cli::usage(anyhow!(
+                "--commit needs the destination's answer, and {} has no way back: use exec:, or \
+                 give --return",
+                channel.describe()
+            )));
+        }
         (None, true) => Form::BothWays,
         (None, false) => Form::OneWay,
     })

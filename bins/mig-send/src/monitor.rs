@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use cli::output::{self, Loss};
-use mig_channel::Interrupt;
+use mig_channel::{Interrupt, Job};
 use mig_engine::report::Progress;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
@@ -20,6 +20,7 @@ use vm_control::{Client, Order};
 
 use crate::args::{Args, ProgressMode};
 use crate::confinement::SIGNALS;
+use crate::live;
 
 /// How often orders are taken and progress is shown: an order takes effect within a tenth of a
 /// second.
@@ -41,6 +42,10 @@ pub struct Shared {
     /// One of [`UNDECIDED`], [`CANCELLED`] and [`COMMITTED`]: whichever comes first.
     fate: AtomicU8,
     ended: AtomicBool,
+    /// A signal has asked for the end, whether or not it came in time for that.
+    signalled: AtomicBool,
+    /// The tunnel, as the terminal's.
+    job: OnceLock<Job>,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +63,31 @@ impl Shared {
             interrupt: Interrupt::new()?,
             fate: AtomicU8::new(UNDECIDED),
             ended: AtomicBool::new(false),
+            signalled: AtomicBool::new(false),
+            job: OnceLock::new(),
         }))
+    }
+
+    /// Whose terminal it is depends on this tunnel from now on.
+    pub fn set_job(&self, job: &Job) {
+        let _ = self.job.set(job.clone());
+    }
+
+    /// Whether the terminal is the tunnel's at the moment.
+    fn terminal_is_lent(&self) -> bool {
+        self.job.get().is_some_and(Job::has_terminal)
+    }
+
+    /// How often this program was stopped with its tunnel.
+    pub fn stops(&self) -> u32 {
+        self.job.get().map_or(0, Job::stops)
+    }
+
+    /// Whether a signal has asked for the end, or does so within `limit`.
+    pub fn is_signalled_within(&self, limit: Duration) -> bool {
+        let is_quiet = |_: &mut State| !self.signalled.load(Ordering::SeqCst);
+        let _ = self.changed.wait_timeout_while(self.lock(), limit, is_quiet);
+        self.signalled.load(Ordering::SeqCst)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -145,7 +174,11 @@ pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
                 let line = shared.lock().progress.line();
                 output::say(format!("mig-send: {line}"));
             } else {
+                shared.signalled.store(true, Ordering::SeqCst);
                 shared.cancel();
+                // With the lock, so that nobody is between looking and waiting.
+                let _state = shared.lock();
+                shared.changed.notify_all();
             }
         }
     });
@@ -180,7 +213,7 @@ impl Monitor {
             let shared = thread_shared;
             while !shared.ended.load(Ordering::SeqCst) {
                 let progress = shared.lock().progress;
-                shown.show(&progress);
+                shown.show(&progress, shared.terminal_is_lent());
                 if let Ok(text) = serde_json::to_string(&progress) {
                     match client.post_progress(id, text) {
                         Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
@@ -226,16 +259,18 @@ impl Shown {
         Self { line, json, shown: false }
     }
 
-    fn show(&mut self, progress: &Progress) {
+    fn show(&mut self, progress: &Progress, lent: bool) {
         if let Some(json) = &self.json
             && let Ok(text) = serde_json::to_string(progress)
         {
             json.push(format!("{text}\n").as_bytes());
         }
         if self.line
+            && !lent
+            && let Some(line) = live::line(progress)
             && let Some(stderr) = output::stderr()
         {
-            stderr.show(format!("\r\x1b[K{}", progress.line()).as_bytes());
+            stderr.show(format!("\r\x1b[K{line}").as_bytes());
             self.shown = true;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use mig_engine::handover::Form;
 use mig_engine::ownership::Input;
 use mig_engine::precopy::{Bitmap, Next, Path, RoundStats};
 use mig_engine::report::{EndedBy, Phase, ThrottleStep};
@@ -31,9 +32,9 @@ impl Migration<'_> {
     /// Sends rounds of pages until one of the rules ends pre-copy.
     pub fn precopy(&mut self) -> Result<(), Stop> {
         self.shared.progress(|progress| progress.phase = Phase::PreCopy);
-        if let Some(tunnel) = &mut self.tunnel {
-            // It has asked for its passwords by now; Ctrl-C at the terminal is for us again.
-            tunnel.release_terminal();
+        if self.form == Form::BothWays {
+            // The tunnel has asked for its passwords by now.
+            self.release_terminal();
         }
         self.client.own(Input::Begin(self.id))?;
         let log = self.client.dirty_log_start(&self.machine)?;
@@ -159,6 +160,21 @@ impl Migration<'_> {
         }
     }
 
+    /// Ctrl-C at the terminal is for this program again.
+    pub fn release_terminal(&self) {
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.release_terminal();
+        }
+    }
+
+    /// A tunnel that takes what it is sent has asked for its passwords, where no answer says so.
+    fn release_terminal_when_it_flows(&mut self) {
+        let asks = self.tunnel.as_ref().is_some_and(|tunnel| tunnel.job().has_terminal());
+        if asks && self.stream.get_mut().backlog() < self.stream.bytes_written() {
+            self.release_terminal();
+        }
+    }
+
     fn send_run(&mut self, range: PageRange) -> Result<Sent, Stop> {
         self.take_orders()?;
         let before = self.stream.bytes_written();
@@ -168,6 +184,7 @@ impl Migration<'_> {
         };
         let bytes = self.stream.bytes_written() - before;
         self.meter.add(bytes, self.started.elapsed());
+        self.release_terminal_when_it_flows();
         self.pace(bytes)?;
         let now = self.started.elapsed();
         let written = self.stream.bytes_written();

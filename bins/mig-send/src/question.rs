@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use confine::broker::{self, Broker};
-use mig_channel::{Endpoint, Interrupt, TunnelError, open_sender};
+use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
 use mig_stream::{Header, Outcome, Preamble, StreamWriter};
 use serde::{Deserialize, Serialize};
 use units::MigrationId;
@@ -23,7 +23,7 @@ use crate::answers::Answers;
 use crate::args::Args;
 use crate::confinement;
 use crate::monitor::{Shared, block_signals};
-use crate::stop::Stop;
+use crate::stop::{Stop, names_what_came};
 
 /// How long one attempt may take: an ssh connection over a bad network takes seconds.
 const ATTEMPT: Duration = Duration::from_secs(15);
@@ -48,6 +48,8 @@ pub enum Asked {
     Known(Outcome),
     /// There was none, and why.
     Failed(String),
+    /// Whoever the tunnel asked at the terminal does not want it.
+    Cancelled,
 }
 
 /// All that a broker of mig-send does.
@@ -169,8 +171,8 @@ pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     block_signals()?;
     let asked = match ask(&args.destination, id, patience(args)) {
         Ok(outcome) => Asked::Known(outcome),
-        Err(Stop::Failed(error)) => Asked::Failed(cli::one_line(&error)),
-        Err(stop) => Asked::Failed(format!("{stop:?}")),
+        Err(Stop::Cancelled) => Asked::Cancelled,
+        Err(stop) => Asked::Failed(stop.reason()),
     };
     let mut line = serde_json::to_vec(&asked)?;
     line.push(b'\n');
@@ -181,10 +183,16 @@ pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
 
 /// Asks once. The question is GO as well: only a source that has committed asks.
 fn ask(destination: &Endpoint, id: MigrationId, patience: Duration) -> Result<Outcome, Stop> {
-    let channel =
-        open_sender(destination, None, false, &Interrupt::new()?).map_err(anyhow::Error::from)?;
+    let channel = open_sender(destination, None, false, &Interrupt::new()?)?;
     let mut tunnel = channel.tunnel;
     confinement::enter(tunnel.as_ref(), destination)?;
+    let job = tunnel.as_ref().map(|tunnel| tunnel.job().clone());
+    if let Some(job) = &job {
+        job.watch()?;
+    }
+    let stops = || job.as_ref().map_or(0, Job::stops);
+    let mut before = stops();
+    let stopped = || std::mem::replace(&mut before, stops()) != stops();
     let asked = (|| {
         let mut forward = channel.forward;
         forward.set_deadline(Some(patience));
@@ -193,12 +201,14 @@ fn ask(destination: &Endpoint, id: MigrationId, patience: Duration) -> Result<Ou
         // The end of the question flushes filters that hold data back.
         question.get_mut().close()?;
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
-        Answers::new(back, id).outcome(patience)
+        Answers::new(back, id).outcome(patience, stopped)
     })();
-    if let (Err(Stop::Failed(_)), Some(tunnel)) = (&asked, &mut tunnel)
-        && let Err(ended @ TunnelError::Ended { .. }) = tunnel.wait_for_success(TUNNEL_STATUS)
+    if let (Err(Stop::Failed(error)), Some(tunnel)) = (&asked, &mut tunnel)
+        && !names_what_came(error)
+        && let Err(ended) = tunnel.wait_for_success(TUNNEL_STATUS)
+        && matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. })
     {
-        return Err(anyhow::Error::from(ended).into());
+        return Err(ended.into());
     }
     asked
 }

@@ -1,46 +1,119 @@
 //! The report of a migration, and what is said of one that did not succeed.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::io::{Seek, Write};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use mig_engine::handover::{Form, SourceEnding, SourceStep};
-use mig_engine::precopy::Limits;
-use mig_engine::report::{Mode, Outcome, Promise, Report, Totals};
+use mig_channel::Endpoint;
+use mig_engine::handover::{SourceEnding, SourceStep};
+use mig_engine::report::{Location, Mode, Outcome, Promise, Report, Totals};
 use nix::sys::resource::{UsageWho, getrusage};
 use units::MigrationId;
-use vm_state::MachineDescription;
 
-use crate::fate::Fate;
+use crate::NAME;
+use crate::args::Args;
+use crate::fate::{Fate, Witness};
 use crate::migration::Migration;
 use crate::stop::Stop;
 
-/// A report that says nothing yet.
-pub fn begin(
-    machine: &MachineDescription,
-    migration: MigrationId,
-    form: Form,
-    limits: &Limits,
-) -> Report {
-    Report {
-        version: Report::VERSION,
-        guest: machine.name.clone(),
-        migration,
-        mode: if form == Form::OneWay { Mode::OneWay } else { Mode::BothWays },
-        format_version: mig_stream::FormatVersion::NEWEST.0,
-        outcome: Outcome::Unknown,
-        reason: None,
-        needed_downtime: None,
-        rounds: Vec::new(),
-        blackout: None,
-        histogram: Vec::new(),
-        ended_by: None,
-        throttle: Vec::new(),
-        downtime: Default::default(),
-        promise: Promise::new((!limits.classic).then_some(limits.max_downtime), None),
-        totals: Totals::default(),
+/// The report from before anything is tried to the end, and the file that it is written to.
+///
+/// The file is opened first of all: later nothing can be opened any more, and a path that is wrong
+/// is known at once. From then on what is in it is of this migration, and valid: a report of an
+/// earlier one does not survive in it, whatever happens.
+#[derive(Debug)]
+pub struct Draft<'a> {
+    args: &'a Args,
+    file: Option<File>,
+    /// What is known before the guest is looked at.
+    pub report: Report,
+}
+
+impl<'a> Draft<'a> {
+    /// A report that says nothing yet.
+    pub fn new(args: &'a Args) -> Self {
+        let limits = args.limits();
+        let report = Report {
+            version: Report::VERSION,
+            guest: args.guest.clone(),
+            migration: MigrationId::random(),
+            mode: if args.one_way { Mode::OneWay } else { Mode::BothWays },
+            format_version: mig_stream::FormatVersion::NEWEST.0,
+            outcome: Outcome::Unknown,
+            reason: Some("the migration has not ended".to_owned()),
+            location: None,
+            needed_downtime: None,
+            rounds: Vec::new(),
+            blackout: None,
+            histogram: Vec::new(),
+            ended_by: None,
+            throttle: Vec::new(),
+            downtime: Default::default(),
+            promise: Promise::new((!limits.classic).then_some(limits.max_downtime), None),
+            totals: Totals::default(),
+        };
+        Self { args, file: None, report }
+    }
+
+    /// Opens the file of `--report`, and writes that nothing is known yet.
+    pub fn open(&mut self) -> anyhow::Result<()> {
+        let Some(path) = &self.args.report else { return Ok(()) };
+        let file = File::options().write(true).create(true).truncate(true).open(path);
+        let file = file.with_context(|| format!("cannot write the report {}", path.display()))?;
+        // A pipe or a terminal gets one report and no more.
+        let keeps = file.metadata().is_ok_and(|there| there.is_file());
+        self.file = Some(file);
+        match keeps {
+            true => self.write(&self.report).context("before the guest was touched"),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes `report`.
+    pub fn write(&self, report: &Report) -> anyhow::Result<()> {
+        let (Some(path), Some(mut file)) = (&self.args.report, self.file.as_ref()) else {
+            return Ok(());
+        };
+        let mut text = serde_json::to_string_pretty(report)?;
+        text.push('\n');
+        // What is no regular file has no length and no beginning.
+        let emptied = match file.metadata().is_ok_and(|there| there.is_file()) {
+            true => file.rewind().and_then(|()| file.set_len(0)),
+            false => Ok(()),
+        };
+        emptied
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .with_context(|| format!("the report {} was not written", path.display()))
+    }
+
+    /// Ends a migration that could not begin: writes the report, says why and where the guest is,
+    /// and returns the exit status.
+    pub fn not_begun(mut self, stop: &Stop, witness: Option<&mut Witness>) -> u8 {
+        let fate = witness.map(|witness| witness.fate(self.report.migration));
+        let name = &self.report.guest;
+        let reason = stop.reason();
+        let complaint = match fate {
+            Some(fate) => anyhow!("{reason}; {}", whereabouts(name, fate)),
+            // Its vmrun was not reached, and the reason says so.
+            None => anyhow!("{reason}"),
+        };
+        self.report.outcome = match stop {
+            Stop::Cancelled => Outcome::Cancelled,
+            _ => Outcome::Failed,
+        };
+        self.report.reason = Some(reason);
+        self.report.location = fate.and_then(location);
+        self.report.totals.cpu = cpu_time();
+        if let Err(error) = self.write(&self.report) {
+            cli::complain(NAME, &error);
+        }
+        cli::complain(NAME, &complaint);
+        match stop {
+            Stop::Cancelled => SourceEnding::Cancelled.exit_status(),
+            Stop::Failed(error) if cli::is_usage(error) => cli::USAGE,
+            _ => SourceEnding::Stayed.exit_status(),
+        }
     }
 }
 
@@ -56,15 +129,15 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
         SourceEnding::Cancelled => Outcome::Cancelled,
         SourceEnding::Unknown => Outcome::Unknown,
     };
+    report.location = match ending {
+        SourceEnding::Moved if report.mode == Mode::BothWays => Some(Location::Destination),
+        SourceEnding::Moved | SourceEnding::Unknown => None,
+        SourceEnding::Stayed | SourceEnding::Cancelled => location(migration.fate),
+    };
     if let Some(Stop::GaveUp { needed, .. }) = why {
         report.needed_downtime = Some(needed);
     }
-    report.reason = why.and_then(|stop| match stop {
-        Stop::Failed(error) | Stop::Undone(error) => Some(cli::one_line(&error)),
-        Stop::Refused(reason) => Some(reason),
-        Stop::GaveUp { rule, .. } => Some(rule.to_string()),
-        Stop::Cancelled => None,
-    });
+    report.reason = why.map(|stop| stop.reason());
     report.histogram = migration.pages.histogram.times();
     let promised = migration.policy.limits();
     report.promise =
@@ -78,28 +151,6 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
     };
 }
 
-/// Opens the file that the report will be written to; what is in it stays until then. Before
-/// anything is sent: later nothing can be opened any more, and a path that is wrong is known at
-/// once.
-pub fn open(path: &Path) -> anyhow::Result<File> {
-    let file = File::options().write(true).create(true).truncate(false).open(path);
-    file.with_context(|| format!("cannot write the report {}", path.display()))
-}
-
-/// Writes `report` as JSON.
-pub fn write(report: &Report, mut file: &File, path: &Path) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(report)?;
-    text.push('\n');
-    // What is no regular file has no length.
-    let emptied = match file.metadata().is_ok_and(|there| there.is_file()) {
-        true => file.set_len(0),
-        false => Ok(()),
-    };
-    emptied.and_then(|()| file.write_all(text.as_bytes())).with_context(|| {
-        format!("the migration is over, but its report {} was not written", path.display())
-    })
-}
-
 /// The one line for stderr, if something has to be said.
 pub fn complaint(
     ending: SourceEnding,
@@ -108,49 +159,66 @@ pub fn complaint(
 ) -> Option<anyhow::Error> {
     let name = &migration.machine.name;
     let reason = match why {
-        Some(Stop::Failed(error) | Stop::Undone(error)) => cli::one_line(error),
-        Some(Stop::Refused(reason)) => format!("the destination refused: {reason}"),
         Some(Stop::GaveUp { needed, rule }) => format!(
             "{rule}; a downtime of {:.0} ms would have been needed and {:.0} ms are promised: \
              raise --max-downtime, or use --on-stall stop",
             needed.as_secs_f64() * 1e3,
             migration.policy.limits().max_downtime.as_secs_f64() * 1e3
         ),
-        Some(Stop::Cancelled) | None => String::new(),
+        Some(stop) => stop.reason(),
+        None => String::new(),
     };
     match ending {
         SourceEnding::Moved => None,
         SourceEnding::Stayed | SourceEnding::Cancelled if migration.fate == Fate::Gone => {
             Some(anyhow!("{name} ended while it was being sent: {reason}"))
         }
-        SourceEnding::Stayed | SourceEnding::Cancelled if migration.fate == Fate::Silent => {
-            Some(anyhow!(
-                "{reason}; the vmrun of {name} does not answer, and {name} runs on here when it does"
-            ))
+        SourceEnding::Stayed => Some(anyhow!("{reason}; {}", whereabouts(name, migration.fate))),
+        SourceEnding::Cancelled => {
+            Some(anyhow!("cancelled; {}", whereabouts(name, migration.fate)))
         }
-        SourceEnding::Stayed => Some(anyhow!("{reason}; {name} runs on here")),
-        SourceEnding::Cancelled => Some(anyhow!("cancelled; {name} runs on here")),
         SourceEnding::Unknown if migration.fate == Fate::Gone => Some(anyhow!(
             "{name} ended here in the moment of its handover: {reason}; the destination has it, \
              paused, until its --go-timeout: vmctl commit --force there runs it"
         )),
         SourceEnding::Unknown => Some(anyhow!(
-            "{reason}; {name} is handed-over and its outcome is not known: run mig-send --resolve \
-             {name} {}",
-            resolve_hint(migration)
+            "{reason}; {name} is handed-over and its outcome is not known: run {}",
+            resolve_command(migration.args)
         )),
     }
 }
 
-fn resolve_hint(migration: &Migration<'_>) -> String {
-    use mig_channel::Endpoint;
-    match &migration.args.destination {
-        Endpoint::Exec(command) => format!("exec:'{command}'"),
+/// Where the guest is, in words.
+fn whereabouts(name: &str, fate: Fate) -> String {
+    match fate {
+        Fate::RunsOn => format!("{name} runs on here"),
+        Fate::Paused => format!("{name} is here, paused as it was before"),
+        Fate::HandedOver => format!("{name} is handed-over here"),
+        Fate::Is(state) => format!("{name} is {state} here"),
+        Fate::Gone => format!("{name} has ended here"),
+        Fate::Silent => {
+            format!("the vmrun of {name} does not answer, and {name} runs on here when it does")
+        }
+    }
+}
+
+/// Where the guest is, as far as that is its source.
+const fn location(fate: Fate) -> Option<Location> {
+    match fate {
+        Fate::RunsOn | Fate::Paused | Fate::Silent => Some(Location::Source),
+        Fate::HandedOver | Fate::Is(_) | Fate::Gone => None,
+    }
+}
+
+/// The command that finishes a migration whose outcome is not known, as a shell reads it.
+pub fn resolve_command(args: &Args) -> String {
+    let destination = match args.commit.as_ref().unwrap_or(&args.destination) {
         Endpoint::Standard | Endpoint::File(_) | Endpoint::Fd(_) => {
             "exec:'ssh HOST mig-recv'".to_owned()
         }
-        other => other.to_string(),
-    }
+        other => cli::quoted(&other.to_string()),
+    };
+    format!("{NAME} --resolve {} {destination}", cli::quoted(&args.guest))
 }
 
 /// What a step was for, in front of the reason why it failed.

@@ -15,10 +15,23 @@ use crate::NAME;
 use crate::args::Args;
 use crate::monitor::Shared;
 use crate::question::{Asked, Question};
+use crate::report;
 use crate::stop::Stop;
 
 /// How long to wait between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Whether the command line says whom to ask.
+pub fn check(args: &Args) -> anyhow::Result<()> {
+    if can_be_asked(args) || args.force {
+        return Ok(());
+    }
+    Err(cli::usage(anyhow!(
+        "--resolve needs the destination to ask, and that is not {}: {}",
+        args.commit.as_ref().unwrap_or(&args.destination),
+        report::resolve_command(args)
+    )))
+}
 
 /// `mig-send --resolve`. What each answer leads to is decided by
 /// [`mig_engine::handover::Source::resolving`].
@@ -114,8 +127,7 @@ pub fn until_known(
     }
     if !can_be_opened_again(destination) {
         return Err(anyhow!(
-            "{destination} can be opened only once: ask with mig-send --resolve GUEST \
-             exec:'ssh HOST mig-recv'"
+            "{destination} can be opened only once: the destination must be asked another way"
         )
         .into());
     }
@@ -146,6 +158,7 @@ pub fn verdict(asked: Asked) -> Result<(), Stop> {
             Err(Stop::Failed(Unknowable(why).into()))
         }
         Asked::Failed(why) => Err(anyhow!("{why}").into()),
+        Asked::Cancelled => Err(Stop::Cancelled),
     }
 }
 

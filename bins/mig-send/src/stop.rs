@@ -3,10 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use mig_channel::ChannelError;
+use mig_channel::{ChannelError, OpenError, TunnelError};
 use mig_engine::handover::Outcome;
 use mig_engine::precopy::Rule;
-use mig_stream::{ReturnError, WriteError};
+use mig_stream::{Foreign, ReturnError, WriteError};
+use thiserror::Error;
 
 /// Why a step did not succeed.
 #[derive(Debug)]
@@ -29,6 +30,16 @@ pub enum Stop {
 }
 
 impl Stop {
+    /// Why, for a person.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Failed(error) | Self::Undone(error) => cli::one_line(error),
+            Self::Refused(reason) => format!("the destination refused: {reason}"),
+            Self::Cancelled => "cancelled".to_owned(),
+            Self::GaveUp { rule, .. } => rule.to_string(),
+        }
+    }
+
     /// What the handover machine is told.
     pub const fn outcome(&self) -> Outcome {
         match self {
@@ -86,16 +97,68 @@ impl From<ReturnError> for Stop {
     }
 }
 
+impl From<OpenError> for Stop {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Wait(ChannelError::Interrupted { .. }) => Self::Cancelled,
+            error if error.is_usage() => Self::Failed(cli::usage(error)),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<TunnelError> for Stop {
+    fn from(error: TunnelError) -> Self {
+        match error {
+            TunnelError::Cancelled { .. } | TunnelError::Interrupted { .. } => Self::Cancelled,
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
 impl From<vm_control::ClientError> for Stop {
     fn from(error: vm_control::ClientError) -> Self {
         Self::Failed(error.into())
     }
 }
 
-/// Whether `error` comes from a wait that took too long.
-pub fn is_timeout(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::TimedOut)
+/// What the destination says of its failure.
+#[derive(Debug, Error)]
+#[error("the destination: {0}")]
+pub struct Told(pub String);
+
+/// Whether `error` is what the destination says, or what came in place of that. What the tunnel
+/// command ended with says less then: it ended because nobody read on.
+pub fn names_what_came(error: &anyhow::Error) -> bool {
+    if error.is::<Told>() {
+        return true;
+    }
+    let what = error.chain().find_map(|cause| cause.downcast_ref::<ReturnError>());
+    match what {
+        Some(ReturnError::Foreign(Foreign::Nothing)) => false,
+        Some(ReturnError::Io(_) | ReturnError::Truncated { .. } | ReturnError::GivenUp) => false,
+        Some(_) => true,
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn what_came_on_the_return_path_is_told_from_that_nothing_came() {
+        let id = units::MigrationId::from_bytes([1; 16]);
+        let read = |bytes: &'static [u8]| {
+            let read = mig_stream::ReturnReader::open(bytes, id);
+            read.map(drop).context("the destination did not say that it is ready").unwrap_err()
+        };
+        assert!(names_what_came(&read(b"Welcome to hostb\nand so on and so forth\n")));
+        assert!(names_what_came(&read(&[0x1f, 0x8b, 8, 0])));
+        assert!(!names_what_came(&read(b"")));
+        assert!(!names_what_came(&read(b"\x89MIR\r\n\x1a\n")));
+        assert!(!names_what_came(&anyhow::anyhow!("no answer")));
+        assert!(names_what_came(&Told("no memory".to_owned()).into()));
+    }
 }

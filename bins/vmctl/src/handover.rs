@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use mig_engine::ownership::State;
 
 use crate::connect;
@@ -20,10 +20,10 @@ pub fn resolve(guest: &str, destination: Option<&str>, force: bool) -> anyhow::R
 /// A question of the source is on stdin, and mig-recv answers those; or the operator's word is GO.
 pub fn commit(guest: &str, force: bool) -> anyhow::Result<u8> {
     if !force && io::stdin().is_terminal() {
-        bail!(
+        return Err(cli::usage(anyhow!(
             "mig-send --resolve on the source asks for GO; --force gives it without the source, \
              and if that has not handed {guest} over, two run"
-        );
+        )));
     }
     if !force {
         return replace(program("mig-recv"));

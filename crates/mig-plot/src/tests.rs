@@ -32,6 +32,7 @@ fn empty() -> Report {
         format_version: 1,
         outcome: Outcome::Failed,
         reason: Some("the destination did not say that it is ready".to_owned()),
+        location: None,
         needed_downtime: None,
         rounds: Vec::new(),
         blackout: None,
@@ -49,6 +50,7 @@ fn moved() -> Report {
     Report {
         outcome: Outcome::Completed,
         reason: None,
+        location: None,
         rounds: vec![
             round(0, 98_304, 34_864, 0, 6_901),
             round(1, 6_901, 0, 0, 2_345),

@@ -126,9 +126,8 @@ pub enum PreambleError {
     Damaged,
     /// Only newer programs can read it.
     #[error(
-        "the stream has format {oldest}, this program reads up to {}: \
-         send with --format-version {}, or update the receiver",
-        FormatVersion::NEWEST,
+        "the stream has format {oldest}, this program reads up to {}: use a receiver of the \
+         sender's release, or a newer one",
         FormatVersion::NEWEST
     )]
     TooNew {
@@ -380,9 +379,9 @@ mod tests {
     fn a_refused_version_says_what_to_do() {
         let error = PreambleError::TooNew { oldest: FormatVersion(3) };
         assert!(
-            error
-                .to_string()
-                .contains("format 3, this program reads up to 1: send with --format-version 1"),
+            error.to_string().contains(
+                "format 3, this program reads up to 1: use a receiver of the sender's release"
+            ),
             "{error}"
         );
     }

@@ -40,6 +40,9 @@ pub struct Report {
     pub outcome: Outcome,
     /// Why it ended so, unless it completed: one line for a person.
     pub reason: Option<String>,
+    /// Where the guest is now, where that is known: a stream without a way back does not tell.
+    #[serde(rename = "guest_is_at", default)]
+    pub location: Option<Location>,
     /// The downtime that would have been needed, where the promise was given up.
     #[serde(rename = "needed_downtime_ns", with = "nanos::known")]
     pub needed_downtime: Option<Duration>,
@@ -92,6 +95,16 @@ pub enum Outcome {
     Cancelled,
     /// Not known: the source is handed-over and no answer came. Status 4.
     Unknown,
+}
+
+/// The host that has the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Location {
+    /// It stays where it was: it runs there, unless its operator had paused it.
+    Source,
+    /// It runs there.
+    Destination,
 }
 
 /// The rule that ended pre-copy, for machines and for people.

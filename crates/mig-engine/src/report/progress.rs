@@ -9,8 +9,7 @@ use units::{Bytes, BytesPerSec, Pages};
 use super::text::{Time, grouped};
 use crate::precopy::nanos;
 
-/// No progress line is longer than this, in characters: it must not wrap on any terminal, or it
-/// could not be overwritten.
+/// How long a line of progress is at most where nobody says how wide it may be, in characters.
 const WIDTH: usize = 79;
 
 /// Where a migration is: what `vmctl info`, SIGUSR1 and `--progress json` show.
@@ -74,9 +73,14 @@ impl fmt::Display for Phase {
 }
 
 impl Progress {
-    /// One line for a live terminal, without a line feed; at most 79 columns. Where not all fits,
-    /// what matters least is left out.
+    /// One line for a person, without a line feed; at most 79 columns.
     pub fn line(&self) -> String {
+        self.line_within(WIDTH)
+    }
+
+    /// As [`Self::line`], in at most `width` columns. Where not all fits, what matters least is left
+    /// out. All of it is ASCII, so that each character is one column.
+    pub fn line_within(&self, width: usize) -> String {
         let mut line = match self.phase {
             Phase::PreCopy => format!("{} round {}", self.phase, self.round),
             phase => phase.to_string(),
@@ -97,12 +101,13 @@ impl Progress {
             parts.extend(self.eta.map(|eta| format!("eta {}", Time(eta))));
         }
         for part in parts {
-            if line.len() + 2 + part.len() > WIDTH {
+            if line.len() + 2 + part.len() > width {
                 break;
             }
             line.push_str("  ");
             line.push_str(&part);
         }
+        line.truncate(width);
         line
     }
 }

@@ -31,6 +31,7 @@ fn migrated() -> Report {
         format_version: 1,
         outcome: Outcome::Completed,
         reason: None,
+        location: Some(Location::Destination),
         needed_downtime: None,
         rounds: vec![
             round(0, 98_304, 34_864, 0, 6_901, 312),
@@ -69,6 +70,7 @@ fn given_up_one_way() -> Report {
         mode: Mode::OneWay,
         outcome: Outcome::GaveUp,
         reason: Some("the promised downtime of 100 ms cannot be kept".to_owned()),
+        location: Some(Location::Source),
         needed_downtime: Some(412 * MS),
         rounds: vec![
             round(0, 98_304, 0, 0, 40_000, 1_500),
@@ -186,6 +188,13 @@ fn a_progress_line_never_wraps() {
     };
     assert!(largest.line().len() <= 79, "{}", largest.line());
     assert!(largest.line().contains("throttle 99%"));
+    for width in 0..120 {
+        for progress in [largest, progress()] {
+            let line = progress.line_within(width);
+            assert!(line.is_ascii() && line.len() <= width, "{width}: {line}");
+        }
+    }
+    assert_eq!(progress().line_within(49), "pre-copy round 3  412 MiB of 1.0 GiB  40%");
 }
 
 #[test]

@@ -1,0 +1,205 @@
+//! At a terminal: the live line, a tunnel that asks questions there, Ctrl-C and Ctrl-Z.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use migpipe_tests::{Guest, Host, PATIENCE, needs_kvm, run, spec, wait, wait_within};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+fn guest(host: &Host) -> Guest {
+    Guest::boot(host, "a", &spec(64, "500", 32), &["--mem", "128M"])
+}
+
+/// A shell on a terminal of its own, on a host.
+struct Terminal<'a> {
+    host: &'a Host,
+    socket: String,
+}
+
+impl<'a> Terminal<'a> {
+    /// None, and loudly so, where tmux is missing.
+    fn open(host: &'a Host, width: u16) -> Option<Self> {
+        if Command::new("tmux").arg("-V").output().is_err() {
+            println!("SKIPPED {}: tmux is not installed", module_path!());
+            return None;
+        }
+        let socket = host.path("tmux").display().to_string();
+        let terminal = Self { host, socket };
+        let width = width.to_string();
+        let shell = "env PS1='$ ' bash --norc --noprofile";
+        terminal.tmux(&["new-session", "-d", "-x", &width, "-y", "24", shell]);
+        terminal.wait_for("the prompt", |screen| screen.contains('$'));
+        Some(terminal)
+    }
+
+    fn tmux(&self, args: &[&str]) -> String {
+        let mut shell = self.host.shell("exec tmux \"$@\"");
+        shell.args(["tmux", "-S", &self.socket, "-f", "/dev/null"]).args(args);
+        run(&mut shell).expect(0).stdout
+    }
+
+    fn types(&self, line: &str) {
+        self.tmux(&["send-keys", "-l", line]);
+        self.tmux(&["send-keys", "Enter"]);
+    }
+
+    fn presses(&self, key: &str) {
+        self.tmux(&["send-keys", key]);
+    }
+
+    fn screen(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, found: impl Fn(&str) -> bool) {
+        let mut last = String::new();
+        let started = std::time::Instant::now();
+        while started.elapsed() < PATIENCE {
+            last = self.screen();
+            if found(&last) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("waited in vain for {what}; on the screen:\n{last}");
+    }
+}
+
+impl Drop for Terminal<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").args(["-S", &self.socket, "kill-server"]).output();
+    }
+}
+
+/// A tunnel that asks on the terminal before it carries anything, as ssh does.
+fn asking(host: &Host) -> String {
+    let script = "#!/bin/sh\nprintf 'the password, please: ' > /dev/tty\n\
+                  read answer < /dev/tty\nexec mig-recv --quiet --name b --console null\n";
+    let path = host.path("ask");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("exec:{}", path.display())
+}
+
+fn lines_with(screen: &str, words: &str) -> usize {
+    screen.lines().filter(|line| line.contains(words)).count()
+}
+
+#[test]
+fn the_live_line_is_one_line_however_narrow_the_terminal() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = guest(&host);
+    let Some(terminal) = Terminal::open(&host, 36) else { return };
+    terminal.types("clear; mig-send -q --max-bandwidth 2M a exec:'mig-recv -q --name b'");
+    terminal.wait_for("progress", |screen| screen.contains("pre-copy"));
+    let shown = terminal.screen();
+    terminal.wait_for("another line", |screen| screen.contains("pre-copy") && *screen != shown);
+    for _ in 0..10 {
+        assert!(lines_with(&terminal.screen(), "pre-copy") <= 1, "{}", terminal.screen());
+    }
+    assert!(!shown.contains("dirty"), "it is not cut: {shown}");
+    // A wider one shows more at once.
+    terminal.tmux(&["resize-window", "-x", "100"]);
+    terminal.wait_for("all of it", |screen| screen.contains("dirty"));
+    terminal.presses("C-c");
+    terminal.wait_for("the end", |screen| screen.contains("cancelled; a runs on here"));
+    a.assert_runs();
+}
+
+#[test]
+fn a_question_of_the_tunnel_stays_on_the_screen_and_can_be_answered() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = guest(&host);
+    let Some(terminal) = Terminal::open(&host, 100) else { return };
+    terminal.types(&format!("clear; mig-send -q a {}; echo \"status=$?\"", asking(&host)));
+    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    // Longer than several draws of the live line take.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(terminal.screen().contains("the password, please:"), "{}", terminal.screen());
+    terminal.types("secret");
+    terminal.wait_for("the end", |screen| screen.contains("status=0"));
+    assert_eq!(a.ended(), Some(0));
+    assert_eq!(host.state("b").as_deref(), Some("running"));
+}
+
+#[test]
+fn ctrl_c_at_a_question_of_the_tunnel_cancels() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = guest(&host);
+    let Some(terminal) = Terminal::open(&host, 100) else { return };
+    terminal.types(&format!("clear; mig-send -q a {}; echo \"status=$?\"", asking(&host)));
+    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    terminal.presses("C-c");
+    terminal.wait_for("the end", |screen| {
+        screen.contains("cancelled; a runs on here") && screen.contains("status=3")
+    });
+    a.assert_runs();
+}
+
+#[test]
+fn ctrl_z_at_a_question_of_the_tunnel_gives_the_shell_back_and_fg_goes_on() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = guest(&host);
+    let Some(terminal) = Terminal::open(&host, 100) else { return };
+    // No answer in time would end it, if the time that it is stopped counted.
+    let send = format!("mig-send -q --ready-timeout 2 a {}; echo \"status=$?\"", asking(&host));
+    terminal.types(&format!("clear; {send}"));
+    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    terminal.presses("C-z");
+    terminal.types("echo 'the shell is 'back");
+    terminal.wait_for("the shell", |screen| screen.contains("\nthe shell is back"));
+    a.assert_runs();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    terminal.types("clear; fg");
+    terminal.wait_for("the job", |screen| screen.contains("mig-send"));
+    terminal.types("secret");
+    wait("the guest to arrive", || host.state("b").as_deref() == Some("running"));
+    assert_eq!(a.ended(), Some(0));
+}
+
+#[test]
+fn a_tunnel_that_asks_late_gets_the_terminal_again() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = guest(&host);
+    let Some(terminal) = Terminal::open(&host, 100) else { return };
+    // The first program takes data at once, so that the stream flows; the second asks then.
+    let tunnel = asking(&host).replace("exec:", "exec:cat | ");
+    terminal.types(&format!("clear; mig-send -q --one-way a '{tunnel}'; echo \"status=$?\""));
+    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    terminal.types("secret");
+    terminal.wait_for("the end", |screen| screen.contains("status=0"));
+    a.assert_stands_still();
+    wait("the guest to arrive", || host.state("b").as_deref() == Some("running"));
+}
+
+#[test]
+fn ctrl_c_in_a_pipeline_is_a_cancel_though_the_reader_dies_first() {
+    needs_kvm!();
+    for round in 0..8 {
+        let host = Host::new();
+        let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+        let status = host.path("status");
+        let script = format!(
+            "trap : INT; mig-send -q --max-bandwidth 5M a | cat >/dev/null; \
+             echo ${{PIPESTATUS[0]}} > {0}.new; mv {0}.new {0}",
+            status.display()
+        );
+        let mut shell = host.shell(&script);
+        let mut shell = shell.process_group(0).stderr(Stdio::null()).spawn().unwrap();
+        wait("the migration", || host.state("a").as_deref() == Some("migrating"));
+        killpg(Pid::from_raw(shell.id() as i32), Signal::SIGINT).unwrap();
+        wait_within(&mut shell, PATIENCE);
+        assert_eq!(fs::read_to_string(&status).unwrap().trim(), "3", "round {round}");
+        a.assert_runs();
+    }
+}

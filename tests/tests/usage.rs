@@ -1,0 +1,48 @@
+//! Wrong usage is status 2, however late it is found out.
+
+use migpipe_tests::{Guest, Host, needs_kvm, spec};
+
+#[test]
+fn names_that_cannot_be_names_are_wrong_usage_everywhere() {
+    let host = Host::new();
+    let kernel = spec(0, "0", 0);
+    for (program, args) in [
+        ("vmrun", &["--name", "a/b", "--kernel", &kernel][..]),
+        ("vmrun", &["--name", "", "--kernel", &kernel]),
+        ("mig-recv", &["--name", "a/b", "file:/dev/null"]),
+        ("mig-recv", &["--vm", "", "file:/dev/null"]),
+        ("mig-send", &["", "exec:true"]),
+        ("mig-send", &["a b", "exec:true"]),
+        ("vmctl", &["status", ""]),
+        ("vmctl", &["quit", "-x"]),
+        ("vmctl", &["info", "a b"]),
+    ] {
+        let done = host.run(program, args).expect(2);
+        assert!(!done.stderr.is_empty(), "{program} {args:?}");
+    }
+    assert!(host.sockets().is_empty());
+}
+
+#[test]
+fn what_only_makes_no_sense_together_is_wrong_usage_too() {
+    let host = Host::new();
+    for (program, args, words) in [
+        ("mig-send", &["--resolve", "a"][..], "needs the destination"),
+        ("mig-send", &["--resolve", "a", "file:a.mig"], "needs the destination"),
+        ("vmctl", &["resolve", "a"], "needs the destination"),
+        ("mig-recv", &["--console", "stdio", "file:a.mig"], "no terminal"),
+    ] {
+        host.run(program, args).refused_as(2, &[words]);
+    }
+}
+
+#[test]
+fn a_channel_that_the_shell_did_not_open_is_wrong_usage_and_the_guest_runs_on() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 1), &["--mem", "64M"]);
+    for args in [&["a", "fd:99"][..], &["--return", "fd:98", "a", "exec:true"]] {
+        host.run("mig-send", args).refused_as(2, &["was not passed", "a runs on here"]);
+    }
+    a.assert_runs();
+}
