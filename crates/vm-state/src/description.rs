@@ -272,6 +272,38 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_description_is_read_and_one_byte_more_is_not() {
+        let of = |bytes| MachineDescription::decode(&vec![0; bytes]).unwrap_err();
+        assert!(matches!(of(MAX_ENCODED), DescriptionError::NoVersion));
+        assert!(
+            matches!(of(MAX_ENCODED + 1), DescriptionError::TooLong(it) if it == MAX_ENCODED + 1)
+        );
+    }
+
+    #[test]
+    fn a_guest_gives_memory_back_if_it_has_a_balloon() {
+        let mut machine = golden(KernelKind::Linux);
+        assert!(!machine.gives_memory_back());
+        machine.devices[0].kind = DeviceDescription::BALLOON.to_owned();
+        assert!(machine.gives_memory_back());
+    }
+
+    #[test]
+    fn the_memory_of_a_guest_is_all_its_regions() {
+        let mut machine = golden(KernelKind::Linux);
+        let more = MemoryRegion { id: RegionId(1), base: Gfn(1 << 20), pages: Pages(4) };
+        machine.memory.push(more);
+        assert_eq!(machine.pages(), Pages(4100));
+    }
+
+    #[test]
+    fn a_kernel_is_called_what_users_call_it() {
+        let names = [KernelKind::Unknown, KernelKind::Builtin, KernelKind::Pvh, KernelKind::Linux];
+        let names = names.map(|kernel| kernel.to_string());
+        assert_eq!(names, ["not said", "built-in guest", "ELF with a PVH note", "Linux"]);
+    }
+
+    #[test]
     fn a_version_that_is_not_known_is_named_and_nothing_may_be_left_over() {
         let bytes = golden(KernelKind::Pvh).encode().unwrap();
         let versioned = |version: u16| {

@@ -279,6 +279,34 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_section_is_written_and_read_and_one_byte_more_is_neither() {
+        let of =
+            |bytes| Section { payload: vec![5; bytes], name: "x".repeat(MAX_NAME), ..sample() };
+        let largest = of(MAX_PAYLOAD);
+        let bytes = largest.encode().unwrap();
+        assert_eq!(bytes.len(), MAX_ENCODED);
+        assert_eq!(Section::decode(&bytes).unwrap(), largest);
+        let larger = of(MAX_PAYLOAD + 1).encode();
+        assert!(
+            matches!(larger, Err(SectionError::TooLong { bytes, .. }) if bytes == MAX_PAYLOAD + 1)
+        );
+    }
+
+    #[test]
+    fn how_much_is_missing_or_too_much_is_told() {
+        let bytes = sample().encode().unwrap();
+        let whole = bytes.len();
+        let cut = |found| Section::decode(&bytes[..found]).unwrap_err();
+        let in_the_name = HEADER + 1;
+        let expected = HEADER + sample().name.len();
+        assert_eq!(cut(in_the_name), SectionError::CutShort { expected, found: in_the_name });
+        let found = whole - 1;
+        assert_eq!(cut(found), SectionError::CutShort { expected: whole, found });
+        let more = Section::decode(&[&bytes[..], &[0; 3]].concat());
+        assert_eq!(more, Err(SectionError::LeftOver { name: sample().name, bytes: 3 }));
+    }
+
+    #[test]
     fn the_payload_does_not_show_in_a_log() {
         assert!(!format!("{:?}", sample()).contains("115"), "no raw bytes");
         assert!(format!("{:?}", sample()).contains("payload_bytes: 22"));

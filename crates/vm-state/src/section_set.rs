@@ -143,6 +143,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_still_there_is_told() {
+        let mut set = SectionSet::new([raw("a", 0), raw("b", 7)]).unwrap();
+        set.take_section("a", 0).unwrap();
+        let left: Vec<_> = set.ids().map(|id| (id.name.as_str(), id.instance)).collect();
+        assert_eq!(left, [("b", 7)]);
+    }
+
+    #[test]
+    fn a_set_holds_as_many_bytes_as_it_may_and_not_one_more() {
+        // They are counted and never looked at.
+        let mut set = SectionSet { bytes: MAX_TOTAL - 3, ..SectionSet::default() };
+        let of = |instance, bytes| Section { payload: vec![0; bytes], ..raw("x", instance) };
+        set.add(of(0, 3)).unwrap();
+        assert!(matches!(set.add(of(1, 1)), Err(LoadError::TooMany(id)) if id.instance == 1));
+        set.add(of(2, 0)).unwrap();
+    }
+
+    #[test]
     fn a_set_stops_taking_sections_at_its_bounds() {
         let many = (0..=MAX_SECTIONS as u32).map(|instance| raw("x", instance));
         assert!(matches!(

@@ -322,6 +322,26 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_fills_a_section_is_saved_and_a_larger_one_is_named() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Large(Vec<u8>);
+
+        impl Snapshot for Large {
+            const NAME: &'static str = "large";
+            const VERSION: u16 = 1;
+        }
+
+        // The length of so long a list takes four bytes.
+        let most = MAX_PAYLOAD - 4;
+        assert_eq!(Large(vec![1; most]).to_section(0).unwrap().payload.len(), MAX_PAYLOAD);
+        let larger = Large(vec![1; most + 1]).to_section(0);
+        assert!(matches!(
+            larger,
+            Err(SaveError::TooLarge { name: "large", bytes }) if bytes == MAX_PAYLOAD + 1
+        ));
+    }
+
+    #[test]
     fn a_type_does_not_load_the_section_of_another() {
         let other = raw("floppy", 0, 2, &[1, 1]);
         assert!(matches!(Timer::from_section(&other), Err(LoadError::Unknown(_))));

@@ -179,6 +179,15 @@ mod tests {
     }
 
     #[test]
+    fn a_set_knows_its_region_and_whether_it_has_a_page() {
+        let mut bitmap = Bitmap::new(REGION, Pages(1000));
+        assert_eq!((bitmap.region(), bitmap.pages()), (REGION, Pages(1000)));
+        assert!(bitmap.is_empty());
+        bitmap.insert(999, Pages(1));
+        assert!(!bitmap.is_empty());
+    }
+
+    #[test]
     fn the_full_set_of_a_whole_number_of_words_is_one_run() {
         assert_eq!(runs(&Bitmap::full(REGION, Pages(128)), u64::MAX), [(0, 128)]);
         assert_eq!(runs(&Bitmap::full(REGION, Pages(130)), u64::MAX), [(0, 130)]);

@@ -146,6 +146,13 @@ mod tests {
     }
 
     #[test]
+    fn a_page_and_its_header_go_out_in_one_piece_under_any_limit() {
+        let slow = Pacer::new(Some(BytesPerSec(1)));
+        assert_eq!((slow.limit(), slow.burst()), (Some(BytesPerSec(1)), Bytes(8192)));
+        assert_eq!(Pacer::new(None).limit(), None);
+    }
+
+    #[test]
     fn a_long_pause_earns_one_burst_and_no_more() {
         let mut pacer = Pacer::new(Some(BytesPerSec(1_000_000)));
         pacer.take(Bytes(50_000), ms(0));

@@ -239,6 +239,24 @@ fn a_promise_shorter_than_an_empty_blackout_is_given_up_without_a_throttle() {
 }
 
 #[test]
+fn a_blackout_whose_fixed_part_fits_exactly_is_within_reach() {
+    let path = Path { overhead: 100 * MS, ..PATH };
+    let mut policy = Policy::new(limits(OnStall::Throttle));
+    assert_eq!(policy.decide(&round(9000, 9500), &path), Next::Round);
+    // What it is too long by is the guest's, and a throttle helps.
+    assert!(matches!(policy.decide(&round(9000, 9500), &path), Next::Throttle { .. }));
+}
+
+#[test]
+fn a_guest_is_not_throttled_for_what_is_not_its_fault() {
+    let mut policy = Policy::new(limits(OnStall::Throttle));
+    assert_eq!(policy.decide(&round(9000, 9500), &PATH), Next::Round);
+    let out_of_reach = Path { overhead: 150 * MS, ..PATH };
+    assert_eq!(policy.decide(&round(9000, 9500), &out_of_reach), Next::Round);
+    assert_eq!(policy.throttle(), 0);
+}
+
+#[test]
 fn half_of_what_fits_may_wait_for_the_blackout_and_nothing_in_a_classic_migration() {
     let policy = Policy::new(Limits::default());
     assert_eq!(policy.deferrable(&PATH), Pages(1220));

@@ -176,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_was_clean_for_a_round_begins_anew() {
+        let mut wws = Wws::new(LENGTHS);
+        for pages in [&[(0, 5)][..], &[], &[(0, 5)]] {
+            let mut dirty = harvest(pages);
+            assert_eq!(wws.plan(&mut dirty, Pages(10)).waiting, Pages(0));
+            assert_eq!(dirty, harvest(pages));
+        }
+    }
+
+    #[test]
     fn no_more_pages_wait_than_the_blackout_has_room_for() {
         let mut wws = Wws::new(LENGTHS);
         let hot = [(0, 1), (0, 64), (0, 99), (1, 0), (1, 65)];

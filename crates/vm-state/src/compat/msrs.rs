@@ -200,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn counters_matter_to_a_guest_that_was_given_counters() {
+        let eax =
+            |function, eax| CpuidLeaf { function, index: 0, flags: 0, eax, ebx: 0, ecx: 0, edx: 0 };
+        let matters = |leaf: CpuidLeaf| msr_matters(&[leaf], 0x186);
+        // Leaf 0xa: the version of the counters, and beside it their number and width.
+        assert!(matters(eax(0xa, 2)) && !matters(eax(0xa, 0x0730_0800)));
+        assert!(matters(eax(0x8000_0022, 1)) && !matters(eax(0x8000_0022, 2)));
+        let perfctr_core = CpuidLeaf { ecx: 1 << 23, ..eax(0x8000_0001, 0) };
+        assert!(matters(perfctr_core) && !matters(eax(0x8000_0001, 0)));
+    }
+
+    #[test]
+    fn what_hyper_v_has_matters_to_a_guest_that_sees_hyper_v() {
+        let sees = |eax| CpuidLeaf {
+            function: 0x4000_0001,
+            index: 0,
+            flags: 0,
+            eax,
+            ebx: 0,
+            ecx: 0,
+            edx: 0,
+        };
+        let matters = |leaf: CpuidLeaf| msr_matters(&[leaf], 0x4000_0000);
+        assert!(matters(sees(u32::from_le_bytes(*b"Hv#1"))));
+        assert!(!matters(sees(u32::from_le_bytes(*b"Hv#2"))));
+    }
+
+    #[test]
     fn an_msr_that_the_table_does_not_know_matters() {
         assert!(msr_matters(&[], 0x0bad_cafe));
     }

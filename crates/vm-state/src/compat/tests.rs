@@ -55,6 +55,44 @@ fn host() -> HostCapabilities {
     }
 }
 
+#[test]
+fn problems_are_told_one_after_the_other_and_no_more_than_anybody_reads() {
+    let incompatible = |count| {
+        let problem = Problem::Vendor { guest: "A".to_owned(), host: "B".to_owned() };
+        let one = problem.to_string();
+        let text = Incompatible { problems: vec![problem; count] }.to_string();
+        let all = text.strip_prefix("this host cannot run the guest: ").unwrap().to_owned();
+        (one, all)
+    };
+    let (one, all) = incompatible(1);
+    assert_eq!(all, one);
+    let (one, all) = incompatible(2);
+    assert_eq!(all, format!("{one}; {one}"));
+    let (one, all) = incompatible(43);
+    assert_eq!(all, format!("{}; and 3 more", [&one[..]; 40].join("; ")));
+}
+
+#[test]
+fn a_leaf_in_which_the_index_does_not_count_answers_for_every_index() {
+    let leaf = |flags, index| CpuidLeaf { flags, index, ..entry(0x1234, 0, [5, 0, 0, 0]) };
+    let answer = |leaf: CpuidLeaf| features::leaf(&[leaf], 0x1234, 3).eax;
+    assert_eq!([answer(leaf(0, 0)), answer(leaf(1, 0)), answer(leaf(1, 3))], [5, 0, 5]);
+}
+
+#[test]
+fn what_is_no_feature_of_a_guest_is_not_asked_of_a_host() {
+    // MONITOR, OSXSAVE and the hypervisor bit; APIC and HT; x87 quirks of leaf 7.
+    for (function, with) in [
+        (1, (|leaf| leaf.ecx |= 1 << 3 | 1 << 27 | 1 << 31) as fn(&mut CpuidLeaf)),
+        (1, |leaf| leaf.edx |= 1 << 9 | 1 << 28),
+        (7, |leaf| leaf.ebx |= 1 << 6 | 1 << 13),
+    ] {
+        let mut guest = guest();
+        change(&mut guest.cpuid, function, 0, with);
+        check(&guest, &host()).unwrap();
+    }
+}
+
 fn change(cpuid: &mut [CpuidLeaf], function: u32, index: u32, with: impl FnOnce(&mut CpuidLeaf)) {
     with(cpuid.iter_mut().find(|leaf| (leaf.function, leaf.index) == (function, index)).unwrap());
 }
