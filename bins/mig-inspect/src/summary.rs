@@ -42,6 +42,7 @@ pub struct Flags {
     pub page_sums: bool,
     pub separate_commit: bool,
     pub verify: bool,
+    pub saved: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,6 +115,7 @@ impl Summary {
                 page_sums: flags.page_sums,
                 separate_commit: flags.separate_commit,
                 verify: flags.verify,
+                saved: flags.saved,
             },
             guest: header.guest.clone(),
             machine: None,

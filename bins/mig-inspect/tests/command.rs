@@ -77,7 +77,13 @@ fn run(first: u64, count: u64) -> PageRange {
 
 /// A stream that holds this header and these sections, up to `End` and `Go`.
 fn stream(header: Header, sections: &[Vec<u8>]) -> Vec<u8> {
-    let flags = Flags { return_path: true, page_sums: true, separate_commit: false, verify: true };
+    let flags = Flags {
+        return_path: true,
+        page_sums: true,
+        separate_commit: false,
+        verify: true,
+        saved: false,
+    };
     let mut stream = StreamWriter::new(vec![], Preamble::migrate(ID, flags), header).unwrap();
     stream.extents(&[run(0, 3)]).unwrap();
     stream.pages(run(0, 2), &[5; 8192]).unwrap();
@@ -148,6 +154,18 @@ fn complaint(bytes: &[u8]) -> String {
     assert_eq!(found.err.lines().count(), 1, "{}", found.err);
     let prefix = format!("mig-inspect: {}: ", path.display());
     found.err.strip_prefix(&prefix).unwrap_or_else(|| panic!("{}", found.err)).to_owned()
+}
+
+#[test]
+fn a_saved_guest_is_told_from_a_stream() {
+    let flags = Flags { page_sums: true, saved: true, ..Flags::default() };
+    let mut stream = StreamWriter::new(vec![], Preamble::migrate(ID, flags), header()).unwrap();
+    stream.end().unwrap();
+    let bytes = stream.into_inner();
+    let text = inspect(&bytes, &[]).out;
+    assert!(text.contains("one way, pages with checksums, saved"), "{text}");
+    assert!(inspect(&bytes, &["--json"]).out.contains("\"saved\":true"));
+    assert!(!inspect(&good(), &[]).out.contains("saved"));
 }
 
 #[test]

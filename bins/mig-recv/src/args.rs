@@ -18,6 +18,10 @@ pub const TERMINAL: &str = "stdio";
 pub struct Args {
     /// Where the stream comes from: - (stdin), tcp:HOST:PORT and unix:PATH (listen there), exec:CMD,
     /// file:PATH or fd:N
+    ///
+    /// A saved guest can be restored again until it has run. The same stream, or the same saved
+    /// guest, is refused a second time on this host and for this user; another host, or another
+    /// user, that is given a copy runs it too.
     #[arg(value_name = "SOURCE", default_value = "-")]
     pub source: Endpoint,
 
@@ -89,7 +93,8 @@ Exit status:
   0  the guest runs here
   1  failed; the guest has not run and will not run here
   2  wrong usage
-  4  the guest is here, paused, and no GO came: the source resolves it";
+  4  the guest is here, paused, and no GO came: the source resolves it; of a saved guest, that
+     it may have begun to run and its vmrun does not say";
 
 impl Args {
     /// What the options say together, and the parser cannot see.

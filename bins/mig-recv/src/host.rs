@@ -18,7 +18,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use confine::broker::{self, Broker};
@@ -52,7 +53,7 @@ enum Question {
     AwaitEnd,
     /// Wait as long for its end, and say what it said last and where its log is.
     LastWords,
-    /// What this host remembers of a migration.
+    /// What this host remembers of a migration; nothing, of a saved guest that is restored no more.
     Decision(MigrationId),
     /// Finish a migration whose source asks what became of it.
     Resolve(MigrationId),
@@ -176,6 +177,34 @@ pub fn serve(args: &Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// What the record of a migration says. A vmrun that has just ended holds that of a restore for a
+/// moment longer.
+fn decision(id: MigrationId, records: &Records) -> anyhow::Result<Option<Decision>> {
+    let began = Instant::now();
+    loop {
+        let decision = records.read(id)?.map(|record| record.decision);
+        if decision != Some(Decision::Restoring) {
+            return Ok(decision);
+        }
+        if records.is_free(id)? {
+            return Ok(None);
+        }
+        if began.elapsed() > END {
+            return Ok(decision);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Removes records that nobody needs any more. That it cannot be done is in nobody's way.
+fn tidy(records: &Records) {
+    match records.tidy() {
+        Ok(tidied) if tidied.is_empty() => {}
+        Ok(tidied) => tracing::info!("{} records of old migrations removed", tidied.len()),
+        Err(error) => tracing::warn!("{}", cli::one_line(&error.into())),
+    }
+}
+
 fn answer(
     args: &Args,
     question: Question,
@@ -185,6 +214,7 @@ fn answer(
         Question::Start { .. } if launched.is_some() => anyhow::bail!("a vmrun runs already"),
         Question::Start { name } => {
             place::check_name(&name)?;
+            tidy(&Records::of_this_host());
             let launched = launched.insert(Launched::start(args, &name)?);
             serde_json::to_value(&launched.socket)
         }
@@ -198,12 +228,11 @@ fn answer(
             let launched = launched.as_mut().context("no vmrun was started")?;
             serde_json::to_value(launched.last_words())
         }
-        Question::Decision(id) => {
-            let record = Records::of_this_host().read(id)?;
-            serde_json::to_value(record.map(|record| record.decision))
-        }
+        Question::Decision(id) => serde_json::to_value(decision(id, &Records::of_this_host())?),
         Question::Resolve(id) => {
-            serde_json::to_value(inquiry::resolve(id, &Records::of_this_host())?)
+            let records = Records::of_this_host();
+            tidy(&records);
+            serde_json::to_value(inquiry::resolve(id, &records)?)
         }
     };
     value.context("an answer that cannot be written")

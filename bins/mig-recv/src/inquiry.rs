@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use mig_channel::ChannelWriter;
 use mig_engine::handover::resolve::{Reply, reply};
-use mig_engine::ownership::{Decision, Input};
+use mig_engine::ownership::Input;
 use mig_stream::{Message, Outcome, ReturnWriter};
 use units::MigrationId;
-use vm_control::record::{Record, RecordError, Records};
+use vm_control::record::{RecordError, Records};
 use vm_control::{Client, ClientError};
 
 use crate::NAME;
@@ -86,18 +86,11 @@ pub fn resolve(id: MigrationId, records: &Records) -> anyhow::Result<Outcome> {
                     let _ = vmrun.own(Input::Refuse(id));
                 }
             }
-            Reply::RefuseFirst => {
-                let refusal = Record {
-                    decision: Decision::Refused,
-                    name: String::new(),
-                    socket: Path::new("").to_owned(),
-                };
-                match records.create(id, &refusal) {
-                    Ok(()) => return Ok(Outcome::Refused),
-                    Err(RecordError::Exists { .. }) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            Reply::RefuseFirst => match records.refuse_unknown(id) {
+                Ok(()) => return Ok(Outcome::Refused),
+                Err(RecordError::Exists { .. } | RecordError::BeingRestored { .. }) => {}
+                Err(error) => return Err(error.into()),
+            },
             // Its vmrun may have refused, and ended, since the record was read.
             Reply::MayHaveRun if records.read(id)? != record => {}
             Reply::MayHaveRun => {

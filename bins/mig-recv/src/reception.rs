@@ -96,6 +96,7 @@ impl<'a> Reception<'a> {
     ) -> anyhow::Result<Self> {
         let preamble = *reader.preamble();
         let form = match (preamble.flags.return_path, preamble.flags.separate_commit) {
+            (false, _) if preamble.flags.saved => Form::Saved,
             (false, _) => Form::OneWay,
             (true, true) => Form::SeparateCommit,
             (true, false) => Form::BothWays,
@@ -106,7 +107,7 @@ impl<'a> Reception<'a> {
             place::check_name(&description.name)
                 .context("the guest's name cannot be used on this host")?;
             limits(args, &description)?;
-            if args.clone && form != Form::OneWay {
+            if args.clone && form.is_answered() {
                 bail!("--clone is for saved guests; the source of this one waits for an answer");
             }
             Ok((description, preamble.negotiate()?))
@@ -218,7 +219,8 @@ impl<'a> Reception<'a> {
         };
         let vmrun = self.vmrun.insert(self.host.vmrun(&self.name)?);
         self.name.clone_from(&vmrun.name);
-        let memory = match vmrun.client.receive(self.id, self.description.clone(), overrides) {
+        let (id, saved) = (self.id, self.form == Form::Saved);
+        let memory = match vmrun.client.receive(id, self.description.clone(), overrides, saved) {
             Ok(memory) => memory,
             Err(error) => return Err(refused(self.host.explain(vmrun, error))),
         };
@@ -397,6 +399,8 @@ impl<'a> Reception<'a> {
             // Its connection has closed with us, and then it refuses by itself, if it lives.
             Err(error) => match self.host.decision(id)? {
                 Some(Decision::Refused) => Ok(()),
+                // Nobody restores it any more, and it has not run.
+                None if self.form == Form::Saved => Ok(()),
                 _ => Err(error.into()),
             },
         }
@@ -418,6 +422,16 @@ impl<'a> Reception<'a> {
             DestinationEnding::Refused => {
                 let why = why.unwrap_or_else(|| anyhow!("the guest was refused"));
                 return Err(why.context(format!("{name} does not run here")));
+            }
+            DestinationEnding::Prepared if self.form == Form::Saved => {
+                let why = why.unwrap_or_else(|| anyhow!("its vmrun does not say how it is"));
+                cli::complain(
+                    NAME,
+                    &why.context(format!(
+                        "{name} may have begun to run here (vmctl status {name}); if it has not, \
+                         mig-recv --clone restores it"
+                    )),
+                );
             }
             DestinationEnding::Prepared => {
                 let why = why.unwrap_or_else(|| anyhow!("no GO came"));

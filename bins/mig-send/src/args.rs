@@ -17,6 +17,15 @@ pub struct Args {
     #[arg(value_name = "GUEST", value_parser = place::guest, add = cli::candidates(place::names))]
     pub guest: String,
     /// Where the stream goes: - (stdout), exec:CMD, tcp:HOST:PORT, unix:PATH, file:PATH or fd:N
+    ///
+    /// exec:, tcp:, unix: and a socket have a way back, and with it a handover: one of the two
+    /// hosts runs the guest, whatever breaks. - and fd:N go one way: nobody answers, and status 0
+    /// says that the stream is complete. file:PATH, or an empty file behind - or fd:N, saves the
+    /// guest: its vmrun ends when the file is on the disk.
+    ///
+    /// A one-way stream and a saved guest can be copied. A host refuses the same one a second
+    /// time, but two hosts, or two users of one, do not know of each other: if each is given a
+    /// copy, two guests run, and nobody can tell.
     #[arg(value_name = "DEST", default_value = "-")]
     pub destination: Endpoint,
 

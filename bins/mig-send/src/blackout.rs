@@ -79,6 +79,10 @@ impl Migration<'_> {
             let digest = pages::digest(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
             self.stream.digest(&digest)?;
         }
+        if self.form == Form::Saved {
+            // A disk that is full is found out here, where the guest can still run on.
+            self.stream.get_mut().sync()?;
+        }
         let downtime = &mut self.report.downtime;
         downtime.state_save = Some(saved - paused);
         downtime.last_harvest = Some(harvested - saved);
@@ -95,7 +99,7 @@ impl Migration<'_> {
         });
         match self.form {
             // The commit is next.
-            Form::OneWay => self.await_disks(),
+            Form::OneWay | Form::Saved => self.await_disks(),
             Form::BothWays | Form::SeparateCommit => Ok(()),
         }
     }

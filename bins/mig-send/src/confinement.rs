@@ -22,6 +22,7 @@ const CHANNEL: &[Call] = calls![
 /// A file: channel takes its name when it is whole.
 const FILE: &[Call] = calls![
     SYS_fsync;
+    SYS_fdatasync;
     SYS_rename;
     SYS_renameat;
     SYS_renameat2;

@@ -113,10 +113,11 @@ impl<'a> Migration<'a> {
             shared.set_job(tunnel.job());
         }
         let flags = Flags {
-            return_path: form != Form::OneWay,
+            return_path: form.is_answered(),
             page_sums: !args.zero_copy,
             separate_commit: form == Form::SeparateCommit,
             verify: args.verify,
+            saved: form == Form::Saved,
         };
         let header = header_of(&machine)?;
         let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
@@ -124,7 +125,7 @@ impl<'a> Migration<'a> {
             .map_err(|stop| stop.context("cannot send the header"))?;
         let limits = args.limits();
         let mut report = draft.report.clone();
-        report.mode = if form == Form::OneWay { Mode::OneWay } else { Mode::BothWays };
+        report.mode = if form.is_answered() { Mode::BothWays } else { Mode::OneWay };
         Ok(Self {
             report,
             answers: back.map(|back| Answers::new(back, id)),
@@ -176,6 +177,11 @@ impl<'a> Migration<'a> {
                         self.give_back();
                     }
                     let stop = self.explain(&source, stop);
+                    if let (SourceStep::Confirm, Stop::Failed(error)) = (source.step(), &stop) {
+                        // The status says what became of the guest, and that alone.
+                        let (name, error) = (&self.machine.name, cli::one_line(error));
+                        cli::complain(NAME, &anyhow!("{name} is still here, handed-over: {error}"));
+                    }
                     if source.step() == SourceStep::Commit {
                         self.fate = self.witness.fate(self.id);
                     }
@@ -235,10 +241,10 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// A file that could not be finished is removed: the guest cannot be in it then.
+    /// A file that could not be finished is removed, or has no end: the guest cannot be in it then.
     fn undo(&mut self, stop: Stop) -> Stop {
         let Stop::Failed(error) = stop else { return stop };
-        if self.form != Form::OneWay {
+        if self.form != Form::Saved {
             return Stop::Failed(error);
         }
         match self.stream.get_mut().abandon() {
@@ -316,13 +322,6 @@ impl<'a> Migration<'a> {
             // The guest has arrived; what the tunnel says now cannot change that.
             tracing::warn!("{}", cli::one_line(&error.into()));
         }
-        if ending == SourceEnding::Moved
-            && self.destination_is_durable()
-            && let Err(error) = resolve::confirm(&self.client, self.id, self.args)
-        {
-            // The guest is in the file, whatever its vmrun does now.
-            tracing::warn!("{}", cli::one_line(&error.into()));
-        }
         if ending == SourceEnding::Unknown
             && self.form == Form::OneWay
             && let Some(tunnel) = self.tunnel.take()
@@ -346,12 +345,6 @@ impl<'a> Migration<'a> {
             cli::complain(NAME, &complaint);
         }
         ending.exit_status()
-    }
-
-    /// A guest saved to a file is in the file, and the file is on the disk: its vmrun has nothing
-    /// left to wait for.
-    fn destination_is_durable(&self) -> bool {
-        matches!(self.args.destination, Endpoint::File(_))
     }
 }
 
@@ -384,6 +377,7 @@ fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
             )));
         }
         (None, true) => Form::BothWays,
+        (None, false) if channel.forward.is_file() => Form::Saved,
         (None, false) => Form::OneWay,
     })
 }

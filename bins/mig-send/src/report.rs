@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use mig_channel::Endpoint;
-use mig_engine::handover::{SourceEnding, SourceStep};
+use mig_engine::handover::{Form, SourceEnding, SourceStep};
 use mig_engine::report::{Location, Mode, Outcome, Promise, Report, Totals};
 use nix::sys::resource::{UsageWho, getrusage};
 use units::MigrationId;
@@ -180,6 +180,11 @@ pub fn complaint(
         SourceEnding::Unknown if migration.fate == Fate::Gone => Some(anyhow!(
             "{name} ended here in the moment of its handover: {reason}; the destination has it, \
              paused, until its --go-timeout: vmctl commit --force there runs it"
+        )),
+        SourceEnding::Unknown if migration.form == Form::Saved => Some(anyhow!(
+            "{reason}; {name} is handed-over and stands still: if its file is whole (mig-inspect \
+             says so), vmctl quit --force {name} ends it here, else mig-send --resolve --force \
+             {name} runs it on"
         )),
         SourceEnding::Unknown => Some(anyhow!(
             "{reason}; {name} is handed-over and its outcome is not known: run {}",

@@ -61,11 +61,12 @@ impl Arrival {
 
 fn attend(guest: &Guest, name: &str, id: MigrationId, news: &Receiver<News>) {
     let Ok(News::Prepared) = news.recv() else { return };
+    let saved = guest.lock().ownership.is_saved();
     let mut patience = guest.go_timeout;
     loop {
         match news.recv_timeout(patience) {
             Ok(News::Decided(decision)) => {
-                if let Err(refusal) = guest.record(name, id, decision) {
+                if let Err(refusal) = guest.record(name, id, decision, saved) {
                     warn!("{refusal}");
                 }
                 return;

@@ -37,6 +37,7 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         migration: None,
         receiver: None,
         arrival: None,
+        claim: None,
         parent: None,
     })
 }

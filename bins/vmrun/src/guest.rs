@@ -9,7 +9,7 @@ use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, T
 use tracing::{info, warn};
 use units::MigrationId;
 use vm_control::memory::SharedBitmap;
-use vm_control::record::{Record, Records};
+use vm_control::record::{Claim, Record, Records};
 use vm_control::server::ConnectionId;
 use vm_control::{Event, Order, Refusal};
 use vm_machine::Machine;
@@ -52,6 +52,8 @@ pub struct Inner {
     pub receiver: Option<ConnectionId>,
     /// What waits for the GO of that guest.
     pub arrival: Option<Arrival>,
+    /// The record of a saved guest that is being restored.
+    pub claim: Option<Claim>,
     /// The connection without which an incoming vmrun has no purpose.
     pub parent: Option<ConnectionId>,
 }
@@ -125,23 +127,27 @@ impl Guest {
 
     /// Takes one step of the ownership machine, with its effects in their order. If a record
     /// cannot be written nothing changes.
+    ///
+    /// The disks come first: a saved guest whose image another has locked has not run, and must
+    /// not be recorded as one that may have.
     pub fn step(&self, inner: &mut Inner, input: Input) -> Result<(), Refusal> {
         let transition = inner.ownership.step(input).map_err(Refusal::new)?;
-        if let Some(Effect::Record(id, decision)) = transition.before {
-            self.record(&inner.name, id, decision)?;
-        }
         if transition.after == Some(Effect::Run) {
             // As far as locks reach, two vmruns never write one image, even if both are told that the
             // guest is theirs.
             inner.machine()?.acquire_disks().map_err(refusal)?;
         }
+        if let Err(refusal) = self.before(inner, transition.before) {
+            if transition.after == Some(Effect::Run) {
+                give_disks_back(inner);
+            }
+            return Err(refusal);
+        }
         let before = inner.ownership.state();
         inner.ownership.enter(&transition);
-        if let (State::HandedOver(_), Ok(machine)) = (transition.next, inner.machine()) {
+        if let State::HandedOver(_) = transition.next {
             // From here on the images are the destination's.
-            if let Err(error) = machine.release_disks() {
-                warn!("cannot release the disk images: {error}");
-            }
+            give_disks_back(inner);
         }
         if before != transition.next {
             info!("{before} -> {}", transition.next);
@@ -150,7 +156,7 @@ impl Guest {
         match transition.after {
             Some(Effect::Run) => self.run(inner)?,
             Some(Effect::Exit) => self.end(end_of(input, &transition)),
-            Some(Effect::Record(..)) | None => {}
+            Some(Effect::Record(..) | Effect::Forget(_)) | None => {}
         }
         if let Some(Effect::Record(_, decision)) = transition.later
             && let Some(arrival) = inner.arrival.take()
@@ -160,14 +166,51 @@ impl Guest {
         Ok(())
     }
 
+    /// What must be on the disk before a state holds.
+    fn before(&self, inner: &mut Inner, effect: Option<Effect>) -> Result<(), Refusal> {
+        let saved = inner.ownership.is_saved();
+        match effect {
+            Some(Effect::Record(id, Decision::Restoring)) => {
+                let record = Record::new(Decision::Restoring, &inner.name, &self.socket, true);
+                inner.claim = Some(self.records.claim(id, &record).map_err(refusal)?);
+                Ok(())
+            }
+            Some(Effect::Record(_, decision @ Decision::MayRun)) if saved => {
+                let record = Record::new(decision, &inner.name, &self.socket, true);
+                let claim = inner.claim.as_ref();
+                let claim = claim.ok_or_else(|| Refusal::new("nothing is being restored here"))?;
+                claim.may_run(&record).map_err(refusal)?;
+                inner.claim = None;
+                Ok(())
+            }
+            Some(Effect::Record(id, decision)) => self.record(&inner.name, id, decision, saved),
+            Some(Effect::Forget(_)) => {
+                if let Some(claim) = inner.claim.take()
+                    && let Err(error) = claim.give_up()
+                {
+                    // It ends with this process.
+                    warn!("{}", cli::one_line(&error.into()));
+                }
+                Ok(())
+            }
+            Some(Effect::Run | Effect::Exit) | None => Ok(()),
+        }
+    }
+
     /// Writes down what is decided of a migration, by which a guest called `name` comes or goes.
-    pub fn record(&self, name: &str, id: MigrationId, decision: Decision) -> Result<(), Refusal> {
-        let record = Record { decision, name: name.to_owned(), socket: self.socket.clone() };
+    pub fn record(
+        &self,
+        name: &str,
+        id: MigrationId,
+        decision: Decision,
+        saved: bool,
+    ) -> Result<(), Refusal> {
+        let record = Record::new(decision, name, &self.socket, saved);
         let written = match decision {
-            Decision::MayRun => self.records.create(id, &record),
+            Decision::MayRun | Decision::Restoring => self.records.create(id, &record),
             Decision::Ran | Decision::Refused => self.records.replace(id, &record),
         };
-        written.map_err(|error| Refusal::new(cli::one_line(&error.into())))
+        written.map_err(refusal)
     }
 
     /// Lets the vCPUs run if the operator wants that.
@@ -263,6 +306,14 @@ impl Guest {
                     self.end(End::Failed(refusal.message));
                 }
             }
+            State::Prepared(id)
+                if inner.receiver == Some(connection) && inner.ownership.is_saved() =>
+            {
+                // Its GO was to come from there, and nobody else has one.
+                if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
+                    self.end(End::Failed(refusal.message));
+                }
+            }
             State::Incoming if inner.parent == Some(connection) => self.end(End::NothingCame),
             _ => {}
         }
@@ -279,8 +330,20 @@ fn end_of(input: Input, transition: &Transition) -> End {
     match (input, transition.next) {
         (Input::Confirm(_), _) => End::Moved,
         (Input::Quit { .. }, State::Refused(_)) => End::Refused("ended by its operator".into()),
+        (_, State::Finished) if matches!(transition.before, Some(Effect::Forget(_))) => {
+            End::Refused("it has not run, and can be restored again".into())
+        }
         (_, State::Refused(id)) => End::Refused(format!("migration {id} is given up, for ever")),
         _ => End::Quit,
+    }
+}
+
+/// The images of a guest that does not run here are another's.
+fn give_disks_back(inner: &mut Inner) {
+    if let Ok(machine) = inner.machine()
+        && let Err(error) = machine.release_disks()
+    {
+        warn!("cannot release the disk images: {error}");
     }
 }
 

@@ -133,8 +133,9 @@ impl Guest {
                 self.own(inner, connection, input)?;
                 Reply::Done.into()
             }
-            Request::Receive { id, description, overrides } => {
-                self.receive(inner, connection, id, description, overrides)?
+            Request::Receive { id, description, overrides, saved } => {
+                let input = if saved { Input::Restore(id) } else { Input::Receive(id) };
+                self.receive(inner, connection, input, description, overrides)?
             }
             Request::Prepare { id, sections } => self.prepare(inner, id, &sections)?.into(),
             Request::Go(id) => self.go(inner, id)?.into(),
@@ -200,7 +201,7 @@ impl Guest {
                 Ok(())
             }
             Input::Confirm(_) | Input::Refuse(_) | Input::Quit { .. } => self.step(inner, input),
-            Input::Receive(_) | Input::Prepared(_) | Input::Go(_) => {
+            Input::Receive(_) | Input::Restore(_) | Input::Prepared(_) | Input::Go(_) => {
                 Err(Refusal::new("this step has a request of its own"))
             }
         }
@@ -210,11 +211,13 @@ impl Guest {
         &self,
         inner: &mut Inner,
         connection: ConnectionId,
-        id: MigrationId,
+        input: Input,
         mut description: MachineDescription,
         overrides: Overrides,
     ) -> Result<Answer, Refusal> {
-        inner.ownership.step(Input::Receive(id)).map_err(Refusal::new)?;
+        let State::Receiving(id) = inner.ownership.step(input).map_err(Refusal::new)?.next else {
+            return Err(Refusal::new("this is no step by which a guest arrives"));
+        };
         description.name.clone_from(&inner.name);
         let console = overrides.console.as_ref().unwrap_or(&inner.console);
         // Whatever else it is to be on this host, as the source's, is among those that follow.
@@ -234,7 +237,7 @@ impl Guest {
         self.watch(&machine).map_err(refusal)?;
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
         let arrival = Arrival::start(this, inner.name.clone(), id)?;
-        self.step(inner, Input::Receive(id))?;
+        self.step(inner, input)?;
         inner.arrival = Some(arrival);
         inner.machine = Some(machine);
         inner.builder = None;

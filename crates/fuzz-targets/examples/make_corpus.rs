@@ -110,6 +110,7 @@ fn streams(guest: &Guest, corpus: &Corpus) -> Result<()> {
     for (name, flags, header, whole) in [
         ("whole", one_way, &guest.header, true),
         ("one-way", one_way, &small, false),
+        ("saved", Flags { saved: true, ..one_way }, &small, false),
         ("both-ways", both, &small, false),
         ("verified", Flags { verify: true, ..both }, &small, false),
         ("separate", Flags { separate_commit: true, ..both }, &small, false),
@@ -232,7 +233,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         device_params: vec![(kind, device, param, value)],
     };
     let destination = [
-        Request::Receive { id: ID, description: machine.clone(), overrides },
+        Request::Receive { id: ID, description: machine.clone(), overrides, saved: true },
         Request::Prepare { id: ID, sections: sections.clone() },
         Request::Go(ID),
         Request::Inquire(ID),

@@ -205,7 +205,7 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.inquire(ID))?;
     heard(client.post_progress(ID, String::new()))?;
     heard(client.order(Order::Cancel))?;
-    heard(client.receive(ID, machine, Overrides::default()))?;
+    heard(client.receive(ID, machine, Overrides::default(), false))?;
     heard(client.prepare(ID, sections))?;
     heard(client.go(ID))?;
     if let Some(mut events) = heard(client.subscribe())? {

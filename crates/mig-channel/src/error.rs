@@ -88,6 +88,14 @@ pub enum OpenError {
         /// What to do instead.
         remedy: &'static str,
     },
+    /// The descriptor leads nowhere.
+    #[error("{what} is closed, or a device that keeps nothing: {remedy}")]
+    Nowhere {
+        /// `stdin`, `stdout` or `descriptor N`.
+        what: String,
+        /// What that means, and what to do instead.
+        remedy: &'static str,
+    },
     /// The parent passed no such descriptor.
     #[error(
         "descriptor {fd} was not passed to this program, or is named twice: open it in the shell, \

@@ -38,6 +38,11 @@ impl FileSink {
         self.file.try_clone().map(OwnedFd::from)
     }
 
+    /// Makes what was written durable; the end of the stream is not among it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Makes the content durable, gives the file its name in place of any older one, and makes
     /// the name durable.
     pub fn finish(&mut self) -> io::Result<()> {

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{SFlag, fstat, makedev};
 
 use crate::error::OpenError;
 use crate::port::Direction;
@@ -17,6 +17,18 @@ use crate::port::Direction;
 const STDIN: i32 = 0;
 const STDOUT: i32 = 1;
 const STDERR: i32 = 2;
+
+/// The numbers of /dev/null, /dev/zero, /dev/random and /dev/urandom
+/// (Documentation/admin-guide/devices.txt of Linux). What is written to any of them is gone without a
+/// word, and nothing that comes from one is a stream.
+///
+/// A program that is started with stdin, stdout or stderr closed has /dev/null there before its
+/// first line runs: the runtime opens it, so that no file lands on such a number by chance.
+const NOWHERE: [u64; 4] = [makedev(1, 3), makedev(1, 5), makedev(1, 8), makedev(1, 9)];
+
+const WRITTEN_NOWHERE: &str = "nobody would have the guest; open it, or write exec:'cat >/dev/null' \
+     to throw a stream away";
+const READ_FROM_NOWHERE: &str = "nothing comes from there; connect it to the other side";
 
 /// The standard numbers that were taken: /dev/null is in their place and must not be taken for
 /// a stream.
@@ -83,6 +95,15 @@ fn take(
     let status = fstat(borrowed).map_err(system)?;
     let listens = match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFDIR => return Err(unsuitable("it is a directory")),
+        SFlag::S_IFCHR if NOWHERE.contains(&status.st_rdev) => {
+            return Err(OpenError::Nowhere {
+                what,
+                remedy: match direction {
+                    Direction::Write => WRITTEN_NOWHERE,
+                    Direction::Read => READ_FROM_NOWHERE,
+                },
+            });
+        }
         SFlag::S_IFSOCK => {
             if getsockopt(&borrowed, sockopt::SockType).map_err(system)? != SockType::Stream {
                 return Err(unsuitable("it is a socket that carries no byte stream"));

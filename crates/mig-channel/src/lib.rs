@@ -3,12 +3,12 @@
 //!
 //! | endpoint | sending side | receiving side | ways |
 //! | --- | --- | --- | --- |
-//! | `-` | stdout | stdin, answers to stdout | one, unless a return path is given |
+//! | `-` | stdout; a regular file as `file:` | stdin, answers to stdout | one, unless a return path is given |
 //! | `exec:CMD` | stdin of `sh -c CMD` | stdout of it | both |
 //! | `tcp:HOST:PORT` | connects | listens, takes one peer | both |
 //! | `unix:PATH` | connects | listens, takes one peer | both |
 //! | `file:PATH` | writes `PATH.part`, renames | reads | one |
-//! | `fd:N` | an inherited descriptor | the same; accepts if it listens | both if a socket |
+//! | `fd:N` | an inherited descriptor; a regular file as `file:` | the same; accepts if it listens | both if a socket |
 //!
 //! [`open_sender`] and [`open_receiver`] give a *forward* half, which carries the stream, and
 //! where there is a way back a *back* half, which carries the answers. Both halves obey a
@@ -26,6 +26,7 @@ mod file_sink;
 mod inherit;
 mod interrupt;
 mod listen;
+mod passed_file;
 mod port;
 mod reader;
 mod receiver;

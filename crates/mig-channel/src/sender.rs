@@ -7,6 +7,7 @@ use crate::endpoint::{Endpoint, ReturnPath};
 use crate::error::OpenError;
 use crate::inherit::{Inherited, take_fd, take_stdin, take_stdout};
 use crate::interrupt::Interrupt;
+use crate::passed_file::PassedFile;
 use crate::port::Direction;
 use crate::reader::ChannelReader;
 use crate::socket::{connect_tcp, connect_unix, tune};
@@ -46,7 +47,8 @@ impl SenderChannel {
 ///
 /// `exec:`, `tcp:`, `unix:` and an `fd:` that is a socket go both ways by themselves, unless
 /// `one_way` is set or `return_path` is `none`; `-`, `file:` and any other `fd:` do only with a
-/// return path. A return path replaces the channel's own way back. The stdout of a tunnel that
+/// return path. Where no answers come, a regular file behind `-` or `fd:` is a saved guest as that
+/// of `file:` is. A return path replaces the channel's own way back. The stdout of a tunnel that
 /// carries no answers is the stdout of this program.
 ///
 /// Connecting waits up to 16 s for each address and can be interrupted; looking a host name up
@@ -79,8 +81,8 @@ pub fn open_sender(
     let name = endpoint.to_string();
     let mut channel = match endpoint {
         Endpoint::Standard => {
-            let fd = connected(take_stdout(STDOUT_IS_TERMINAL)?, "stdout")?;
-            one(writer(fd, "stdout", interrupt)?)
+            let taken = take_stdout(STDOUT_IS_TERMINAL)?;
+            one(inherited(taken, "stdout", separate.is_some(), interrupt)?)
         }
         Endpoint::File(path) => one(ChannelWriter::to_file(path, interrupt)?),
         Endpoint::Tcp { host, port } => {
@@ -96,7 +98,7 @@ pub fn open_sender(
                 tune(&fd);
                 socket(fd, &name, own_way_back, interrupt)?
             }
-            other => one(writer(connected(other, &name)?, &name, interrupt)?),
+            other => one(inherited(other, &name, separate.is_some(), interrupt)?),
         },
         Endpoint::Exec(command) => tunnel(command, own_way_back, interrupt)?,
     };
@@ -104,6 +106,22 @@ pub fn open_sender(
         channel.back = separate;
     }
     Ok(channel)
+}
+
+/// What the parent opened. Where nobody answers, a regular file is a saved guest.
+fn inherited(
+    taken: Inherited,
+    name: &str,
+    answered: bool,
+    interrupt: &Interrupt,
+) -> Result<ChannelWriter, OpenError> {
+    let fd = connected(taken, name)?;
+    let file = if answered { None } else { PassedFile::of(&fd, name)? };
+    match file {
+        Some(file) => ChannelWriter::to_passed_file(fd, file, name, interrupt)
+            .map_err(|error| OpenError::system(format!("write to {name}"), error)),
+        None => writer(fd, name, interrupt),
+    }
 }
 
 fn one(forward: ChannelWriter) -> SenderChannel {

@@ -13,6 +13,7 @@ use units::Bytes;
 use crate::error::{ChannelError, OpenError};
 use crate::file_sink::FileSink;
 use crate::interrupt::Interrupt;
+use crate::passed_file::PassedFile;
 use crate::port::{Direction, Port};
 
 /// The half of a channel that bytes go into. Nothing is held back: what a write took is with the
@@ -22,14 +23,23 @@ use crate::port::{Direction, Port};
 /// [`write_all`](Write::write_all) and [`Self::write_all_vectored`] go on to the end. Errors
 /// carry a [`ChannelError`].
 ///
-/// Dropping it without [`Self::close`] gives the stream up: a file loses its `.part`, and a peer
+/// Dropping it without [`Self::close`] gives the stream up: a file is removed or emptied, and a peer
 /// sees an end of file without an end of stream.
 #[derive(Debug)]
 pub struct ChannelWriter {
     // None once it is closed.
     port: Option<Port>,
-    file: Option<FileSink>,
+    file: Option<Saved>,
     name: String,
+}
+
+/// A file that is a saved guest when the channel is closed.
+#[derive(Debug)]
+enum Saved {
+    /// One that this program makes.
+    Named(FileSink),
+    /// One that was opened for it.
+    Passed(PassedFile),
 }
 
 impl ChannelWriter {
@@ -55,8 +65,39 @@ impl ChannelWriter {
             .map_err(|error| OpenError::system(format!("write to {name}"), error))?;
         let mut writer = Self::new(fd, name, interrupt)
             .map_err(|error| OpenError::system(format!("write to {}", path.display()), error))?;
-        writer.file = Some(sink);
+        writer.file = Some(Saved::Named(sink));
         Ok(writer)
+    }
+
+    /// A writer to a file that the parent opened.
+    pub(crate) fn to_passed_file(
+        fd: OwnedFd,
+        file: PassedFile,
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> io::Result<Self> {
+        let mut writer = Self::new(fd, name, interrupt)?;
+        writer.file = Some(Saved::Passed(file));
+        Ok(writer)
+    }
+
+    /// Whether what is written is a saved guest once this is closed: a file, whole and on the disk.
+    pub const fn is_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Makes what was written to a file durable; anything else has nothing to wait for.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn sync(&mut self) -> io::Result<()> {
+        let port = self.open_port()?;
+        let synced = match &self.file {
+            Some(Saved::Named(file)) => file.sync(),
+            Some(Saved::Passed(file)) => file.sync(),
+            None => Ok(()),
+        };
+        synced.map_err(|error| port.failed(error))
     }
 
     /// What messages call this half, such as `stdout` or `tcp:hostb:4444`.
@@ -124,8 +165,8 @@ impl ChannelWriter {
     }
 
     /// Ends the stream, so that filters flush and the reader sees its end: shuts a socket's
-    /// sending direction, closes a pipe. A file is synced, given its name, and its directory
-    /// synced; only then is it there. The back half stays open. Closing again does nothing.
+    /// sending direction, closes a pipe. A file is synced, given its name if it has none yet, and its
+    /// directory synced; only then is it there. The back half stays open. Closing again does nothing.
     ///
     /// # Errors
     /// When the file could not be made durable (it is then not there), or the system refuses.
@@ -134,7 +175,11 @@ impl ChannelWriter {
             return Ok(());
         };
         if let Some(file) = &mut self.file {
-            return file.finish().map_err(|error| port.failed(error));
+            let finished = match file {
+                Saved::Named(file) => file.finish(),
+                Saved::Passed(file) => file.finish(),
+            };
+            return finished.map_err(|error| port.failed(error));
         }
         if port.is_socket() {
             match shutdown(port.as_fd().as_raw_fd(), Shutdown::Write) {
@@ -147,15 +192,16 @@ impl ChannelWriter {
         Ok(())
     }
 
-    /// Gives the stream up. True if it went to a file that never got its name, and is not there
-    /// any more: nobody can ever read it.
+    /// Gives the stream up. True if it went to a file that was never whole, and is not there, or
+    /// empty, any more: nobody can ever read a guest from it.
     ///
     /// # Errors
-    /// When the file could not be removed.
+    /// When the file could not be removed or emptied.
     pub fn abandon(&mut self) -> io::Result<bool> {
         self.port = None;
         match self.file.take() {
-            Some(file) => file.abandon(),
+            Some(Saved::Named(file)) => file.abandon(),
+            Some(Saved::Passed(file)) => file.abandon(),
             None => Ok(false),
         }
     }

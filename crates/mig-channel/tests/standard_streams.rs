@@ -30,7 +30,7 @@ fn main() {
         }
         return;
     }
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 8] = [
         (
             "closing_stdout_ends_the_stream_while_the_program_lives_on",
             closing_stdout_ends_the_stream_while_the_program_lives_on,
@@ -40,6 +40,7 @@ fn main() {
         ("answers_come_back_on_stdin", answers_come_back_on_stdin),
         ("a_terminal_is_refused", a_terminal_is_refused),
         ("stdin_cannot_be_taken_twice", stdin_cannot_be_taken_twice),
+        ("what_is_closed_or_keeps_nothing_is_refused", what_is_closed_or_keeps_nothing_is_refused),
         (
             "a_tunnel_may_ask_for_a_password_at_the_terminal",
             a_tunnel_may_ask_for_a_password_at_the_terminal,
@@ -159,7 +160,8 @@ fn a_stream_from_stdin_is_answered_on_stdout() {
 
 fn a_one_way_stream_leaves_stdout_alone() {
     let (from_child, stdout) = io::pipe().unwrap();
-    let child = start("receive-one-way", Stdio::null(), stdout);
+    let (stdin, _) = io::pipe().unwrap();
+    let child = start("receive-one-way", stdin, stdout);
     end(child).unwrap();
     assert_eq!(io::read_to_string(from_child).unwrap(), "not taken\n");
 }
@@ -191,7 +193,8 @@ fn a_terminal_is_refused() {
     assert!(error.contains("stdin is a terminal"), "{error}");
 
     let (_master, slave) = terminal();
-    let error = end(start("receive-and-answer", Stdio::null(), slave)).unwrap_err();
+    let (stdin, _) = io::pipe().unwrap();
+    let error = end(start("receive-and-answer", stdin, slave)).unwrap_err();
     assert!(error.contains("stdout is a terminal"), "{error}");
     assert!(error.contains("--one-way"), "{error}");
 
@@ -201,8 +204,35 @@ fn a_terminal_is_refused() {
 }
 
 fn stdin_cannot_be_taken_twice() {
-    let error = end(start("take-twice", Stdio::null(), Stdio::null())).unwrap_err();
+    let (stdin, _) = io::pipe().unwrap();
+    let error = end(start("take-twice", stdin, Stdio::null())).unwrap_err();
     assert!(error.contains("named twice"), "{error}");
+}
+
+/// A program whose parent closed stdin or stdout finds /dev/null there.
+fn what_is_closed_or_keeps_nothing_is_refused() {
+    let run = |role: &str, script: &str| {
+        let program = std::env::current_exe().unwrap();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(script).arg(program).env(ROLE, role);
+        let child = shell.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        end(child).unwrap_err()
+    };
+    for redirect in [">&-", ">/dev/null", ">/dev/zero"] {
+        let error = run("send-and-linger", &format!("exec \"$0\" {redirect}"));
+        assert!(error.contains("stdout is closed"), "{redirect}: {error}");
+        assert!(error.contains("exec:'cat >/dev/null'"), "{redirect}: {error}");
+    }
+    for redirect in ["<&-", "</dev/null"] {
+        for role in ["receive-one-way", "send-with-return"] {
+            let error = run(role, &format!("exec \"$0\" {redirect}"));
+            assert!(error.contains("stdin is closed"), "{redirect}: {error}");
+        }
+    }
+    for redirect in [">&-", ">/dev/null"] {
+        let error = run("receive-and-answer", &format!("echo stream | \"$0\" {redirect}"));
+        assert!(error.contains("stdout is closed"), "{redirect}: {error}");
+    }
 }
 
 /// A process group in the background is stopped when it reads the terminal; ssh would be.

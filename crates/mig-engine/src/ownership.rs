@@ -85,6 +85,9 @@ pub enum Input {
     TakeBack(MigrationId),
     /// A guest starts to arrive.
     Receive(MigrationId),
+    /// A saved guest starts to arrive: its file is left if it does not run here, and nobody will
+    /// ask.
+    Restore(MigrationId),
     /// Pages and state are loaded and every check passed.
     Prepared(MigrationId),
     /// The source has committed: run.
@@ -103,6 +106,9 @@ pub enum Input {
 pub enum Effect {
     /// Write this decision to the state directory, and to the disk.
     Record(MigrationId, Decision),
+    /// Remove what is recorded of this migration, which has not run here and may arrive again. That
+    /// it stays does no harm: see [`Decision::Restoring`].
+    Forget(MigrationId),
     /// Let the vCPUs run, if the guest was not paused by its operator.
     Run,
     /// End the process.
@@ -112,6 +118,9 @@ pub enum Effect {
 /// What a destination host remembers of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Decision {
+    /// A saved guest is being restored and has not run. This holds for as long as the process that
+    /// recorded it lives: after that the migration may arrive again.
+    Restoring,
     /// The guest may have run here: nobody else may run it unless this host says so.
     MayRun,
     /// The guest did run here.
@@ -192,17 +201,19 @@ pub struct Ownership {
     /// The migration by which the guest came, kept for as long as the process lives: a second GO
     /// and late questions are answered from it.
     arrived_by: Option<MigrationId>,
+    /// The guest that arrives comes from a file.
+    saved: bool,
 }
 
 impl Ownership {
     /// A vmrun that booted its guest.
     pub const fn booted() -> Self {
-        Self { state: State::Owned, arrived_by: None }
+        Self { state: State::Owned, arrived_by: None, saved: false }
     }
 
     /// A vmrun that waits for a guest.
     pub const fn incoming() -> Self {
-        Self { state: State::Incoming, arrived_by: None }
+        Self { state: State::Incoming, arrived_by: None, saved: false }
     }
 
     /// The state now.
@@ -213,6 +224,11 @@ impl Ownership {
     /// Whether vCPUs may run now.
     pub const fn may_run(&self) -> bool {
         matches!(self.state, State::Owned | State::Migrating(_))
+    }
+
+    /// Whether the guest that arrives, or arrived, comes from a file.
+    pub const fn is_saved(&self) -> bool {
+        self.saved
     }
 
     /// What is known here of the migration `id`.
@@ -254,13 +270,28 @@ impl Ownership {
                 before: Some(Effect::Record(id, Decision::MayRun)),
                 ..to(State::Receiving(id))
             },
+            (State::Incoming, Restore(id)) => Transition {
+                before: Some(Effect::Record(id, Decision::Restoring)),
+                ..to(State::Receiving(id))
+            },
             (State::Receiving(id), Prepared(asked)) if id == asked => to(State::Prepared(id)),
             (State::Prepared(id), Go(asked)) if id == asked => Transition {
+                // Up to here the saved guest has run nowhere and its file is good; a crash from here
+                // on must not let it run twice. Nobody's downtime waits for this.
+                before: self.saved.then_some(Effect::Record(id, Decision::MayRun)),
                 after: Some(Effect::Run),
                 later: Some(Effect::Record(id, Decision::Ran)),
                 ..to(State::Owned)
             },
             (_, Go(asked)) if self.arrived_by == Some(asked) => to(self.state),
+            (State::Receiving(id) | State::Prepared(id), Refuse(asked))
+                if self.saved && id == asked =>
+            {
+                self.give_up(id)
+            }
+            (State::Receiving(id) | State::Prepared(id), Quit { .. }) if self.saved => {
+                self.give_up(id)
+            }
             (State::Receiving(id) | State::Prepared(id), Refuse(asked)) if id == asked => {
                 Transition {
                     before: Some(Effect::Record(id, Decision::Refused)),
@@ -284,8 +315,22 @@ impl Ownership {
         })
     }
 
+    /// A saved guest that has not run is given up here, and may be restored again: this is no
+    /// refusal, and nothing of it is to be told to anybody who asks.
+    const fn give_up(&self, id: MigrationId) -> Transition {
+        Transition {
+            before: Some(Effect::Forget(id)),
+            next: State::Finished,
+            after: Some(Effect::Exit),
+            later: None,
+        }
+    }
+
     /// Takes on the state of `transition`, after its `before` effect is complete.
     pub fn enter(&mut self, transition: &Transition) {
+        if let Some(Effect::Record(_, Decision::Restoring)) = transition.before {
+            self.saved = true;
+        }
         if let (State::Prepared(id), State::Owned) = (self.state, transition.next) {
             self.arrived_by = Some(id);
         }
@@ -302,7 +347,7 @@ impl Ownership {
                 Denied::StillArriving
             }
             (State::Refused(id), _) => Denied::Refused(id),
-            (_, Receive(_)) => Denied::NotIncoming,
+            (_, Receive(_) | Restore(_)) => Denied::NotIncoming,
             (
                 state,
                 Release(asked) | Commit(asked) | Confirm(asked) | TakeBack(asked) | Prepared(asked)
@@ -328,7 +373,7 @@ mod tests {
         ownership
     }
 
-    fn every_input(id: MigrationId) -> [Input; 11] {
+    fn every_input(id: MigrationId) -> [Input; 12] {
         use Input::*;
         [
             Begin(id),
@@ -337,6 +382,7 @@ mod tests {
             Confirm(id),
             TakeBack(id),
             Receive(id),
+            Restore(id),
             Prepared(id),
             Go(id),
             Refuse(id),
@@ -382,6 +428,25 @@ mod tests {
             assert_eq!(refused.standing(ID), Standing::Refused);
             assert_eq!(refused.step(Input::Go(ID)), Err(Denied::Refused(ID)));
         }
+    }
+
+    #[test]
+    fn a_saved_guest_may_be_restored_again_until_it_may_have_run() {
+        let receiving = drive(Ownership::incoming(), &[Input::Restore(ID)]);
+        let prepared = drive(receiving, &[Input::Prepared(ID)]);
+        for here in [receiving, prepared] {
+            for input in [Input::Refuse(ID), Input::Quit { force: false }] {
+                let transition = here.step(input).unwrap();
+                assert_eq!(transition.before, Some(Effect::Forget(ID)));
+                let mut ended = here;
+                ended.enter(&transition);
+                // Whoever asks now must find the record, or that there is none.
+                assert_eq!(ended.standing(ID), Standing::NotMine);
+            }
+        }
+        let runs = prepared.step(Input::Go(ID)).unwrap();
+        assert_eq!(runs.before, Some(Effect::Record(ID, Decision::MayRun)));
+        assert_eq!(runs.later, Some(Effect::Record(ID, Decision::Ran)));
     }
 
     #[test]

@@ -76,11 +76,12 @@ impl World {
                 Phase::Answer(Answer::Refused)
             }
             Reply::RefuseFirst => {
-                let record = &mut state.records[number];
                 // The first decision about a migration wins.
-                if record.visible.is_some() {
+                if !state.is_free(number) {
                     return Some(Phase::Look);
                 }
+                let record = &mut state.records[number];
+                record.vm = None;
                 record.visible = Some(Decision::Refused);
                 Phase::Recording
             }

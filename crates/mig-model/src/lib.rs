@@ -39,7 +39,9 @@
 //! - A mig-recv repeats a refusal that it read only when it is on the disk, and "I could not read
 //!   your question" is no refusal.
 //! - A file has no name before it is whole, so that a mig-send which cannot finish it can remove it
-//!   and take the guest back, committed or not.
+//!   and take the guest back, committed or not; its source ends when it is on the disk.
+//! - A restore holds its record for as long as its vmrun lives; one that is over is taken over by the
+//!   next, or by a refusal, and before the guest runs the record says so.
 //! - mig-recv says that the guest will never run only if vmrun says so or, when vmrun is gone, its
 //!   record; a vmrun that does not answer, or that cannot run the guest now, says nothing of that.
 //!
@@ -67,7 +69,8 @@
 //! | one way, delivered twice | 1 | 0 | 0 | any | 535,422 | 4,087,441 | 37 |
 //! | one way, delivered twice | 1 | 1 | 0 | 1 | 236,895 | 1,025,770 | 36 |
 //! | one way | 2 | 1 | 1 | 1 | 759,447 | 3,843,134 | 35 |
-//! | into a file | 1 | 1 | 0 | any | 172,789 | 1,190,885 | 35 |
+//! | into a file, read once | 1 | 1 | 0 | 2 | 561,491 | 2,762,404 | 38 |
+//! | into a file, read twice | 1 | 1 | 0 | 1 | 0 | 0 | 0 |
 //! | both ways, and both ways at once | 1 | 0 | 0 | 1 | 858,834 | 3,499,575 | 63 |
 //! | both ways, then separate commit | 1 | 0 | 0 | 1 | 189,458 | 740,264 | 59 |
 //! | one way, then both ways | 1 | 0 | 0 | 1 | 212,594 | 834,291 | 55 |

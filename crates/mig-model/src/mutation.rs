@@ -53,6 +53,11 @@ pub enum Mutation {
     QuestionIsNotGo,
     /// A file that can be read before it is whole is given up all the same.
     AbandonsWhatIsRead,
+    /// A saved guest's source is ended before its file is on the disk.
+    ConfirmsUnsynced,
+    /// A restore takes over what another one works on, and neither looks whether the record is still
+    /// its own before it runs. Each alone does no harm.
+    TakesOverLiving,
     /// A guest whose sender goes away before the commit is not released.
     ForgetsClient,
 }

@@ -1,9 +1,9 @@
 //! What must hold in every moment, and what is a good end.
 
-use mig_engine::ownership::State as Owner;
+use mig_engine::ownership::{Decision, State as Owner};
 use stateright::Property;
 
-use crate::state::{Connection, Rule, SOURCE, State, VMS, number_of};
+use crate::state::{Connection, Rule, SOURCE, Saved, State, VMS, number_of};
 use crate::world::{World, nobody_knows};
 
 /// The guest runs in at most one vmrun.
@@ -79,7 +79,9 @@ pub fn is_quiet(state: &State) -> bool {
 
 /// A good end. At rest the guest runs in one vmrun, and no other holds a copy; or a vmrun that
 /// owned it was killed or ended by its operator; or the source is handed-over and the one process
-/// that knew whether the guest ran is dead: then only the operator's force goes on.
+/// that knew whether the guest ran is dead: then only the operator's force goes on. Or the guest is
+/// in a file, from which it can be restored: at once, or as a copy if that one process is dead or
+/// somebody asked too early.
 pub fn is_settled(state: &State) -> bool {
     if !is_quiet(state) {
         return false;
@@ -95,5 +97,13 @@ pub fn is_settled(state: &State) -> bool {
             _ => return false,
         }
     }
-    owners == 1 || owners == 0 && state.ghost.gone
+    let in_file = state.file != Saved::No
+        && match state.records[0].visible {
+            Some(Decision::Ran) => false,
+            Some(Decision::MayRun) => state.ghost.unsure && nobody_knows(state, 0),
+            Some(Decision::Restoring) => state.is_free(0),
+            // Refused: somebody asked while mig-send was about to end.
+            None | Some(Decision::Refused) => true,
+        };
+    owners == 1 || owners == 0 && (state.ghost.gone || in_file)
 }

@@ -5,8 +5,8 @@ use mig_engine::ownership::{Decision, Input, Ownership, Standing};
 
 use crate::mutation::Mutation;
 use crate::state::{
-    ASKERS, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, State, Vm, id_of,
-    vm_of,
+    ASKERS, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, Saved, State, Vm,
+    id_of, vm_of,
 };
 use crate::vmrun::Served;
 use crate::world::World;
@@ -14,13 +14,14 @@ use crate::world::World;
 impl World {
     /// The migration that comes with this stream: the second one is a copy of the first, or
     /// another migration.
-    const fn number_of_stream(&self, reception: usize) -> u8 {
-        if self.bounds.twice { 0 } else { reception as u8 }
+    fn number_of_stream(&self, reception: usize) -> u8 {
+        if self.bounds.twice || self.is_saved() { 0 } else { reception as u8 }
     }
 
     /// A mig-recv has read the header. It starts a vmrun for the guest, if none lives that waits.
     pub fn start_reception(&self, state: &mut State, reception: usize) -> bool {
-        let nameless = self.bounds.file && state.forward[reception].open;
+        let nameless = self.is_saved() && state.forward[reception].open;
+        self.open_file(state, reception);
         if state.forward[reception].queue[0] != Some(Forward::Header)
             || nameless && !self.is(Mutation::AbandonsWhatIsRead)
         {
@@ -32,6 +33,10 @@ impl World {
         if !state.is_alive(vm) {
             state.vms[vm] = Vm::new(Ownership::incoming());
         }
+        if self.is_saved() {
+            // What an earlier mig-recv said was of its own restore.
+            (state.ghost.ran[vm], state.ghost.never[vm]) = (false, false);
+        }
         state.connections[ASKERS + reception] = Connection { line: Line::Open, pending: [None; 2] };
         state.receptions[reception] = Some(Reception {
             machine: Destination::new(self.form(number)),
@@ -39,6 +44,31 @@ impl World {
             received: false,
         });
         true
+    }
+
+    /// Whether the guest is sent to a file.
+    pub fn is_saved(&self) -> bool {
+        self.form(0) == Form::Saved
+    }
+
+    /// Whether the file can be read by this reception, as often as it likes.
+    pub fn can_open_file(&self, state: &State, reception: usize) -> bool {
+        let vm = vm_of(ASKERS + reception);
+        // A name that is taken is refused before anything is read.
+        let taken = state.is_alive(vm) && state.vms[vm].ownership != Ownership::incoming();
+        !taken
+            && state.file != Saved::No
+            && state.reads > 0
+            && state.receptions[reception].is_none()
+            && state.connections[ASKERS + reception] == Connection::IDLE
+    }
+
+    fn open_file(&self, state: &mut State, reception: usize) {
+        if self.can_open_file(state, reception) {
+            state.reads -= 1;
+            let queue = [Some(Forward::Header), Some(Forward::End), None, None];
+            state.forward[reception] = Pipe { queue, open: false };
+        }
     }
 
     /// mig-recv goes on, if what it waits for is there.
@@ -142,6 +172,7 @@ impl World {
         let tool = state.receptions[reception]?;
         let id = id_of(tool.number);
         Some(Request::Own(match tool.machine.step() {
+            DestinationStep::Receive if self.is_saved() => Input::Restore(id),
             DestinationStep::Receive => Input::Receive(id),
             DestinationStep::Prepare => Input::Prepared(id),
             DestinationStep::Go => Input::Go(id),
@@ -193,12 +224,17 @@ impl World {
         true
     }
 
+    fn not_restored(&self, state: &State, reception: usize) -> bool {
+        self.is_saved() && !state.is_alive(vm_of(ASKERS + reception)) && state.is_free(0)
+    }
+
     /// vmrun's answer.
     pub fn answered_reception(&self, state: &mut State, reception: usize, served: Served) {
-        let Some(tool) = &mut state.receptions[reception] else { return };
+        let Some(mut tool) = state.receptions[reception] else { return };
         let step = tool.machine.step();
         if step == DestinationStep::Receive && served == Served::Done {
             tool.received = true;
+            state.receptions[reception] = Some(tool);
         }
         let outcome = match (step, served) {
             (_, Served::Busy) => return,
@@ -206,6 +242,10 @@ impl World {
             (DestinationStep::Receive, _) => Outcome::Refused,
             (DestinationStep::Go, Served::Refused) => Outcome::Refused,
             (DestinationStep::Refuse, _) if self.is(Mutation::UntoldIsRefused) => Outcome::Done,
+            // Its vmrun is gone, and the record says that the guest has not run.
+            (DestinationStep::Refuse, Served::Lost) if self.not_restored(state, reception) => {
+                Outcome::Done
+            }
             _ => Outcome::Failed,
         };
         if step == DestinationStep::Refuse {

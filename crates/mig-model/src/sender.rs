@@ -6,7 +6,7 @@ use mig_engine::ownership::{Input, State as Owner};
 use crate::mutation::Mutation;
 use crate::state::{
     Answer, Asker, Back, Connection, Forward, Line, NOBODY, Phase, Pipe, Question, RESOLVER,
-    Request, Rule, SOURCE, State, id_of, number_of,
+    Request, Rule, SOURCE, Saved, State, id_of, number_of,
 };
 use crate::vmrun::Served;
 use crate::world::World;
@@ -22,7 +22,7 @@ impl World {
         }
         state.sent[sender] = true;
         state.forward[sender] = Pipe::OPEN;
-        state.back[sender] = if form == Form::OneWay { Pipe::CLOSED } else { Pipe::OPEN };
+        state.back[sender] = if form.is_answered() { Pipe::OPEN } else { Pipe::CLOSED };
         if self.bounds.twice {
             state.forward[1] = Pipe::OPEN;
         }
@@ -69,7 +69,7 @@ impl World {
             SourceStep::End => self.write(state, asker, Forward::End),
             SourceStep::AwaitAck => return self.hear(state, asker, Back::Ack),
             SourceStep::Commit if self.writes_first(form) => {
-                let message = if form == Form::OneWay { Forward::End } else { Forward::Go };
+                let message = if form.is_answered() { Forward::Go } else { Forward::End };
                 self.write(state, asker, message);
             }
             SourceStep::Commit => return self.ask(state, asker, Request::Own(Input::Commit(id))),
@@ -97,8 +97,12 @@ impl World {
                 return self.ask(state, asker, Request::Own(Input::TakeBack(id)));
             }
             SourceStep::Release => return self.ask(state, asker, Request::Own(Input::Release(id))),
-            SourceStep::Close if self.bounds.file => {
-                self.close(state, asker);
+            SourceStep::Close if form == Form::Saved => {
+                state.forward[asker] = Pipe::CLOSED;
+                state.file = match self.is(Mutation::ConfirmsUnsynced) {
+                    true => Saved::Visible,
+                    false => Saved::Durable,
+                };
                 self.advance_sender(state, asker, Outcome::Done);
             }
             SourceStep::Open | SourceStep::Close | SourceStep::Finished(_) => return false,
@@ -109,7 +113,7 @@ impl World {
     fn writes_first(&self, form: Form) -> bool {
         match form {
             Form::BothWays => self.is(Mutation::CommitAfterGo),
-            Form::OneWay => self.is(Mutation::EndBeforeCommit),
+            Form::OneWay | Form::Saved => self.is(Mutation::EndBeforeCommit),
             Form::SeparateCommit => false,
         }
     }
@@ -129,7 +133,7 @@ impl World {
             self.ask(state, asker, request);
             return;
         }
-        if message == Forward::Go || message == Forward::End && form == Form::OneWay {
+        if message == Forward::Go || message == Forward::End && !form.is_answered() {
             self.lets_go(state, tool.number);
         }
         state.forward[asker].write(message);
@@ -287,7 +291,7 @@ impl World {
             // Whether a cancel came is looked at before vmrun is asked.
             Commit => outcome == Outcome::Cancelled,
             // The file has its name, and that may be lost in a power loss.
-            Close => self.bounds.file,
+            Close => self.form(tool.number) == Form::Saved,
             Open | Confirm | TakeBack | Release | Finished(_) => false,
         };
         if !may || asker >= RESOLVER && outcome == Outcome::Cancelled {
@@ -308,7 +312,7 @@ impl World {
     pub fn abandon(&self, state: &mut State, asker: usize) -> bool {
         let Some(tool) = state.askers[asker] else { return false };
         let unfinished = matches!(tool.machine.step(), SourceStep::End | SourceStep::Close);
-        if !self.bounds.file || !unfinished {
+        if self.form(tool.number) != Form::Saved || !unfinished {
             return false;
         }
         state.forward[asker] = Pipe::CLOSED;
@@ -335,10 +339,10 @@ impl World {
         let Some(tool) = state.askers[asker] else { return };
         match tool.machine.step() {
             SourceStep::Open => self.write(state, asker, Forward::Header),
-            SourceStep::End if self.form(tool.number) != Form::OneWay => {
+            SourceStep::End if self.form(tool.number).is_answered() => {
                 self.write(state, asker, Forward::End);
             }
-            SourceStep::Close if !self.bounds.file => {
+            SourceStep::Close if self.form(tool.number) != Form::Saved => {
                 self.close(state, asker);
                 self.advance_sender(state, asker, Outcome::Done);
             }
@@ -347,11 +351,14 @@ impl World {
     }
 
     fn check_ending(&self, state: &mut State, asker: usize, number: usize, ending: SourceEnding) {
-        let one_way = self.form(number as u8) == Form::OneWay;
+        let one_way = !self.form(number as u8).is_answered();
         let arrived = state.ghost.continued[number] > 0;
         match ending {
             SourceEnding::Moved if one_way && asker < RESOLVER => {
-                if !state.ghost.committed[number] {
+                let lost = self.form(number as u8) == Form::Saved
+                    && state.file != Saved::Durable
+                    && !arrived;
+                if lost || !state.ghost.committed[number] {
                     state.broke(Rule::MovedMeansMoved);
                 }
             }

@@ -2,7 +2,7 @@
 //! millions of these.
 
 use mig_engine::handover::{Destination, Source};
-use mig_engine::ownership::{Decision, Input, Ownership};
+use mig_engine::ownership::{Decision, Input, Ownership, State as Owner};
 use units::MigrationId;
 
 /// The vmrun that has the guest at first; the others wait for one, on the other host.
@@ -288,6 +288,17 @@ pub struct Record {
     pub vm: Option<u8>,
 }
 
+/// The file that a guest is saved to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Saved {
+    /// There is none, or it has no name yet.
+    No,
+    /// It can be read, and a power loss takes it away.
+    Visible,
+    /// It is on the disk.
+    Durable,
+}
+
 /// What nobody in the system can see, kept for the properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ghost {
@@ -350,6 +361,10 @@ pub struct State {
     pub questions: [Option<Question>; QUESTIONS],
     /// The destination host's records, by migration.
     pub records: [Record; 2],
+    /// The file that the guest is saved to.
+    pub file: Saved,
+    /// How often that file may still be read.
+    pub reads: u8,
     /// Senders that were started.
     pub sent: [bool; 2],
     /// Crashes that may still come.
@@ -364,7 +379,7 @@ pub struct State {
 
 impl State {
     /// A guest that runs at the source, and two vmruns that wait on another host.
-    pub fn initial(crashes: u8, quits: u8, faults: u8) -> Self {
+    pub fn initial(crashes: u8, quits: u8, faults: u8, reads: u8) -> Self {
         Self {
             vms: [
                 Vm::new(Ownership::booted()),
@@ -378,6 +393,8 @@ impl State {
             back: [Pipe::CLOSED; 2],
             questions: [None; QUESTIONS],
             records: [Record { visible: None, durable: None, vm: None }; 2],
+            file: Saved::No,
+            reads,
             sent: [false; 2],
             crashes,
             quits,
@@ -399,6 +416,23 @@ impl State {
     /// Notes that a rule was broken; the first one is kept.
     pub fn broke(&mut self, rule: Rule) {
         self.ghost.broken.get_or_insert(rule);
+    }
+
+    /// Whether a saved guest may be restored: it was not decided, and nobody works on it.
+    pub fn is_free(&self, number: usize) -> bool {
+        let record = &self.records[number];
+        // By the process, not by another that was started in its place.
+        let held = record.vm.is_some_and(|vm| {
+            let here = &self.vms[usize::from(vm)];
+            let restores =
+                matches!(here.ownership.state(), Owner::Receiving(_) | Owner::Prepared(_));
+            here.life == Life::Alive && (restores || here.busy.is_some())
+        });
+        match record.visible {
+            None => true,
+            Some(Decision::Restoring) => !held,
+            Some(Decision::MayRun | Decision::Ran | Decision::Refused) => false,
+        }
     }
 
     /// Whether this vmrun lives.

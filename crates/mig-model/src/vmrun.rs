@@ -92,11 +92,10 @@ impl World {
                 (Decision::Refused, NOBODY, Some(Mutation::TimeoutUnrecorded))
                 | (Decision::MayRun, _, Some(Mutation::MayRunUnrecorded)) => {}
                 _ => {
-                    let record = &mut state.records[number_of(id)];
-                    // The first decision about a migration wins.
-                    if decision == Decision::MayRun && record.visible.is_some() {
+                    if !self.may_record(state, vm, number_of(id), decision) {
                         return Served::Refused;
                     }
+                    let record = &mut state.records[number_of(id)];
                     record.visible = Some(decision);
                     record.vm = Some(vm as u8);
                     state.vms[vm].busy = Some(Busy { input, by: client });
@@ -104,9 +103,34 @@ impl World {
                 }
             }
         }
+        if let Some(Effect::Forget(id)) = transition.before {
+            let record = &mut state.records[number_of(id)];
+            if record.visible == Some(Decision::Restoring) && record.vm == Some(vm as u8) {
+                (record.visible, record.vm) = (None, None);
+            }
+        }
         self.enter(state, vm, &transition);
         self.received(state, vm, client, input);
         Served::Done
+    }
+
+    /// The first decision about a migration wins; a restore that is over was none, and one that
+    /// goes on is decided by its own vmrun.
+    fn may_record(&self, state: &State, vm: usize, number: usize, decision: Decision) -> bool {
+        let record = &state.records[number];
+        match decision {
+            Decision::Restoring if self.is(Mutation::TakesOverLiving) => {
+                matches!(record.visible, None | Some(Decision::Restoring))
+            }
+            Decision::Restoring => state.is_free(number),
+            Decision::MayRun if state.vms[vm].ownership.is_saved() => {
+                let mine =
+                    record.visible == Some(Decision::Restoring) && record.vm == Some(vm as u8);
+                mine || self.is(Mutation::TakesOverLiving)
+            }
+            Decision::MayRun => record.visible.is_none(),
+            Decision::Ran | Decision::Refused => true,
+        }
     }
 
     /// The record of a busy vmrun is on the disk: the state is entered, and its client answered.
@@ -130,7 +154,7 @@ impl World {
 
     fn received(&self, state: &mut State, vm: usize, client: u8, input: Input) {
         match input {
-            Input::Receive(_) => state.vms[vm].receiver = Some(client),
+            Input::Receive(_) | Input::Restore(_) => state.vms[vm].receiver = Some(client),
             Input::Go(_) => state.vms[vm].receiver = None,
             Input::Prepared(id) if self.is(Mutation::RunsWhenPrepared) => {
                 self.step(state, vm, client, Input::Go(id));
@@ -217,6 +241,11 @@ impl World {
                 self.serve(state, vm, client, Request::Own(Input::TakeBack(id)));
             }
             Owner::Receiving(id) if state.vms[vm].receiver == Some(client) => {
+                self.step(state, vm, NOBODY, Input::Refuse(id));
+            }
+            Owner::Prepared(id)
+                if state.vms[vm].receiver == Some(client) && state.vms[vm].ownership.is_saved() =>
+            {
                 self.step(state, vm, NOBODY, Input::Refuse(id));
             }
             _ => {}

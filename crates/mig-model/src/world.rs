@@ -8,7 +8,7 @@ use crate::mutation::Mutation;
 use crate::properties;
 use crate::state::{
     ASKERS, Answer, Connection, Life, Line, NOBODY, Phase, Pipe, QUESTIONS, RESOLVER, Request,
-    SOURCE, State, TOOLS, VMS, vm_of,
+    SOURCE, Saved, State, TOOLS, VMS, vm_of,
 };
 use crate::vmrun::Served;
 
@@ -22,9 +22,10 @@ pub struct Bounds {
     pub at_once: bool,
     /// The one stream is delivered twice, to two vmruns of the same host.
     pub twice: bool,
-    /// The one-way stream goes to a file, which has no name before it is whole: nobody reads it
+    /// How often a file that the guest is saved to may be read ([`Form::Saved`]): again after a
+    /// restore that failed, and by two at once. It has no name before it is whole: nobody reads it
     /// earlier, and until then it can be given up.
-    pub file: bool,
+    pub reads: u8,
     /// Resolvers that may be at work at once. Each may be started again and again.
     pub resolvers: usize,
     /// Crashes: of a tool, of a vmrun or of a whole host.
@@ -231,6 +232,9 @@ impl World {
         let leaving = vm.leaving.is_some_and(|it| it.client == client);
         let matters = leaving && matches!(vm.ownership.state(), Owner::Migrating(_))
             || vm.receiver == Some(client) && matches!(vm.ownership.state(), Owner::Receiving(_))
+            || vm.receiver == Some(client)
+                && matches!(vm.ownership.state(), Owner::Prepared(_))
+                && vm.ownership.is_saved()
             || state.connections[tool].pending[0].is_some()
             || leaving && self.is(Mutation::ClientGoneAfterCommit)
             || self.is(Mutation::ReleasedAnswersCommit);
@@ -259,6 +263,9 @@ impl World {
             if state.is_alive(vm) {
                 self.killed(state, vm);
             }
+        }
+        if host == Host::Source && state.file == Saved::Visible {
+            state.file = Saved::No;
         }
         if host == Host::Destination {
             for record in &mut state.records {
@@ -410,13 +417,14 @@ impl Model for World {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::initial(self.bounds.crashes, self.bounds.quits, self.bounds.faults)]
+        let Bounds { crashes, quits, faults, reads, .. } = self.bounds;
+        vec![State::initial(crashes, quits, faults, reads)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         for number in 0..2 {
             actions.extend([Action::Send(number), Action::Resolve(number)]);
-            if state.forward[number].queue[0].is_some() {
+            if state.forward[number].queue[0].is_some() || self.can_open_file(state, number) {
                 actions.push(Action::Receive(number));
             }
             if !self.bounds.cuts {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use mig_engine::handover::Form::{self, BothWays, OneWay, SeparateCommit};
+use mig_engine::handover::Form::{self, BothWays, OneWay, Saved, SeparateCommit};
 use mig_model::graph;
 use mig_model::mutation::Mutation::{self, *};
 use mig_model::properties::*;
@@ -16,7 +16,7 @@ const fn bounds(form: Form) -> Bounds {
         forms: [Some(form), None],
         at_once: false,
         twice: matches!(form, OneWay),
-        file: false,
+        reads: 0,
         resolvers: 1,
         crashes: 1,
         quits: 0,
@@ -157,9 +157,33 @@ fn a_source_that_does_not_take_its_guest_back() {
 
 #[test]
 fn a_file_that_is_given_up_though_somebody_reads_it() {
-    let file = Bounds { twice: false, file: true, ..bounds(OneWay) };
-    breaks(file, AbandonsWhatIsRead, CONTINUED_ONCE);
-    breaks(file, AbandonsWhatIsRead, NEVER_TWO);
+    breaks(bounds(Saved), AbandonsWhatIsRead, CONTINUED_ONCE);
+    breaks(bounds(Saved), AbandonsWhatIsRead, NEVER_TWO);
+}
+
+/// A file that is read twice, and nobody asks.
+const fn file() -> Bounds {
+    Bounds { reads: 2, resolvers: 0, faults: 1, ..bounds(Saved) }
+}
+
+#[test]
+fn a_source_that_ends_before_its_file_is_on_the_disk() {
+    let unread = Bounds { reads: 1, ..file() };
+    breaks(unread, ConfirmsUnsynced, MOVED);
+    let found = graph::explore(&World::with(unread, ConfirmsUnsynced));
+    assert!(found.stuck.is_some(), "the guest is never lost");
+}
+
+#[test]
+fn a_restore_that_takes_over_what_another_works_on() {
+    breaks(file(), TakesOverLiving, CONTINUED_ONCE);
+    breaks(file(), TakesOverLiving, NEVER_TWO);
+}
+
+#[test]
+fn a_saved_guest_that_runs_before_its_record_says_so() {
+    breaks(file(), MayRunUnrecorded, CONTINUED_ONCE);
+    breaks(file(), MayRunRecordedLate, CONTINUED_ONCE);
 }
 
 #[test]

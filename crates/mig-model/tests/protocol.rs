@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use mig_engine::handover::Form::{self, BothWays, OneWay, SeparateCommit};
+use mig_engine::handover::Form::{self, BothWays, OneWay, Saved, SeparateCommit};
 use mig_model::graph;
 use mig_model::world::{Bounds, UNBOUNDED, World};
 use stateright::{Checker, Model};
@@ -13,7 +13,7 @@ const ALONE: Bounds = Bounds {
     forms: [Some(BothWays), None],
     at_once: false,
     twice: false,
-    file: false,
+    reads: 0,
     resolvers: 1,
     crashes: 0,
     quits: 0,
@@ -95,7 +95,12 @@ fn one_way_with_two_resolvers_at_once_and_a_crash_anywhere() {
 
 #[test]
 fn into_a_file_that_may_be_given_up_with_a_crash_anywhere() {
-    holds(Bounds { file: true, crashes: 1, ..alone(OneWay) });
+    holds(Bounds { reads: 1, crashes: 1, faults: 2, ..alone(Saved) });
+}
+
+#[test]
+fn out_of_a_file_that_is_read_twice_with_a_crash_anywhere() {
+    holds(Bounds { reads: 2, crashes: 1, faults: 1, ..alone(Saved) });
 }
 
 #[test]

@@ -204,8 +204,13 @@ mod tests {
         Ok(order)
     }
 
-    const ONE_WAY: Flags =
-        Flags { return_path: false, page_sums: true, separate_commit: false, verify: false };
+    const ONE_WAY: Flags = Flags {
+        return_path: false,
+        page_sums: true,
+        separate_commit: false,
+        verify: false,
+        saved: false,
+    };
     const BOTH_WAYS: Flags = Flags { return_path: true, ..ONE_WAY };
     const VERIFIED: Flags = Flags { verify: true, ..ONE_WAY };
 

@@ -55,12 +55,16 @@ pub struct Flags {
     pub separate_commit: bool,
     /// `Digest` comes before `End`, and the destination compares it.
     pub verify: bool,
+    /// The stream is a file, and the guest is in it alone: its source ended when it was complete. It
+    /// may be read again until the guest has run, and nobody asks what became of it.
+    pub saved: bool,
 }
 
 const RETURN_PATH: u32 = 1 << 0;
 const PAGE_SUMS: u32 = 1 << 1;
 const SEPARATE_COMMIT: u32 = 1 << 2;
 const VERIFY: u32 = 1 << 3;
+const SAVED: u32 = 1 << 4;
 const MUST_BE_KNOWN: u32 = 0xffff;
 
 impl Flags {
@@ -78,11 +82,14 @@ impl Flags {
         if self.verify {
             bits |= VERIFY;
         }
+        if self.saved {
+            bits |= SAVED;
+        }
         bits
     }
 
     fn from_bits(bits: u32) -> Result<Self, PreambleError> {
-        let known = RETURN_PATH | PAGE_SUMS | SEPARATE_COMMIT | VERIFY;
+        let known = RETURN_PATH | PAGE_SUMS | SEPARATE_COMMIT | VERIFY | SAVED;
         let unknown = bits & MUST_BE_KNOWN & !known;
         if unknown != 0 {
             return Err(PreambleError::UnknownFlags { bits: unknown });
@@ -92,6 +99,7 @@ impl Flags {
             page_sums: bits & PAGE_SUMS != 0,
             separate_commit: bits & SEPARATE_COMMIT != 0,
             verify: bits & VERIFY != 0,
+            saved: bits & SAVED != 0,
         })
     }
 
@@ -187,6 +195,7 @@ impl Preamble {
                 page_sums: false,
                 separate_commit: false,
                 verify: false,
+                saved: false,
             },
             kind: Kind::Resolve,
             id,
@@ -213,6 +222,8 @@ impl Preamble {
             "a question needs a return path"
         } else if self.kind == Kind::Resolve && self.flags.verify {
             "a question carries no memory to verify"
+        } else if self.flags.saved && self.flags.return_path {
+            "nobody waits for answers to a saved guest"
         } else {
             return self.negotiate().map(|_| ());
         };
@@ -329,7 +340,7 @@ mod tests {
     #[test]
     fn what_is_in_the_preamble_decides_who_reads_the_stream() {
         type Change = fn(&mut RawPreamble);
-        let cases: [(Change, PreambleError); 8] = [
+        let cases: [(Change, PreambleError); 9] = [
             (
                 |raw| (raw.oldest, raw.written) = (FormatVersion(3), FormatVersion(4)),
                 PreambleError::TooNew { oldest: FormatVersion(3) },
@@ -357,6 +368,10 @@ mod tests {
             (
                 |raw| (raw.kind, raw.flags) = (2, RETURN_PATH | VERIFY),
                 PreambleError::Contradiction("a question carries no memory to verify"),
+            ),
+            (
+                |raw| raw.flags = RETURN_PATH | SAVED,
+                PreambleError::Contradiction("nobody waits for answers to a saved guest"),
             ),
         ];
         for (change, error) in cases {

@@ -401,8 +401,13 @@ mod tests {
         PageRange { region: RegionId(region), first, count: Pages(count) }
     }
 
-    const SUMS: Flags =
-        Flags { return_path: true, page_sums: true, separate_commit: false, verify: false };
+    const SUMS: Flags = Flags {
+        return_path: true,
+        page_sums: true,
+        separate_commit: false,
+        verify: false,
+        saved: false,
+    };
 
     #[test]
     fn a_refused_call_leaves_the_stream_as_it_was() {

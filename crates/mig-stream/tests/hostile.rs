@@ -284,6 +284,7 @@ proptest! {
             page_sums: flags.1,
             separate_commit: false,
             verify: flags.2,
+            saved: false,
         };
         let mut raw = Raw::new(flags);
         for (kind, place, payload) in frames {

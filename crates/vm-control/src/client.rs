@@ -328,7 +328,8 @@ impl Client {
         self.done(&Request::Own(input))
     }
 
-    /// Has an incoming vmrun build the machine and maps its memory for writing.
+    /// Has an incoming vmrun build the machine and maps its memory for writing. A guest that is
+    /// `saved` comes from a file.
     ///
     /// # Errors
     /// [`ClientError::Refused`] if this host cannot take the guest.
@@ -337,9 +338,11 @@ impl Client {
         id: MigrationId,
         description: MachineDescription,
         overrides: Overrides,
+        saved: bool,
     ) -> Result<GuestMemory, ClientError> {
         let memory = description.memory.clone();
-        let (_, fds) = self.call_with_fds(&Request::Receive { id, description, overrides })?;
+        let (_, fds) =
+            self.call_with_fds(&Request::Receive { id, description, overrides, saved })?;
         Ok(GuestMemory::map(&memory, fds, Access::ReadWrite)?)
     }
 

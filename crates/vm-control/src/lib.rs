@@ -32,6 +32,7 @@
 #![warn(missing_docs)]
 
 mod client;
+mod durable;
 mod frame;
 pub mod memory;
 mod message;

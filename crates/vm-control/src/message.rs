@@ -70,6 +70,8 @@ pub enum Request {
         description: MachineDescription,
         /// What differs on this host.
         overrides: Overrides,
+        /// Whether the guest comes from a file: it may be received again until it has run.
+        saved: bool,
     },
     /// Load this state into the machine being received: it is prepared then. Answered by
     /// [`Reply::Prepared`].

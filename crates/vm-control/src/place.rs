@@ -1,12 +1,13 @@
 //! Where a guest's socket and a host's memory of migrations are.
 
 use std::env;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+use crate::durable;
 
 /// Names of guests are file names: no longer than leaves room for the directory in the 108 bytes
 /// of a socket's address (unix(7)).
@@ -130,16 +131,13 @@ pub fn state_dir() -> PathBuf {
     }
 }
 
-/// Makes `dir`, for its user alone, if it does not exist.
+/// Makes `dir` and what is missing above it, for its user alone. What it makes is on the disk when
+/// it returns: what is synced in a directory whose own name was not may be lost with it.
 ///
 /// # Errors
 /// [`PlaceError::Directory`].
 pub fn ensure_dir(dir: &Path) -> Result<(), PlaceError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| PlaceError::Directory { path: dir.to_owned(), source })
+    durable::make_dir(dir).map_err(|source| PlaceError::Directory { path: dir.to_owned(), source })
 }
 
 /// The socket of a guest that is given by its name or by its socket's path (anything with a `/`).

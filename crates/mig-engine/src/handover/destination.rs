@@ -83,7 +83,7 @@ impl Destination {
             (Read, Outcome::Done, _) => AwaitEof,
             (AwaitEof, Outcome::Done, _) => Prepare,
             // The source committed before it wrote End.
-            (Prepare, Outcome::Done, Form::OneWay) => Go,
+            (Prepare, Outcome::Done, Form::OneWay | Form::Saved) => Go,
             (Prepare, Outcome::Done, _) => SendAck,
             (SendAck, Outcome::Done, Form::SeparateCommit) => AwaitCommit,
             (SendAck, Outcome::Done, _) => AwaitGo,
@@ -94,14 +94,17 @@ impl Destination {
             (SendRunning, _, _) => Finished(DestinationEnding::Runs),
             (Refuse, Outcome::Done, _) => Finished(DestinationEnding::Refused),
             // The vmrun may be prepared all the same, and one way its source has committed: if it
-            // resolves, the guest runs here.
-            (Refuse, _, Form::OneWay) => Finished(DestinationEnding::Prepared),
+            // resolves, the guest runs here. A saved guest may run, if its vmrun does not say.
+            (Refuse, _, Form::OneWay | Form::Saved) => Finished(DestinationEnding::Prepared),
             // The source was not answered or gave up itself, so that no GO will come; or the vmrun
             // had refused already.
             (Refuse, _, _) => Finished(DestinationEnding::Refused),
             // Before the ACK is on its way the source cannot have committed both ways, and one
             // way an unfinished stream must not run: the guest is given up here.
             (Receive | SendReady | Read | AwaitEof | Prepare, _, _) => Refuse,
+            // Nobody will ever ask for a saved guest that cannot run now, and its file is left: what
+            // is here is given up.
+            (Go, Outcome::Failed | Outcome::Cancelled, Form::Saved) => Refuse,
             // The source itself said that it gave up before its commit.
             (AwaitGo, Outcome::Refused, _) => Refuse,
             (AwaitCommit | Go, Outcome::Refused, _) => Finished(DestinationEnding::Refused),
@@ -116,7 +119,7 @@ mod tests {
     use super::*;
     use DestinationStep::*;
 
-    const FORMS: [Form; 3] = [Form::BothWays, Form::SeparateCommit, Form::OneWay];
+    const FORMS: [Form; 4] = [Form::BothWays, Form::SeparateCommit, Form::OneWay, Form::Saved];
 
     fn path(form: Form) -> Vec<DestinationStep> {
         let mut destination = Destination::new(form);
@@ -160,6 +163,7 @@ mod tests {
             path(Form::OneWay),
             [Receive, Read, AwaitEof, Prepare, Go, Finished(DestinationEnding::Runs)]
         );
+        assert_eq!(path(Form::Saved), path(Form::OneWay));
     }
 
     #[test]
@@ -181,6 +185,7 @@ mod tests {
             (Form::BothWays, DestinationEnding::Refused),
             (Form::SeparateCommit, DestinationEnding::Refused),
             (Form::OneWay, DestinationEnding::Prepared),
+            (Form::Saved, DestinationEnding::Prepared),
         ] {
             for outcome in [Outcome::Failed, Outcome::Refused] {
                 let mut destination = Destination { form, step: Refuse };
@@ -199,6 +204,15 @@ mod tests {
                 assert_eq!(destination.step(), Finished(DestinationEnding::Prepared));
             }
         }
+    }
+
+    #[test]
+    fn a_saved_guest_that_cannot_run_now_is_given_up_here() {
+        let mut destination = Destination { form: Form::Saved, step: Go };
+        destination.advance(Outcome::Failed);
+        assert_eq!(destination.step(), Refuse);
+        destination.advance(Outcome::Done);
+        assert_eq!(destination.step(), Finished(DestinationEnding::Refused));
     }
 
     #[test]

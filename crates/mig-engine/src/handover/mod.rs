@@ -48,6 +48,16 @@ pub enum Form {
     SeparateCommit,
     /// Forward only.
     OneWay,
+    /// Into a file, which is the guest from then on: forward only as well, but the source ends once
+    /// the file is whole and on the disk, so that nobody will ever ask what became of it.
+    Saved,
+}
+
+impl Form {
+    /// Whether answers come back.
+    pub const fn is_answered(self) -> bool {
+        matches!(self, Self::BothWays | Self::SeparateCommit)
+    }
 }
 
 /// How a step went.
@@ -58,7 +68,7 @@ pub enum Outcome {
     /// It failed or took too long.
     Failed,
     /// The other side refused, durably; or there is no other side, as the stream went to a file
-    /// that is gone.
+    /// that is gone or has no end.
     Refused,
     /// The operator cancelled.
     Cancelled,

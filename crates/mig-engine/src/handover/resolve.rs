@@ -32,7 +32,9 @@ pub const fn reply(record: Option<Decision>, live: Option<Standing>) -> Reply {
         (Some(Standing::Refused), _) | (_, Some(Decision::Refused)) => Reply::Refused,
         (Some(Standing::Receiving), _) => Reply::RefuseInVmrun,
         (_, Some(Decision::MayRun)) => Reply::MayHaveRun,
-        (_, None) => Reply::RefuseFirst,
+        // A saved guest that is being restored has not run; whether somebody still restores it is
+        // found by the one who records the refusal.
+        (_, None | Some(Decision::Restoring)) => Reply::RefuseFirst,
     }
 }
 
@@ -44,6 +46,15 @@ mod tests {
     fn never_heard_of_is_refused_before_it_is_answered() {
         assert_eq!(reply(None, None), Reply::RefuseFirst);
         assert_eq!(reply(None, Some(Standing::NotMine)), Reply::RefuseFirst);
+    }
+
+    #[test]
+    fn a_restore_that_was_given_up_is_never_called_a_run() {
+        assert_eq!(reply(Some(Decision::Restoring), None), Reply::RefuseFirst);
+        assert_eq!(
+            reply(Some(Decision::Restoring), Some(Standing::Receiving)),
+            Reply::RefuseInVmrun
+        );
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Source {
         match self.step {
             Go | AwaitRunning | Resolve | Confirm | TakeBack => true,
             // One way, End and Close come after the commit.
-            End | Close => matches!(self.form, Form::OneWay),
+            End | Close => !self.form.is_answered(),
             Finished(ending) => matches!(ending, SourceEnding::Unknown),
             _ => false,
         }
@@ -117,16 +117,18 @@ impl Source {
             (PreCopy, _) => Blackout,
             // One way nobody can say "refused" later, so the commit comes before the destination
             // can have everything that it needs to run.
-            (Blackout, Form::OneWay) => Commit,
+            (Blackout, Form::OneWay | Form::Saved) => Commit,
             (Blackout, _) => End,
             (End, Form::BothWays) => AwaitAck,
             (End, _) => Close,
             (Close, Form::OneWay) => Finished(SourceEnding::Moved),
+            // The file is on the disk: the source has nothing left to wait for.
+            (Close, Form::Saved) => Confirm,
             (Close, _) => AwaitAck,
             // The destination is whole and paused: this is the last moment at which a failure
             // costs nothing.
             (AwaitAck, _) => Commit,
-            (Commit, Form::OneWay) => End,
+            (Commit, Form::OneWay | Form::Saved) => End,
             (Commit, _) => Go,
             (Go, _) => AwaitRunning,
             (AwaitRunning | Resolve, _) => Confirm,
@@ -160,10 +162,14 @@ impl Source {
             (SourceStep::Finished(ending), _) => SourceStep::Finished(ending),
             (SourceStep::Go | SourceStep::AwaitRunning, _) => SourceStep::Resolve,
             (SourceStep::Resolve, Outcome::Refused) => SourceStep::TakeBack,
-            // One way into a file that was not finished and is certainly gone: nobody can ever read
-            // the end of this stream.
-            (SourceStep::End | SourceStep::Close, Outcome::Refused) => SourceStep::TakeBack,
-            // The destination runs; only this source's vmrun was not told. It stays handed-over.
+            // A file that was not finished and certainly has no end: nobody can ever run a guest
+            // from it.
+            (SourceStep::End | SourceStep::Close, Outcome::Refused)
+                if matches!(self.form, Form::Saved) =>
+            {
+                SourceStep::TakeBack
+            }
+            // The guest is there; only this source's vmrun was not told. It stays handed-over.
             (SourceStep::Confirm, _) => SourceStep::Finished(SourceEnding::Moved),
             _ => SourceStep::Finished(SourceEnding::Unknown),
         }
@@ -174,6 +180,8 @@ impl Source {
 mod tests {
     use super::*;
     use SourceStep::*;
+
+    const FORMS: [Form; 4] = [Form::BothWays, Form::SeparateCommit, Form::OneWay, Form::Saved];
 
     fn path(form: Form) -> Vec<SourceStep> {
         let mut source = Source::new(form);
@@ -223,11 +231,15 @@ mod tests {
             path(Form::OneWay),
             [Open, PreCopy, Blackout, Commit, End, Close, Finished(SourceEnding::Moved)]
         );
+        assert_eq!(
+            path(Form::Saved),
+            [Open, PreCopy, Blackout, Commit, End, Close, Confirm, Finished(SourceEnding::Moved)]
+        );
     }
 
     #[test]
     fn any_failure_before_the_commit_gives_the_guest_back() {
-        for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
+        for form in FORMS {
             for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
                 for step in path(form).into_iter().take_while(|step| *step != Commit) {
                     let mut source = Source { form, step, cancelled: false };
@@ -246,7 +258,7 @@ mod tests {
 
     #[test]
     fn after_the_commit_only_a_certain_refusal_gives_the_guest_back() {
-        for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
+        for form in FORMS {
             let after = path(form).into_iter().skip_while(|step| *step != Commit).skip(1);
             for step in after.chain([Resolve, TakeBack]) {
                 let source = Source { form, step, cancelled: false };
@@ -256,7 +268,7 @@ mod tests {
                     assert_ne!(source.step(), Release, "{form:?} {step:?} {outcome:?}");
                     let refused = match step {
                         Resolve => outcome == Outcome::Refused,
-                        End | Close => outcome == Outcome::Refused && form == Form::OneWay,
+                        End | Close => outcome == Outcome::Refused && form == Form::Saved,
                         _ => false,
                     };
                     assert_eq!(source.step() == TakeBack, refused, "{form:?} {step:?}");

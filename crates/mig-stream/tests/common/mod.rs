@@ -14,11 +14,21 @@ use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
 
 pub const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
 
-pub const BOTH_WAYS: Flags =
-    Flags { return_path: true, page_sums: true, separate_commit: false, verify: true };
+pub const BOTH_WAYS: Flags = Flags {
+    return_path: true,
+    page_sums: true,
+    separate_commit: false,
+    verify: true,
+    saved: false,
+};
 
-pub const ONE_WAY: Flags =
-    Flags { return_path: false, page_sums: true, separate_commit: false, verify: false };
+pub const ONE_WAY: Flags = Flags {
+    return_path: false,
+    page_sums: true,
+    separate_commit: false,
+    verify: false,
+    saved: false,
+};
 
 pub fn run(region: u16, first: u64, count: u64) -> PageRange {
     PageRange { region: RegionId(region), first, count: Pages(count) }

@@ -5,57 +5,104 @@
 //! The first writer wins: a file is made by `link(2)`, which fails where one exists, so a question
 //! about an unknown migration and the arrival of that very migration cannot both succeed. Every
 //! write is on the disk (fsync of the file and of its directory) before the function returns.
+//!
+//! A saved guest may be restored again until it has run, and is recorded otherwise: see [`Claim`].
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+mod claim;
+mod keep;
+
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use confine::{Call, calls};
+use confine::Call;
 use mig_engine::ownership::Decision;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use units::MigrationId;
 
+use crate::durable::{self, Draft};
 use crate::place;
 
+pub use claim::Claim;
+pub use keep::{Entry, MOST_REFUSALS, TIDIED_AFTER, is_served};
+
 /// What writing records takes beside opening them in [`Records::dir`].
-pub const CALLS: &[Call] = calls![
-    SYS_mkdir;
-    SYS_mkdirat;
-    SYS_link => "the first record of a migration wins";
-    SYS_linkat;
-    SYS_rename => "the next one takes its place";
-    SYS_renameat;
-    SYS_renameat2;
-    SYS_unlink;
-    SYS_unlinkat;
-    SYS_fsync;
-];
+pub const CALLS: &[Call] = durable::CALLS;
 
 /// What is remembered of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// What was decided.
     pub decision: Decision,
-    /// The guest's name here.
+    /// The guest's name here; empty where none arrived.
     pub name: String,
-    /// The socket of the vmrun that took it; empty where none did.
+    /// The socket of the vmrun that took it, from the root; empty where none did.
     pub socket: PathBuf,
+    /// Whether the guest came from a file, which can be read again at any time.
+    pub saved: bool,
+    /// When this was written, in seconds since 1970.
+    pub time: u64,
+}
+
+impl Record {
+    /// What a vmrun at `socket` decides now of a guest called `name`.
+    pub fn new(decision: Decision, name: &str, socket: &Path, saved: bool) -> Self {
+        let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+        Self { decision, name: name.to_owned(), socket, saved, time: now() }
+    }
+
+    /// A refusal of a migration that this host knows nothing of.
+    pub fn unknown() -> Self {
+        Self {
+            decision: Decision::Refused,
+            name: String::new(),
+            socket: PathBuf::new(),
+            saved: false,
+            time: now(),
+        }
+    }
+
+    /// How long ago this was written; nothing if the clock was set back since.
+    pub fn age(&self) -> Duration {
+        Duration::from_secs(now().saturating_sub(self.time))
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Why a record cannot be read or written.
 #[derive(Debug, Error)]
 pub enum RecordError {
     /// Somebody decided about this migration before.
-    #[error(
-        "this host has {} the migration {id} before, and the same stream is not run twice; \
-         mig-recv --clone makes a copy of a saved guest", verb(*.before)
-    )]
+    #[error("{}", already(*id, before))]
     Exists {
         /// The migration.
         id: MigrationId,
         /// What was decided.
-        before: Decision,
+        before: Box<Record>,
+    },
+    /// A saved guest is being restored by another vmrun.
+    #[error(
+        "this saved guest is being restored as {name} at this moment: wait for that, or end it \
+         (vmctl quit {name})"
+    )]
+    BeingRestored {
+        /// The guest's name there.
+        name: String,
+    },
+    /// Whoever restores a saved guest has lost its record.
+    #[error(
+        "the record {path} of this restore was removed by somebody else: the guest does not run, \
+         and can be restored again"
+    )]
+    Taken {
+        /// The record.
+        path: PathBuf,
     },
     /// The directory or the file failed.
     #[error("cannot {what} {path}: the record of a migration must be on disk first")]
@@ -77,16 +124,38 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
+    /// Questions about unknown migrations have left too many records.
+    #[error(
+        "{path} holds {MOST_REFUSALS} records, and a refusal of one more unknown migration is not \
+         added: vmctl records shows them, and vmctl records --tidy removes what is old"
+    )]
+    Full {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory cannot be made.
     #[error(transparent)]
     Place(#[from] place::PlaceError),
 }
 
-const fn verb(before: Decision) -> &'static str {
-    match before {
+/// What is said to somebody who brings a migration again.
+fn already(id: MigrationId, before: &Record) -> String {
+    let verb = match before.decision {
+        Decision::Restoring => "begun to restore",
+        Decision::MayRun if before.saved => "begun to run",
         Decision::MayRun => "received",
         Decision::Ran => "run",
         Decision::Refused => "refused",
+    };
+    match before.saved {
+        true => format!(
+            "this host has {verb} this saved guest before, as {} (migration {id}), and a guest is \
+             not run twice: mig-recv --clone makes a copy of it",
+            before.name
+        ),
+        false => format!(
+            "this host has {verb} the migration {id} before, and the same stream is not run twice"
+        ),
     }
 }
 
@@ -130,16 +199,11 @@ impl Records {
     /// [`RecordError`] if there is a record that cannot be read.
     pub fn read(&self, id: MigrationId) -> Result<Option<Record>, RecordError> {
         let path = self.path(id);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(RecordError::Io { what: "read", path, source });
-            }
-        };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| RecordError::Damaged { path, source })
+        match fs::read(&path) {
+            Ok(text) => parse(&path, &text).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(RecordError::Io { what: "read", path, source }),
+        }
     }
 
     /// Waits until the records that can be seen are on the disk: another process may have made one
@@ -151,24 +215,15 @@ impl Records {
         self.sync_dir()
     }
 
-    /// Makes the first record of `id`.
+    /// Makes the first record of `id`. What was left by a restore that nobody works on any more
+    /// is no record.
     ///
     /// # Errors
-    /// [`RecordError::Exists`] if there is one; [`RecordError::Io`] if it is not on the disk.
+    /// [`RecordError::Exists`] if there is one; [`RecordError::BeingRestored`] if somebody works on
+    /// that restore; [`RecordError::Io`] if it is not on the disk.
     pub fn create(&self, id: MigrationId, record: &Record) -> Result<(), RecordError> {
-        let path = self.path(id);
-        let draft = self.write_draft(id, record)?;
-        let linked = fs::hard_link(&draft, &path);
-        let _ = fs::remove_file(&draft);
-        match linked {
-            Ok(()) => self.sync_dir(),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // A record is never removed, so it is there to be read.
-                let before = self.read(id)?.map_or(Decision::MayRun, |record| record.decision);
-                Err(RecordError::Exists { id, before })
-            }
-            Err(source) => Err(RecordError::Io { what: "create", path, source }),
-        }
+        let draft = self.draft(id, record)?;
+        self.place(id, &draft)
     }
 
     /// Replaces the record of `id`. Only the vmrun that made it does so.
@@ -176,39 +231,40 @@ impl Records {
     /// # Errors
     /// [`RecordError::Io`] if it is not on the disk; the old record holds then.
     pub fn replace(&self, id: MigrationId, record: &Record) -> Result<(), RecordError> {
-        let path = self.path(id);
-        let draft = self.write_draft(id, record)?;
-        fs::rename(&draft, &path).map_err(|source| RecordError::Io {
-            what: "replace",
-            path,
-            source,
-        })?;
+        let draft = self.draft(id, record)?;
+        self.rename(id, &draft)?;
         self.sync_dir()
     }
 
-    fn write_draft(&self, id: MigrationId, record: &Record) -> Result<PathBuf, RecordError> {
+    fn rename(&self, id: MigrationId, draft: &Draft) -> Result<(), RecordError> {
+        let path = self.path(id);
+        draft.rename(&path).map_err(|source| RecordError::Io { what: "replace", path, source })
+    }
+
+    fn draft(&self, id: MigrationId, record: &Record) -> Result<Draft, RecordError> {
         self.make_dir()?;
-        // Two processes may write about one migration at once: each has a draft of its own.
-        let draft = self.dir.join(format!(".{id}.{}", std::process::id()));
-        let failed = |source| RecordError::Io { what: "write", path: draft.clone(), source };
+        let path = self.path(id);
         let text = serde_json::to_vec(record)
-            .map_err(|source| RecordError::Damaged { path: draft.clone(), source })?;
-        let mut file = File::create(&draft).map_err(failed)?;
-        let written = file.write_all(&text).and_then(|()| file.sync_all());
-        if let Err(source) = written {
-            let _ = fs::remove_file(&draft);
-            return Err(failed(source));
-        }
-        Ok(draft)
+            .map_err(|source| RecordError::Damaged { path: path.clone(), source })?;
+        Draft::write(&self.dir, &id.to_string(), &text).map_err(|source| RecordError::Io {
+            what: "write",
+            path,
+            source,
+        })
     }
 
     fn sync_dir(&self) -> Result<(), RecordError> {
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|source| RecordError::Io {
+        durable::sync_dir(&self.dir).map_err(|source| RecordError::Io {
             what: "sync",
             path: self.dir.clone(),
             source,
         })
     }
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<Record, RecordError> {
+    serde_json::from_slice(text)
+        .map_err(|source| RecordError::Damaged { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -218,7 +274,8 @@ mod tests {
     const ID: MigrationId = MigrationId::from_bytes([3; 16]);
 
     fn record(decision: Decision) -> Record {
-        Record { decision, name: "web".into(), socket: "/run/vmrun/web.sock".into() }
+        let socket = "/run/vmrun/web.sock".into();
+        Record { decision, name: "web".into(), socket, saved: false, time: 1_000 }
     }
 
     #[test]
@@ -228,7 +285,8 @@ mod tests {
         assert_eq!(records.read(ID).unwrap(), None);
         records.create(ID, &record(Decision::Refused)).unwrap();
         let late = records.create(ID, &record(Decision::MayRun));
-        assert!(matches!(late, Err(RecordError::Exists { before: Decision::Refused, .. })));
+        let Err(RecordError::Exists { before, .. }) = late else { panic!("{late:?}") };
+        assert_eq!(*before, record(Decision::Refused));
         assert_eq!(records.read(ID).unwrap(), Some(record(Decision::Refused)));
     }
 
@@ -250,5 +308,16 @@ mod tests {
         records.create(ID, &record(Decision::MayRun)).unwrap();
         fs::write(dir.path().join("migrations").join(ID.to_string()), "{").unwrap();
         assert!(matches!(records.read(ID), Err(RecordError::Damaged { .. })));
+        assert!(matches!(
+            records.create(ID, &record(Decision::MayRun)),
+            Err(RecordError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn a_socket_is_remembered_from_the_root() {
+        let record = Record::new(Decision::MayRun, "web", Path::new("run/web.sock"), false);
+        assert!(record.socket.is_absolute(), "{:?}", record.socket);
+        assert!(record.age() < Duration::from_secs(3600));
     }
 }

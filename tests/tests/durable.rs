@@ -1,0 +1,195 @@
+//! What is promised to survive a power loss is on the disk before anybody relies on it: the order
+//! of the system calls, as strace sees them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use migpipe_tests::{Guest, Host, needs_kvm, spec, wait};
+
+const CALLS: &str = "fsync,fdatasync,link,linkat,rename,renameat,renameat2,mkdir,mkdirat";
+
+/// What was done to files, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Done {
+    /// The content of this file, or the names in this directory, are on the disk.
+    Synced(String),
+    /// The file got a name: from, to.
+    Named(String, String),
+    /// The directory was made.
+    Made(String),
+}
+
+/// `strace` with which a script is prefixed, writing to a file of the host.
+fn strace(host: &Host) -> Option<String> {
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("SKIPPED: there is no strace");
+        return None;
+    }
+    let trace = host.path("trace").display().to_string();
+    Some(format!("strace -f -y -qq -e trace={CALLS} -o {trace}"))
+}
+
+/// What the trace says, but for what failed. A call that others interrupt counts where it ends.
+fn trace(host: &Host) -> Vec<Done> {
+    let text = fs::read_to_string(host.path("trace")).expect("strace writes what it saw");
+    let mut begun = std::collections::BTreeMap::new();
+    let mut done = Vec::new();
+    for line in text.lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let rest = rest.trim_start();
+        if let Some(head) = rest.strip_suffix("<unfinished ...>") {
+            begun.insert(thread, head.to_owned());
+            continue;
+        }
+        let call = match rest.strip_prefix("<... ").and_then(|rest| rest.split_once("resumed>")) {
+            Some((_, tail)) => begun.remove(thread).unwrap_or_default() + tail,
+            None => rest.to_owned(),
+        };
+        if !call.trim_end().ends_with("= 0") {
+            continue;
+        }
+        done.extend(read(&call));
+    }
+    done
+}
+
+fn read(call: &str) -> Option<Done> {
+    let name = call.split('(').next()?;
+    let quoted: Vec<_> = call.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    Some(match name {
+        "fsync" | "fdatasync" => {
+            // As the file is called when it is synced: a draft is renamed later.
+            Done::Synced(call.split('<').nth(1)?.split('>').next()?.to_owned())
+        }
+        "mkdir" | "mkdirat" => Done::Made(quoted.first()?.clone()),
+        _ => Done::Named(quoted.first()?.clone(), quoted.get(1)?.clone()),
+    })
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or(".", |(parent, _)| parent)
+}
+
+/// Panics unless so many files got a name that contains `part`, and each was synced before that
+/// and its directory after that. More may be under way.
+#[track_caller]
+fn assert_names_are_durable(done: &[Done], part: &str, count: usize) {
+    let mut left = count;
+    for (at, step) in done.iter().enumerate() {
+        let Done::Named(from, to) = step else { continue };
+        if left == 0 || !to.contains(part) {
+            continue;
+        }
+        left -= 1;
+        let synced = |steps: &[Done], what: &str| steps.contains(&Done::Synced(what.to_owned()));
+        assert!(synced(&done[..at], from), "{to} got its name before its content was synced");
+        assert!(synced(&done[at..], parent(to)), "the name {to} was not synced");
+    }
+    assert_eq!(left, 0, "of {count} names that contain {part}: {done:?}");
+}
+
+#[test]
+fn a_record_is_on_the_disk_and_so_is_every_directory_above_it() {
+    needs_kvm!();
+    let host = Host::new();
+    let Some(strace) = strace(&host) else { return };
+    let _a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    // A state directory that is not there, and neither is the one above it.
+    let there = host.path("there");
+    let state = there.join("new/state");
+    let receive = format!(
+        "exec:XDG_RUNTIME_DIR={} XDG_STATE_HOME={} {strace} mig-recv -q --confine=off \
+         --console null 2>{}",
+        there.display(),
+        state.display(),
+        // strace holds it for as long as the guest lives.
+        host.path("recv.err").display()
+    );
+    host.run("mig-send", &["-q", "a", &receive]).expect(0);
+    let migrations = state.join("vmrun/migrations");
+    let record = || {
+        let entries = fs::read_dir(&migrations).unwrap().map(|entry| entry.unwrap().path());
+        let mut records = entries.filter_map(|path| fs::read_to_string(path).ok());
+        records.any(|text| text.contains("\"Ran\""))
+    };
+    wait("the last record", record);
+    // vmrun lives on; so does the strace that sees it, which writes line by line.
+    let mut done = Vec::new();
+    wait("the trace", || {
+        done = trace(&host);
+        let renamed = |step: &Done| {
+            matches!(step, Done::Named(from, to)
+            if from.contains("migrations/.") && to.contains("/migrations/") && from != to)
+        };
+        let named = done.iter().filter(|step| renamed(step)).count();
+        let last = done.iter().rposition(renamed);
+        named >= 2 && last.is_some_and(|at| at + 1 < done.len())
+    });
+    // May run, then ran.
+    assert_names_are_durable(&done, "/migrations/", 2);
+
+    let made: Vec<_> = done
+        .iter()
+        .enumerate()
+        .filter_map(|(at, step)| match step {
+            Done::Made(path) if path.starts_with(there.to_str().unwrap()) => Some((at, path)),
+            _ => None,
+        })
+        .collect();
+    let of_the_state = made.iter().filter(|(_, path)| path.contains("new")).count();
+    assert_eq!(of_the_state, 5, "new, state, vmrun, migrations and log: {made:?}");
+    let first_record = done
+        .iter()
+        .position(|step| matches!(step, Done::Named(_, to) if to.contains("/migrations/")))
+        .unwrap();
+    for (at, path) in made.iter().filter(|(_, path)| path.contains("new")) {
+        let until = if path.ends_with("/log") { done.len() } else { first_record };
+        let synced = done[*at..until].contains(&Done::Synced(parent(path).to_owned()));
+        assert!(synced, "the name of {path} was not synced before the first record");
+    }
+    for dir in [&state, &state.join("vmrun"), &migrations] {
+        let mode = fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o700, "{} is for its user alone", dir.display());
+    }
+}
+
+#[test]
+fn a_saved_guest_is_on_the_disk_before_its_source_ends() {
+    needs_kvm!();
+    for (to, named) in [("file:", 1), (">", 0)] {
+        let host = Host::new();
+        let Some(strace) = strace(&host) else { return };
+        let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+        let file = host.path("a.mig").display().to_string();
+        host.sh(&format!("exec {strace} mig-send -q --confine=off a {to}{file}")).expect(0);
+        assert_eq!(a.ended(), Some(0));
+        let done = trace(&host);
+        assert_names_are_durable(&done, "a.mig", named);
+        // The last of all: what is synced after it got its name, and where the name is.
+        let written = if named == 1 { format!("{file}.part") } else { file.clone() };
+        let content = done.iter().rposition(|step| *step == Done::Synced(written.clone()));
+        let name = done.iter().rposition(|step| *step == Done::Synced(parent(&file).to_owned()));
+        assert!(content.is_some() && content < name, "{done:?}");
+    }
+}
+
+#[test]
+fn a_saved_guest_runs_after_its_record_says_so() {
+    needs_kvm!();
+    let host = Host::new();
+    let Some(strace) = strace(&host) else { return };
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    let file = format!("file:{}", host.path("a.mig").display());
+    host.run("mig-send", &["-q", "a", &file]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    let script = format!("exec {strace} mig-recv -q --confine=off --console null {file}");
+    let mut recv = host.shell(&script).spawn().unwrap();
+    wait("the guest", || host.state("a").as_deref() == Some("running"));
+    // Two are there when it runs, whatever comes later: "restoring" and "may run".
+    let done = trace(&host);
+    // strace ends with the guest.
+    host.run("vmctl", &["quit", "a"]).expect(0);
+    recv.wait().unwrap();
+    assert_names_are_durable(&done, "/migrations/", 2);
+}
