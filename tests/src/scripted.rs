@@ -164,7 +164,10 @@ impl Service for Guest {
                 Reply::State(Vec::new()).into()
             }
             Request::Own(input) => self.own(input, || Reply::Done.into()),
-            Request::Receive { id, .. } => self.own(Input::Receive(id), || self.memory()),
+            Request::Receive { id, .. } => self.own(Input::Receive(id), || Answer {
+                reply: Reply::Received { notes: Vec::new() },
+                ..self.memory()
+            }),
             Request::Prepare { id, .. } => {
                 self.own(Input::Prepared(id), || Reply::Prepared(Loaded::default()).into())
             }

@@ -359,7 +359,8 @@ fn a_vmrun_keeps_to_its_filters_while_a_guest_arrives() {
     let host = Host::new();
     let Some(calls) = traced(&host, "vmrun", |strace| {
         let incoming = "vmrun --log=error --name b --incoming --go-timeout 2";
-        let script = format!("exec {strace} {incoming}");
+        let files = host.path("").display().to_string();
+        let script = format!("exec {strace} {incoming} --files-in {files}");
         let mut b = host.shell(&script).spawn().expect("a shell starts");
         wait("b to listen", || host.state("b").as_deref() == Some("incoming"));
         let image = Image::create(&host.path("web.raw"), 64);

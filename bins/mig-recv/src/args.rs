@@ -46,10 +46,18 @@ pub struct Args {
     #[arg(long = "net", value_name = "ID=TAP", value_parser = named)]
     pub nets: Vec<(String, String)>,
     /// Where the console and the disk images may be that the stream names, beside those that are
-    /// named here: a directory and what is below it, or one file; once for each. Without it,
-    /// wherever this user may open them
+    /// named here: a directory and what is below it, or one file; once for each. Without it, guests
+    /// in the state directory (/var/lib/vmrun or ~/.local/state/vmrun), and where a guest of the same
+    /// name had them on this host before; a console that is elsewhere goes to a file there
     #[arg(long, value_name = "PATH", conflicts_with = "vm")]
     pub files_in: Vec<PathBuf>,
+    /// Let the stream name any file that this user may open. Whoever can send a guest here can then
+    /// have any file of this user
+    #[arg(long, conflicts_with_all = ["vm", "files_in"])]
+    pub files_anywhere: bool,
+    /// A file that the command line of the mig-recv names which started this one
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub named: Vec<PathBuf>,
     /// Run a saved guest a second time, under a new migration id. If the first copy still runs,
     /// the two share every address and disk
     #[arg(long)]
@@ -83,6 +91,7 @@ const EXAMPLES: &str = "\
 Examples:
   mig-send web exec:'ssh hostb mig-recv'       on the source: a handover through ssh
   mig-recv tcp:0.0.0.0:4444                    wait for one guest; trusted networks only
+  mig-recv --disk disk0=/dev/vg0/web           its disk is another here
   mig-recv --files-in /srv/guests              its console and disks are there, or it is refused
   mig-recv --max-mem 8G --max-cpus 8           it is no larger than that, or it is refused
   mig-recv file:web.mig                        restore a saved guest
@@ -109,19 +118,15 @@ impl Args {
         Ok(())
     }
 
-    /// What `--files-in` is for the vmrun of the guest: with the files that are named here.
-    pub fn places(&self) -> Vec<PathBuf> {
-        if self.files_in.is_empty() {
-            return Vec::new();
-        }
+    /// The files that are named here: they are meant, wherever they are.
+    pub fn named(&self) -> Vec<PathBuf> {
         let consoles = [&self.console, &self.virtio_console].into_iter().flatten();
         let consoles = consoles.filter_map(|console| match console.split_once(':') {
             Some(("file" | "unix", path)) => Some(path),
             _ => None,
         });
         let disks = self.disks.iter().map(|(_, path)| path.as_str());
-        let named = consoles.chain(disks).map(PathBuf::from);
-        self.files_in.iter().cloned().chain(named).collect()
+        consoles.chain(disks).map(PathBuf::from).chain(self.named.iter().cloned()).collect()
     }
 }
 

@@ -47,8 +47,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// All that the broker can be asked.
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
-    /// Start the vmrun of a guest of this name. Answered with the path of its socket; once.
-    Start { name: String },
+    /// Start the vmrun of a guest that is to be called `name` and is called `guest` on its source.
+    /// Answered with the path of its socket; once.
+    Start { name: String, guest: String },
     /// Wait until that vmrun has ended, for a while.
     AwaitEnd,
     /// Wait as long for its end, and say what it said last and where its log is.
@@ -86,7 +87,9 @@ impl Host {
             .arg(args.go_timeout.as_secs_f64().to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
-            .args(args.places().iter().flat_map(|place| [OsStr::new("--files-in"), place.as_ref()]))
+            .args(options("--files-in", &args.files_in))
+            .args(options("--named", &args.named()))
+            .args(args.files_anywhere.then_some("--files-anywhere"))
             .stdout(Stdio::from(OwnedFd::from(theirs)));
         Ok(Self {
             broker: Broker::start(command, args.timeout.max(ANSWER))?,
@@ -99,14 +102,16 @@ impl Host {
         self.broker.ask::<Answer<T>>(question)?.map_err(|why| anyhow!("{why}"))
     }
 
-    /// The vmrun of `--vm`, or a new one for a guest that is to be called `name`.
-    pub fn vmrun(&mut self, name: &str) -> anyhow::Result<Vmrun> {
+    /// The vmrun of `--vm`, or a new one for a guest that is to be called `name` and is called
+    /// `guest` on its source.
+    pub fn vmrun(&mut self, name: &str, guest: &str) -> anyhow::Result<Vmrun> {
         if let Some(connected) = self.waiting.take() {
             let client = connected?;
             let name = client.name().to_owned();
             return Ok(Vmrun { client, name, started: false });
         }
-        let socket: PathBuf = self.ask(&Question::Start { name: name.to_owned() })?;
+        let socket: PathBuf =
+            self.ask(&Question::Start { name: name.to_owned(), guest: guest.to_owned() })?;
         let control = self.control.take().context("a second vmrun was to be started")?;
         match Client::over(control, &socket, NAME, START) {
             Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: true }),
@@ -155,6 +160,11 @@ impl Host {
     pub fn resolve(&mut self, id: MigrationId) -> anyhow::Result<Outcome> {
         self.ask(&Question::Resolve(id))
     }
+}
+
+/// An option that is given once for each path.
+pub fn options<'a>(option: &'a str, paths: &'a [PathBuf]) -> impl Iterator<Item = &'a OsStr> {
+    paths.iter().flat_map(move |path| [OsStr::new(option), path.as_ref()])
 }
 
 /// The vmrun that takes the guest: one that waited for it, or one that was started for it.
@@ -212,10 +222,11 @@ fn answer(
 ) -> anyhow::Result<Value> {
     let value = match question {
         Question::Start { .. } if launched.is_some() => anyhow::bail!("a vmrun runs already"),
-        Question::Start { name } => {
+        Question::Start { name, guest } => {
             place::check_name(&name)?;
+            place::check_name(&guest)?;
             tidy(&Records::of_this_host());
-            let launched = launched.insert(Launched::start(args, &name)?);
+            let launched = launched.insert(Launched::start(args, &name, &guest)?);
             serde_json::to_value(&launched.socket)
         }
         Question::AwaitEnd => {

@@ -1,6 +1,5 @@
 //! Starting a vmrun for a guest that arrives. Runs in the broker.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -13,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
-use vm_control::place;
+use tracing::debug;
+use vm_control::{known_files, place};
 
 use crate::args::Args;
-use crate::host::END;
+use crate::host::{END, options};
 use crate::session;
 
 /// A vmrun that we started.
@@ -30,8 +30,9 @@ pub struct Launched {
 }
 
 impl Launched {
-    /// Starts one for a guest that is to be called `name`; its control connection is our stdout.
-    pub fn start(args: &Args, name: &str) -> anyhow::Result<Self> {
+    /// Starts one for a guest that is to be called `name` and is called `guest` on its source; its
+    /// control connection is our stdout.
+    pub fn start(args: &Args, name: &str, guest: &str) -> anyhow::Result<Self> {
         let socket = place::socket_of(name)?;
         if UnixStream::connect(&socket).is_ok() {
             bail!(
@@ -52,7 +53,9 @@ impl Launched {
             .arg(args.go_timeout.as_secs_f64().to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
-            .args(args.files_in.iter().flat_map(|place| [OsStr::new("--files-in"), place.as_ref()]))
+            .args(options("--files-in", &args.files_in))
+            .args(options("--named", &known(args, name, guest)))
+            .args(args.files_anywhere.then_some("--files-anywhere"))
             .stdin(Stdio::from(control))
             .stdout(Stdio::from(log.0.try_clone()?))
             .stderr(Stdio::from(log.0));
@@ -84,6 +87,21 @@ impl Launched {
         });
         (why, self.log.clone())
     }
+}
+
+/// The files that this user has named for the guest: on this command line, and when it was here
+/// before. Where files may be says `--files-in` alone, if it says anything.
+fn known(args: &Args, name: &str, guest: &str) -> Vec<PathBuf> {
+    let mut files = args.named();
+    if args.files_in.is_empty() && !args.files_anywhere {
+        files.extend(known_files::known(guest));
+        files.dedup();
+        // Under its new name, for when it moves on from here and comes back.
+        let remembered = known_files::remember(name, &files);
+        remembered
+            .unwrap_or_else(|error| debug!("what files {name} has is not remembered: {error}"));
+    }
+    files
 }
 
 /// vmrun beside this program, else in PATH.

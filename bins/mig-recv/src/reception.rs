@@ -217,13 +217,18 @@ impl<'a> Reception<'a> {
             console: self.console(&self.args.console, SERIAL_CONSOLE)?,
             device_params: self.device_params()?,
         };
-        let vmrun = self.vmrun.insert(self.host.vmrun(&self.name)?);
+        let vmrun = self.host.vmrun(&self.name, &self.description.name)?;
+        let vmrun = self.vmrun.insert(vmrun);
         self.name.clone_from(&vmrun.name);
         let (id, saved) = (self.id, self.form == Form::Saved);
-        let memory = match vmrun.client.receive(id, self.description.clone(), overrides, saved) {
-            Ok(memory) => memory,
+        let received = vmrun.client.receive(id, self.description.clone(), overrides, saved);
+        let (memory, notes) = match received {
+            Ok(received) => received,
             Err(error) => return Err(refused(self.host.explain(vmrun, error))),
         };
+        for note in notes.iter().filter(|_| !self.args.quiet) {
+            output::say(format_args!("{NAME}: {}", cli::printable(note)));
+        }
         self.received = true;
         self.memory = Some(Incoming::new(memory));
         Ok(())

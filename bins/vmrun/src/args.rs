@@ -63,9 +63,18 @@ pub struct Args {
     #[arg(long, conflicts_with = "kernel")]
     pub incoming: bool,
     /// Where the console and the disk images may be that an arriving guest names: a directory and
-    /// what is below it, or one file; once for each. Without it, wherever this user may open them
+    /// what is below it, or one file; once for each. Without it, guests in the state directory
+    /// (/var/lib/vmrun or ~/.local/state/vmrun), and a console that is elsewhere goes to a file there
     #[arg(long, value_name = "PATH", requires = "incoming")]
     pub files_in: Vec<PathBuf>,
+    /// Let the console and the disk images of an arriving guest be wherever this user may open them.
+    /// Whoever can send a guest here can then have any file of this user
+    #[arg(long, requires = "incoming", conflicts_with = "files_in")]
+    pub files_anywhere: bool,
+    /// A file that the user has named, beside those; mig-recv uses it for what its own command line
+    /// names
+    #[arg(long, value_name = "PATH", requires = "incoming", hide = true)]
+    pub named: Vec<PathBuf>,
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
     pub go_timeout: Duration,

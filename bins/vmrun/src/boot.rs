@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use mig_engine::ownership::Ownership;
-use tracing::warn;
+use tracing::{debug, warn};
+use vm_control::{known_files, place};
 use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, Places, VirtioSpec};
 
 use crate::args::Args;
@@ -44,15 +45,29 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
 
 /// Where an arriving guest may have files; with what this command line itself names.
 fn places(args: &Args) -> anyhow::Result<Places> {
-    if args.files_in.is_empty() {
-        return Ok(Places::default());
+    if args.files_anywhere {
+        return Ok(Places::anywhere());
     }
-    let mut paths = args.files_in.clone();
+    let mut paths = [&args.files_in[..], &args.named].concat();
     for console in [Some(&args.console), args.virtio_console.as_ref()].into_iter().flatten() {
-        let console: ConsoleSpec = console.parse()?;
-        paths.extend(console.path().map(Path::to_owned));
+        paths.extend(console_spec(console)?.path().map(Path::to_owned));
     }
-    Ok(Places::new(&paths))
+    if !args.files_in.is_empty() {
+        return Ok(Places::new(&paths));
+    }
+    let own = place::guests_dir();
+    place::ensure_dir(&own)?;
+    paths.push(own.clone());
+    Ok(Places::new(&paths).with_consoles_in(&own))
+}
+
+/// A console of the command line. The path of a file is made absolute, for it has to mean the same
+/// at a destination; that of a socket has to be short.
+fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
+    Ok(match text.parse()? {
+        ConsoleSpec::File(path) => ConsoleSpec::File(std::path::absolute(path)?),
+        other => other,
+    })
 }
 
 fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
@@ -70,11 +85,19 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
         cmdline: args.append.clone(),
         mem: args.mem,
         cpus: args.cpus,
-        console: args.console.parse()?,
+        console: console_spec(&args.console)?,
         hugetlb: args.hugepages,
         devices: devices(args)?,
     };
-    Machine::boot(&config).with_context(|| format!("cannot make the machine of {}", args.name))
+    let machine = Machine::boot(&config)
+        .with_context(|| format!("cannot make the machine of {}", args.name))?;
+    let consoles = config.console.path().map(Path::to_owned);
+    let files = config.devices.iter().filter_map(VirtioSpec::path).chain(consoles);
+    // It runs as well without; it has to be told of its files once more when it comes back.
+    if let Err(error) = known_files::remember(&args.name, &files.collect::<Vec<_>>()) {
+        debug!("what files {} has is not remembered: {error}", args.name);
+    }
+    Ok(machine)
 }
 
 /// The virtio devices of the command line.
@@ -88,7 +111,7 @@ fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
     }
     devices.extend(args.rng.then(VirtioSpec::rng));
     if let Some(to) = &args.virtio_console {
-        devices.push(VirtioSpec::console(&to.parse()?));
+        devices.push(VirtioSpec::console(&console_spec(to)?));
     }
     devices.extend(args.balloon.then(VirtioSpec::balloon));
     Ok(devices)

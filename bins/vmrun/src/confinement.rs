@@ -51,9 +51,10 @@ pub fn service(socket: &Path, records: Option<&Records>) -> anyhow::Result<()> {
 /// user may, or those at `places` and what every machine needs.
 pub fn builder(places: &Places) -> anyhow::Result<()> {
     let mut files = Files::none();
-    if places.paths().is_empty() {
-        files = files.and("/", Access::Open);
-    } else {
+    let Some(paths) = places.paths() else {
+        return Ok(confine::enter(&BUILDER, &[], &files.and("/", Access::Open))?);
+    };
+    {
         for device in ["/dev/kvm", "/dev/net/tun"] {
             files = files.and(device, Access::Open);
         }
@@ -61,7 +62,7 @@ pub fn builder(places: &Places) -> anyhow::Result<()> {
         for path in ["/proc", "/sys", "/dev/urandom"] {
             files = files.and(path, Access::Read);
         }
-        for place in places.paths() {
+        for place in paths {
             // What is to be made, or to be replaced as a socket is, takes rights on its directory.
             let is_open = place.is_dir() || place.is_file();
             let opened = if is_open { place } else { directory_of(place) };

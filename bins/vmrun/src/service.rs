@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Input, State};
+use tracing::info;
 use units::{Bytes, MigrationId};
 use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Service};
@@ -226,24 +227,35 @@ impl Guest {
         let here = vm_machine::Overrides {
             name: Some(inner.name.clone()),
             console: Some(console.parse().map_err(refusal)?),
-            device_params,
+            device_params: device_params.clone(),
             ..vm_machine::Overrides::default()
         };
         let builder = inner.builder.as_ref();
         let builder = builder.ok_or_else(|| Refusal::new("a guest has arrived here before"))?;
         let machine = builder.build(&description, here)?;
         let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
+        let serial = DeviceParam {
+            kind: "serial".to_owned(),
+            id: "serial0".to_owned(),
+            name: VirtioSpec::CONSOLE_PARAM.to_owned(),
+            value: console.clone(),
+        };
+        let notes = placed_elsewhere(&machine, device_params.iter().chain([&serial]));
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
         let arrival = Arrival::start(this, inner.name.clone(), id)?;
         self.step(inner, input)?;
         inner.arrival = Some(arrival);
+        // As it is here: its next destination is told where its files are on this host.
+        inner.description = Some(machine.describe());
         inner.machine = Some(machine);
         inner.builder = None;
-        inner.description = Some(description);
         inner.receiver = Some(connection);
-        Ok(Answer { reply: Reply::Done, fds })
+        for note in &notes {
+            info!("{note}");
+        }
+        Ok(Answer { reply: Reply::Received { notes }, fds })
     }
 
     fn prepare(
@@ -413,6 +425,26 @@ fn virtio_consoles(description: &MachineDescription, to: Option<&str>) -> Vec<De
             value: to.unwrap_or("null").to_owned(),
         })
         .collect()
+}
+
+/// What to say of the consoles of `machine` that are not where they were to be.
+fn placed_elsewhere<'a>(
+    machine: &Machine,
+    asked: impl Iterator<Item = &'a DeviceParam>,
+) -> Vec<String> {
+    let devices = machine.describe().devices;
+    let consoles = asked.filter(|param| param.name == VirtioSpec::CONSOLE_PARAM);
+    let found = consoles.filter_map(|param| {
+        let mut all = devices.iter();
+        let device = all.find(|device| device.kind == param.kind && device.id == param.id)?;
+        let here = device.params.get(&param.name).filter(|here| **here != param.value)?;
+        let (name, asked) = (machine.name(), &param.value);
+        Some(format!(
+            "the console of {name} goes to {here}: {asked} is where no file of an arriving guest \
+             may be (--files-in)"
+        ))
+    });
+    found.collect()
 }
 
 fn device_param((kind, id, name, value): (String, String, String, String)) -> DeviceParam {

@@ -329,7 +329,7 @@ impl Client {
     }
 
     /// Has an incoming vmrun build the machine and maps its memory for writing. A guest that is
-    /// `saved` comes from a file.
+    /// `saved` comes from a file. What vmrun says about it is for the user.
     ///
     /// # Errors
     /// [`ClientError::Refused`] if this host cannot take the guest.
@@ -339,11 +339,14 @@ impl Client {
         description: MachineDescription,
         overrides: Overrides,
         saved: bool,
-    ) -> Result<GuestMemory, ClientError> {
+    ) -> Result<(GuestMemory, Vec<String>), ClientError> {
         let memory = description.memory.clone();
-        let (_, fds) =
-            self.call_with_fds(&Request::Receive { id, description, overrides, saved })?;
-        Ok(GuestMemory::map(&memory, fds, Access::ReadWrite)?)
+        match self.call_with_fds(&Request::Receive { id, description, overrides, saved })? {
+            (Reply::Received { notes }, fds) => {
+                Ok((GuestMemory::map(&memory, fds, Access::ReadWrite)?, notes))
+            }
+            _ => Err(self.out_of_turn()),
+        }
     }
 
     /// Loads the state of the guest being received.

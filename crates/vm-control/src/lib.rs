@@ -20,6 +20,7 @@
 //!    | -- DirtyLogHarvest --------------> | writes the bitmap, then answers with a count
 //!    |             ... rounds ...         |
 //!    | -- Pause, SaveState, Harvest ----> |
+//!    | -- FlushDisks -------------------> | by another connection, beside the rest
 //!    | -- Own(Commit(id)) --------------> | migrating -> handed-over, whatever happens to us
 //! ```
 //!
@@ -34,6 +35,7 @@
 mod client;
 mod durable;
 mod frame;
+pub mod known_files;
 pub mod memory;
 mod message;
 pub mod place;

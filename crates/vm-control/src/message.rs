@@ -61,8 +61,8 @@ pub enum Request {
     Balloon(Bytes),
     /// A step of the ownership machine that needs nothing else.
     Own(Input),
-    /// Build the machine of `description` and start to receive it. Answered by [`Reply::Done`] with
-    /// the memfds of the regions.
+    /// Build the machine of `description` and start to receive it. Answered by [`Reply::Received`]
+    /// with the memfds of the regions.
     Receive {
         /// The migration.
         id: MigrationId,
@@ -205,6 +205,12 @@ pub enum Reply {
     },
     /// To [`Request::SaveState`]: encoded sections, in the order in which they are loaded.
     State(#[serde(deserialize_with = "sections")] Vec<Vec<u8>>),
+    /// To [`Request::Receive`].
+    Received {
+        /// What is otherwise here than the source and mig-recv have said: one line each, for a
+        /// person.
+        notes: Vec<String>,
+    },
     /// To [`Request::Prepare`].
     Prepared(Loaded),
     /// To [`Request::Go`].

@@ -131,6 +131,11 @@ pub fn state_dir() -> PathBuf {
     }
 }
 
+/// The directory below it where a guest that arrives may have files.
+pub fn guests_dir() -> PathBuf {
+    state_dir().join("guests")
+}
+
 /// Makes `dir` and what is missing above it, for its user alone. What it makes is on the disk when
 /// it returns: what is synced in a directory whose own name was not may be lost with it.
 ///

@@ -65,11 +65,13 @@ pub(crate) fn incoming(
     describe_cpu(&kvm, description.vcpus)?;
     let mut description = description.clone();
     virtio::replace(&mut description.devices, &overrides.device_params)?;
-    let (serial, specs) = devices_of(&description)?;
-    let console = match &overrides.console {
+    let (serial, mut specs) = devices_of(&description)?;
+    let mut console = match &overrides.console {
         Some(console) => console.clone(),
         None => console_of(serial)?,
     };
+    let name = overrides.name.as_ref().unwrap_or(&description.name);
+    overrides.places.place_consoles(name, (&serial.id, &mut console), &mut specs);
     overrides.places.check(&console, &specs)?;
     let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
     let needed = bytes.fold(0, u64::saturating_add);

@@ -9,20 +9,62 @@ use vm_devices::{ConsoleSpec, VirtioKind, VirtioSpec};
 
 use crate::error::MachineError;
 
-/// Directories, and single files. Without any, a file may be anywhere.
+/// Directories, and single files.
 #[derive(Clone, Debug, Default)]
-pub struct Places(Vec<PathBuf>);
+pub struct Places {
+    /// Anywhere, if not these.
+    allowed: Option<Vec<PathBuf>>,
+    /// Where a console goes that is elsewhere.
+    consoles: Option<PathBuf>,
+}
 
 impl Places {
-    /// These alone, resolved as they are now; anywhere if there are none. One that does not exist
-    /// is no place, unless it is a file yet to be made.
+    /// A file may be wherever this user may open it.
+    pub fn anywhere() -> Self {
+        Self::default()
+    }
+
+    /// These alone, resolved as they are now. One that does not exist is no place, unless it is a
+    /// file yet to be made.
     pub fn new(paths: &[PathBuf]) -> Self {
-        Self(paths.iter().map(|path| resolve(path).unwrap_or_else(|| path.clone())).collect())
+        let allowed = paths.iter().map(|path| resolve(path).unwrap_or_else(|| path.clone()));
+        Self { allowed: Some(allowed.collect()), consoles: None }
+    }
+
+    /// A console that is elsewhere goes to a file in `dir`, which is one of the places. Where a
+    /// guest's console is says its source, and that is no reason for the guest to stay there.
+    #[must_use]
+    pub fn with_consoles_in(mut self, dir: &Path) -> Self {
+        self.consoles = resolve(dir);
+        self
     }
 
     /// All of them; nothing if a file may be anywhere.
-    pub fn paths(&self) -> &[PathBuf] {
-        &self.0
+    pub fn paths(&self) -> Option<&[PathBuf]> {
+        self.allowed.as_deref()
+    }
+
+    /// Puts the consoles of a guest that is called `name` here where they may be, if there is such a
+    /// place for them.
+    pub(crate) fn place_consoles(
+        &self,
+        name: &str,
+        serial: (&str, &mut ConsoleSpec),
+        specs: &mut [VirtioSpec],
+    ) {
+        let Some(dir) = &self.consoles else { return };
+        let elsewhere = |path: Option<&Path>| path.is_some_and(|path| !self.allows(path));
+        let file = |id: &str| ConsoleSpec::File(dir.join(format!("{name}.{id}.log")));
+        let (id, console) = serial;
+        if elsewhere(console.path()) {
+            *console = file(id);
+        }
+        for spec in specs.iter_mut().filter(|spec| spec.kind == VirtioKind::Console) {
+            if elsewhere(spec.path().as_deref()) {
+                let there = file(&spec.id).to_string();
+                spec.params.insert(VirtioSpec::CONSOLE_PARAM.to_owned(), there);
+            }
+        }
     }
 
     /// That the console and the virtio devices of a guest are at such places.
@@ -47,11 +89,19 @@ impl Places {
     }
 
     fn allow(&self, device: &str, path: &Path, option: &'static str) -> Result<(), MachineError> {
-        let inside = |path: PathBuf| self.0.iter().any(|place| path.starts_with(place));
-        if self.0.is_empty() || resolve(path).is_some_and(inside) {
+        if self.allows(path) {
             return Ok(());
         }
         Err(MachineError::Place { device: device.to_owned(), path: path.to_owned(), option })
+    }
+
+    fn allows(&self, path: &Path) -> bool {
+        let Some(allowed) = &self.allowed else { return true };
+        match resolve(path) {
+            Some(leads) => allowed.iter().any(|place| leads.starts_with(place)),
+            // It cannot be opened, which is for whoever has named it to hear.
+            None => allowed.iter().any(|place| place == path),
+        }
     }
 }
 
@@ -132,8 +182,44 @@ mod tests {
     }
 
     #[test]
-    fn without_places_a_file_may_be_anywhere() {
-        assert!(Places::default().allow("block disk0", Path::new("/no/such"), "--disk").is_ok());
+    fn a_console_that_is_elsewhere_goes_to_a_file_of_its_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, named) = (dir.path().join("guests"), dir.path().join("named"));
+        fs::create_dir(&own).unwrap();
+        let places = Places::new(&[own.clone(), named.clone()]).with_consoles_in(&own);
+        let own = fs::canonicalize(own).unwrap();
+        let placed = |serial: &str, virtio: &str| {
+            let mut serial: ConsoleSpec = serial.parse().unwrap();
+            let mut specs = [
+                VirtioSpec::disk("/etc/passwd", 0).unwrap(),
+                VirtioSpec::console(&virtio.parse().unwrap()),
+            ];
+            places.place_consoles("web", ("serial0", &mut serial), &mut specs);
+            assert_eq!(specs[0], VirtioSpec::disk("/etc/passwd", 0).unwrap(), "no disk");
+            let [_, console] = specs;
+            (serial.to_string(), console.params[VirtioSpec::CONSOLE_PARAM].clone())
+        };
+        let inside = format!("file:{}/web.log", own.display());
+        let file = format!("file:{}", named.display());
+        assert_eq!(placed(&inside, &file), (inside, file));
+        assert_eq!(placed("null", "stdio"), ("null".into(), "stdio".into()));
+        let there = |id: &str| format!("file:{}/web.{id}.log", own.display());
+        let elsewhere = placed("file:/etc/profile", "unix:/run/web");
+        assert_eq!(elsewhere, (there("serial0"), there("console0")));
+    }
+
+    #[test]
+    fn what_was_named_and_cannot_be_there_is_not_refused_for_its_place() {
+        let missing = Path::new("/no/such/console");
+        assert!(Places::new(&[missing.into()]).allow("console", missing, "--console").is_ok());
+        let below = missing.join("more");
+        assert!(Places::new(&[missing.into()]).allow("console", &below, "--console").is_err());
+    }
+
+    #[test]
+    fn anywhere_is_anywhere_and_no_places_are_nowhere() {
+        assert!(Places::new(&[]).allow("block disk0", Path::new("/etc/passwd"), "--disk").is_err());
+        assert!(Places::anywhere().allow("block disk0", Path::new("/no/such"), "--disk").is_ok());
     }
 
     #[test]

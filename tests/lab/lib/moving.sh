@@ -143,12 +143,14 @@ move() {
 # hostb one that mig-recv starts.
 await() {
     local consoles="--console file:$(console "web$moves") --virtio-console unix:$HVC"
-    receiver="mig-recv -q $consoles"
+    # Its disk is at one place on both hosts.
+    local files="--files-in $CONSOLES"
+    receiver="mig-recv -q $consoles $files"
     awaiting=
     [ "$1" = hosta ] || return 0
     # What was there belongs to the vmrun that has just ended.
     rm -f $HVC
-    setsid vmrun --name web --incoming $consoles </dev/null >"$CONSOLES/web$moves.log" 2>&1 &
+    setsid vmrun --name web --incoming $consoles $files </dev/null >"$CONSOLES/web$moves.log" 2>&1 &
     awaiting=$!
     wait_for "a vmrun that waits" is_state hosta web incoming
     receiver="mig-recv -q --vm web"
