@@ -249,6 +249,91 @@ mod tests {
         assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::Closed)));
     }
 
+    #[test]
+    fn an_end_inside_a_length_is_not_a_clean_close() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(&[9, 0]).unwrap();
+        drop(ours);
+        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::Io(_))));
+    }
+
+    #[test]
+    fn silence_is_told_from_an_end() {
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert!(matches!(receive::<Reply>(&theirs), Err(FrameError::TimedOut)));
+    }
+
+    #[test]
+    fn the_longest_frame_arrives_and_one_byte_more_is_not_sent() {
+        // In front of the bytes: which reply, how many sections, and how long the one is.
+        let of = |length| Reply::State(vec![vec![7; length as usize - 6]]);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let error = send(&ours, &of(MAX_FRAME + 1), &[]).unwrap_err();
+        let length = u64::from(MAX_FRAME) + 1;
+        assert!(matches!(error, FrameError::TooLong { length: it, .. } if it == length));
+        let sender = thread::spawn(move || send(&ours, &of(MAX_FRAME), &[]));
+        assert!(receive::<Reply>(&theirs).unwrap().0 == of(MAX_FRAME));
+        sender.join().unwrap().unwrap();
+    }
+
+    /// Ends what hangs, and measures nothing.
+    const HANGS: Duration = Duration::from_secs(600);
+
+    fn framed(request: &Request) -> Vec<u8> {
+        let body = postcard::to_stdvec(request).unwrap();
+        [&(body.len() as u32).to_le_bytes()[..], &body].concat()
+    }
+
+    fn hello(client: &str) -> Request {
+        Request::Hello { version: 1, client: client.to_owned() }
+    }
+
+    #[test]
+    fn a_request_may_come_in_pieces() {
+        let request = hello("one that is slow");
+        let bytes = framed(&request);
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let sender = thread::spawn(move || {
+            // In the middle of the length, behind it, in the body, and so that more than one piece
+            // of the body is waited for.
+            for piece in [&bytes[..2], &bytes[2..4], &bytes[4..9], &bytes[9..12], &bytes[12..]] {
+                ours.write_all(piece).unwrap();
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        assert_eq!(receive_request::<Request>(&theirs, HANGS, |_| 100).unwrap(), request);
+        sender.join().unwrap();
+    }
+
+    #[test]
+    fn a_request_may_be_as_long_as_its_kind_and_not_longer() {
+        let request = hello("web");
+        let bytes = framed(&request);
+        let length = bytes.len() as u32 - 4;
+        for (most, is_read) in [(length, true), (length - 1, false)] {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(&bytes).unwrap();
+            let read = receive_request::<Request>(&theirs, HANGS, |_| most);
+            assert_eq!(read.is_ok(), is_read, "{read:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_trickles_without_a_pause_has_one_deadline() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let bytes = framed(&hello(&"x".repeat(16 << 20)));
+        let trickle = thread::spawn(move || {
+            // Nobody waits a millisecond for the next byte, and yet the whole takes seconds.
+            let _ = bytes.iter().try_for_each(|byte| ours.write_all(&[*byte]));
+        });
+        let within = Duration::from_millis(20);
+        let read = receive_request::<Request>(&theirs, within, |_| u32::MAX);
+        assert!(matches!(read, Err(FrameError::TimedOut)));
+        drop(theirs);
+        trickle.join().unwrap();
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -119,3 +119,67 @@ fn a_client_has_no_guest_memory_in_its_core_dumps() {
         assert!(flags.contains(" dd"), "{flags}");
     }
 }
+
+#[test]
+fn memory_is_given_back_and_its_regions_are_told() {
+    let (memory, reader) = guest(16, Access::ReadWrite);
+    let regions: Vec<_> = memory.regions().collect();
+    assert_eq!(regions, [(RegionId(0), Pages(16))]);
+    let begin = format!("{:x}-", memory.regions[0].mapping.start.as_ptr() as usize);
+    let is_mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().any(|line| line.starts_with(&begin) && line.contains("memfd:test"))
+    };
+    assert!(is_mapped());
+    drop(memory);
+    assert!(!is_mapped());
+    drop(reader);
+}
+
+#[test]
+fn a_destination_asks_for_huge_pages_and_a_source_does_not() {
+    let (memory, reader) = guest(1024, Access::ReadWrite);
+    let asks = |memory: &GuestMemory| {
+        let begin = format!("{:x}-", memory.regions[0].mapping.start.as_ptr() as usize);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
+        lines.find(|line| line.starts_with("VmFlags:")).unwrap().contains(" hg")
+    };
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        eprintln!("SKIPPED: this kernel has no transparent huge pages");
+        return;
+    }
+    assert!(asks(&memory) && !asks(&reader));
+}
+
+#[test]
+fn the_first_bytes_of_a_page_are_those_of_that_page() {
+    let (mut memory, reader) = guest(16, Access::ReadWrite);
+    memory.pages_mut(range(9, 1)).fill(7);
+    assert_eq!(reader.first_bytes(RegionId(0), 9), [7; 16]);
+    assert_eq!(reader.first_bytes(RegionId(0), 8), [0; 16]);
+}
+
+#[test]
+fn a_pipe_gets_the_bytes_of_the_pages_from_where_it_was_left() {
+    use nix::fcntl::{FcntlArg, OFlag};
+    use std::io::Read;
+    let (mut memory, reader) = guest(16, Access::ReadWrite);
+    for page in 0..16 {
+        memory.pages_mut(range(page, 1)).fill(page as u8);
+    }
+    let (mut from, into) = io::pipe().unwrap();
+    fcntl(&into, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let (pages, skipped) = (range(3, 2), 4000);
+    let moved = match reader.splice_into(pages, skipped, into.as_fd()) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            eprintln!("SKIPPED: this kernel does not splice memory");
+            return;
+        }
+        moved => moved.unwrap(),
+    };
+    assert_eq!(moved, 2 * PAGE_SIZE as usize - skipped);
+    let mut bytes = vec![0; moved];
+    from.read_exact(&mut bytes).unwrap();
+    assert_eq!((bytes[0], bytes[95], bytes[96], bytes[moved - 1]), (3, 3, 4, 4));
+}
