@@ -66,6 +66,7 @@ REPO='$REPO'
 LAB_MTU='$LAB_MTU'
 LAB_SHMEM_HUGE='$LAB_SHMEM_HUGE'
 END
+    truncate -s 64M "$LAB_DIR/drive.raw"
     make_keys
     make_initrd
 }
@@ -92,6 +93,9 @@ start_host() {
         -virtfs "local,path=$LAB_DIR/shared,mount_tag=shared,$share"
         -virtfs "local,path=$MIGPIPE_BIN,mount_tag=bin,readonly=on,$share"
         -virtfs "local,path=$REPO,mount_tag=repo,readonly=on,$share"
+        # One drive on both hosts, as a LUN is: each has a page cache of its own over it.
+        -drive "file=$LAB_DIR/drive.raw,format=raw,if=none,id=drive,file.locking=off"
+        -device virtio-blk-pci,drive=drive,share-rw=on
         -device virtio-serial-pci
         -chardev "socket,id=port,path=$LAB_DIR/$host/port,server=on,wait=off"
         -device virtserialport,chardev=port,name=lab

@@ -11,7 +11,7 @@ GUEST=$CACHE/guest
 
 # Only what is wanted: what that needs, what of it is built in, and the order come from the package's
 # own modules, by modprobe.
-HOST_MODULES="virtio_pci 9pnet_virtio 9p overlay kvm-amd virtio_net bridge tun virtio_console loop"
+HOST_MODULES="virtio_pci 9pnet_virtio 9p overlay kvm-amd virtio_net virtio_blk bridge tun virtio_console loop"
 GUEST_MODULES="virtio_mmio virtio_blk ext4 virtio_net virtio_rng virtio_console virtio_balloon"
 
 # What the cache holds when it is complete: it is made anew when that changes.

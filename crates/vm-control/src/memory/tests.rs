@@ -183,3 +183,20 @@ fn a_pipe_gets_the_bytes_of_the_pages_from_where_it_was_left() {
     from.read_exact(&mut bytes).unwrap();
     assert_eq!((bytes[0], bytes[95], bytes[96], bytes[moved - 1]), (3, 3, 4, 4));
 }
+
+#[test]
+fn a_part_of_a_region_is_populated_and_nothing_beyond_it() {
+    let (memory, reader) = guest(64, Access::ReadWrite);
+    memory.populator().populate(range(8, 10));
+    let existing: u64 = reader.existing().unwrap().iter().map(|run| run.count.0).sum();
+    assert_eq!(existing, 10);
+}
+
+#[test]
+fn a_bitmap_that_is_too_short_is_refused() {
+    let regions = |pages| [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(pages) }];
+    let (_bitmap, fd) = SharedBitmap::create(&regions(64)).unwrap();
+    let longer = SharedBitmap::map(fd.try_clone().unwrap(), &regions(65));
+    assert!(matches!(longer, Err(MemoryError::WrongSize { found: 8, expected: 16, .. })));
+    SharedBitmap::map(fd, &regions(64)).unwrap();
+}
