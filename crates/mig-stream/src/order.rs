@@ -225,6 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_comes_where_something_may_come() {
+        for (records, said) in [
+            (&[Pages][..], Ok(())),
+            (&[End], Err(OrderError::UnknownBehindEnd)),
+            (&[End, Go], Err(OrderError::BehindLast)),
+            (&[Abort], Err(OrderError::BehindLast)),
+        ] {
+            assert_eq!(run(BOTH_WAYS, records).unwrap().admit_unknown(), said, "{records:?}");
+        }
+    }
+
+    #[test]
     fn what_stands_at_the_wrong_place_is_refused() {
         for (flags, records, error) in [
             (ONE_WAY, &[End, Pages][..], OrderError::BehindEnd(Pages)),
