@@ -112,6 +112,7 @@ impl Guest {
             throttle: 0,
             progress: None,
             balloon: None,
+            held: None,
         }
     }
 }

@@ -161,7 +161,7 @@ fn a_file_that_holds_something_is_no_place_for_a_guest() {
     fs::write(&path, "something").unwrap();
     for redirect in [">>", "1<>"] {
         host.sh(&format!("exec mig-send -q web {redirect}{}", path.display()))
-            .refused_with(&["stdout", "not with >>"]);
+            .refused_as(2, &["stdout", "not with >>"]);
     }
     assert_eq!(fs::read(&path).unwrap(), b"something");
     a.assert_runs();
@@ -173,16 +173,16 @@ fn a_stream_that_nobody_would_have_is_refused_before_the_guest_is_touched() {
     let host = Host::new();
     let mut a = Guest::boot(&host, "web", &spec(64, "500", 16), &["--mem", "64M"]);
     for to in ["web >&-", "web >/dev/null", "web >/dev/zero", "web fd:5 5>/dev/null", "web fd:5"] {
-        let done = host.sh(&format!("exec mig-send -q {to}")).expect(1);
+        let done = host.sh(&format!("exec mig-send -q {to}")).expect(2);
         assert!(done.stderr.contains("cat >/dev/null") || to == "web fd:5", "{}", done.stderr);
         assert!(done.stderr.contains("stdout") || done.stderr.contains("descriptor 5"));
     }
     for back in ["--return stdin <&-", "--return stdin </dev/null", "--return fd:5 5</dev/null"] {
-        let done = host.sh(&format!("mig-send -q web {back} | cat >/dev/null")).expect(1);
+        let done = host.sh(&format!("mig-send -q web {back} | cat >/dev/null")).expect(2);
         assert!(done.stderr.contains("is closed, or a device"), "{}", done.stderr);
     }
     a.assert_runs();
-    let done = host.sh("exec mig-recv <&-").expect(1);
+    let done = host.sh("exec mig-recv <&-").expect(2);
     assert!(done.stderr.contains("stdin is closed"), "{}", done.stderr);
     // What is really meant can be said.
     host.run("mig-send", &["-q", "--one-way", "web", "exec:cat >/dev/null"]).expect(0);

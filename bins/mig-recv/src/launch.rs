@@ -11,10 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use mig_engine::ownership::Input;
 use nix::sys::signal::Signal;
 use tracing::debug;
-use vm_control::{known_files, place};
+use vm_control::{Client, known_files, place};
 
+use crate::NAME;
 use crate::args::Args;
 use crate::host::{END, options};
 use crate::session;
@@ -34,7 +36,7 @@ impl Launched {
     /// control connection is our stdout.
     pub fn start(args: &Args, name: &str, guest: &str) -> anyhow::Result<Self> {
         let socket = place::socket_of(name)?;
-        if UnixStream::connect(&socket).is_ok() {
+        if UnixStream::connect(&socket).is_ok() && !give_way(&socket) {
             bail!(
                 "a guest named {name} is on this host already: give this one another --name, or \
                  end that one (vmctl status {name})"
@@ -102,6 +104,15 @@ fn known(args: &Args, name: &str, guest: &str) -> Vec<PathBuf> {
             .unwrap_or_else(|error| debug!("what files {name} has is not remembered: {error}"));
     }
     files
+}
+
+/// Ends the vmrun at `socket` if it holds its guest back, which has never run, since one of that name
+/// left this host: that one comes home now, or another takes the name.
+fn give_way(socket: &Path) -> bool {
+    let Ok(client) = Client::connect_within(socket, NAME, END) else { return false };
+    client.status().is_ok_and(|status| status.held.is_some())
+        && client.own(Input::Quit { force: false }).is_ok()
+        && client.await_end(END)
 }
 
 /// vmrun beside this program, else in PATH.

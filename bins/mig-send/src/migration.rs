@@ -262,6 +262,14 @@ impl<'a> Migration<'a> {
         self.fate = self.witness.fate(self.id);
     }
 
+    /// Where the guest goes, for whoever looks for it on this host later.
+    pub fn goes_to(&self) -> String {
+        match &self.args.destination {
+            Endpoint::Standard => "wherever the stdout of mig-send led".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// Tells the destination that the guest stays, which it would find out by itself when the
     /// stream ends.
     fn release(&mut self) -> Result<(), Stop> {

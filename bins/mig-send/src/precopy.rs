@@ -37,6 +37,7 @@ impl Migration<'_> {
             self.release_terminal();
         }
         self.client.own(Input::Begin(self.id))?;
+        self.client.leaves(self.id, self.goes_to())?;
         let log = self.client.dirty_log_start(&self.machine)?;
         // The first harvest may show everything as dirty. Whatever is written from here on is in
         // the next one, and so nothing can be missed between looking for memory and logging.

@@ -129,6 +129,25 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Show what this host remembers of migrations, and of guests that left it
+    ///
+    /// A record of a migration answers a source that asks what became of it, and keeps the same
+    /// stream from running twice. Records are removed by themselves after 30 days, unless their
+    /// vmrun still lives or a saved guest ran, whose file may be read again at any time.
+    Records {
+        /// Remove what is older than 30 days and can go
+        #[arg(long)]
+        tidy: bool,
+    },
+    /// Forget a guest that left this host, so that it is started here again; or a migration
+    ///
+    /// A migration that was forgotten is unknown: the same stream may run here again, and a source
+    /// that asks is told that its guest never arrived.
+    Forget {
+        /// The guest's name, or the id of a migration
+        #[arg(value_name = "GUEST|ID")]
+        what: String,
+    },
     /// Draw a report of mig-send: pages per round, how often a page was sent, downtime by phase
     ///
     /// Writes PREFIX-rounds, PREFIX-sent and PREFIX-downtime and prints their names. It needs no
@@ -164,6 +183,8 @@ Examples:
   vmctl balloon web 256M
   vmctl resolve web exec:'ssh hostb mig-recv'
   vmctl events web --until ended
+  vmctl records
+  vmctl forget web                      # it did not arrive where it went: vmrun starts it here
   vmctl plot r.json --format svg        # after: mig-send --report r.json web ...
 
 Exit status:

@@ -3,6 +3,7 @@
 
 mod args;
 mod handover;
+mod memory;
 mod plot;
 mod show;
 
@@ -63,6 +64,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
             return handover::resolve(guest, destination.as_deref(), *force);
         }
         Command::Commit { guest, force } => return handover::commit(guest, *force),
+        Command::Records { tidy } => {
+            print(&memory::records(*tidy, args.json)?)?;
+        }
+        Command::Forget { what } => memory::forget(what)?,
         Command::Plot { report, out, format } => {
             let files = plot::draw(report, out.as_deref(), *format)?;
             print(&show::files(&files, args.json))?;

@@ -63,6 +63,7 @@ pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
 /// What the operator can do about a guest that waits for an answer from the other host.
 fn what_next(guest: &Status) -> Option<String> {
     match guest.ownership {
+        State::Owned if guest.held.is_some() => guest.held.clone(),
         State::HandedOver(_) if guest.progress.is_none() => Some(format!(
             "mig-send --resolve {} DEST asks the destination what became of it",
             guest.name
@@ -111,6 +112,7 @@ pub fn files(paths: &[PathBuf], as_json: bool) -> String {
 fn word(guest: &Status) -> &'static str {
     match (guest.ownership, guest.running) {
         (State::Owned, true) => "running",
+        (State::Owned, false) if guest.held.is_some() => "held",
         (State::Owned, false) => "paused",
         (State::Migrating(_), true) => "migrating",
         (State::Migrating(_), false) => "migrating, paused",
@@ -153,6 +155,7 @@ fn value(guest: &Status) -> Value {
             "actual_bytes": balloon.actual.0,
         })),
         "progress": progress,
+        "held": guest.held,
     })
 }
 
@@ -177,6 +180,7 @@ mod tests {
             throttle: 0,
             progress: None,
             balloon: None,
+            held: None,
         }
     }
 

@@ -59,6 +59,11 @@ pub struct Args {
     /// Do not start the guest: vmctl resume does
     #[arg(long, conflicts_with = "incoming")]
     pub paused: bool,
+    /// Start the guest though one of its name has moved away from this host, or was saved to a file.
+    /// Without this it is held back, for if it is the same guest two would run: vmctl resume starts
+    /// it
+    #[arg(long, conflicts_with = "incoming")]
+    pub again: bool,
     /// Wait for a guest that mig-recv brings
     #[arg(long, conflicts_with = "kernel")]
     pub incoming: bool,

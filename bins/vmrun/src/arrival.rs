@@ -69,6 +69,10 @@ fn attend(guest: &Guest, name: &str, id: MigrationId, news: &Receiver<News>) {
                 if let Err(refusal) = guest.record(name, id, decision, saved) {
                     warn!("{refusal}");
                 }
+                if decision == Decision::Ran {
+                    // It is here, whether it left from here once or not.
+                    guest.notes.stays();
+                }
                 return;
             }
             Err(RecvTimeoutError::Timeout) => {}

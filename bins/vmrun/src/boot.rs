@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use mig_engine::ownership::Ownership;
 use tracing::{debug, warn};
+use vm_control::departure::Departures;
 use vm_control::{known_files, place};
 use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, Places, VirtioSpec};
 
@@ -16,7 +17,7 @@ use crate::builder::Builder;
 use crate::guest::{Guest, Inner};
 
 /// The guest of this command line, before anything of it runs.
-pub fn inner(args: &Args) -> anyhow::Result<Inner> {
+pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
     let machine = match &args.kernel {
         Some(kernel) => Some(boot(args, kernel)?),
         None => None,
@@ -31,7 +32,8 @@ pub fn inner(args: &Args) -> anyhow::Result<Inner> {
         machine,
         builder: args.incoming.then(|| Builder::start(places(args)?)).transpose()?,
         description,
-        wanted: !args.paused,
+        wanted: !args.paused && held.is_none(),
+        held,
         throttle: 0,
         console: args.console.clone(),
         virtio_console: args.virtio_console.clone(),
@@ -117,12 +119,35 @@ fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
     Ok(devices)
 }
 
+/// Why a guest is not to run though it is booted: one of its name left this host, and may run where
+/// it went. Its vmrun is there all the same, so that the operator decides with one word, and a
+/// service manager does not start it again and again.
+pub fn held(args: &Args, departures: &Departures) -> anyhow::Result<Option<String>> {
+    let name = &args.name;
+    if args.incoming || args.again {
+        return Ok(None);
+    }
+    let Some(departure) = departures.read(name)? else { return Ok(None) };
+    Ok(Some(format!(
+        "{name} is held back and does not run: {departure}; vmctl resume {name} starts it here all \
+         the same, vmctl quit {name} gives its name back (vmctl forget {name}, or vmrun --again, \
+         beforehand)"
+    )))
+}
+
 /// Lets a booted guest run.
-pub fn start(guest: &Guest, paused: bool) -> anyhow::Result<()> {
+pub fn start(guest: &Guest, args: &Args) -> anyhow::Result<()> {
     let mut inner = guest.lock();
     let Some(machine) = &inner.machine else { return Ok(()) };
     guest.watch(machine).context("cannot watch the guest")?;
-    if !paused {
+    if let Some(why) = &inner.held {
+        cli::complain("vmrun", &anyhow::anyhow!("{why}"));
+        return Ok(());
+    }
+    if args.again {
+        guest.notes.stays();
+    }
+    if !args.paused {
         guest.resume(&mut inner)?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
 use confine::{Access, Call, Files, Filter, calls};
+use vm_control::departure::Departures;
 use vm_control::record::Records;
 use vm_control::{record, server};
 use vm_machine::Places;
@@ -38,9 +39,15 @@ const SERVICE: Filter = Filter {
 pub const FILTERS: &[Filter] = &[SERVICE, VCPU, WORKER, CONSOLE, THROTTLE, BUILDER];
 
 /// Confines the calling thread, and those that it starts from here on, to what serving the guest
-/// takes: files are opened in the directory of `records` alone, and the socket can be removed.
-pub fn service(socket: &Path, records: Option<&Records>) -> anyhow::Result<()> {
-    let mut files = Files::none().and(directory_of(socket), Access::Remove);
+/// takes: files are opened in the directories of `records` and `departures` alone, and the socket can
+/// be removed.
+pub fn service(
+    socket: &Path,
+    records: Option<&Records>,
+    departures: &Departures,
+) -> anyhow::Result<()> {
+    let mut files =
+        Files::none().and(directory_of(socket), Access::Remove).and(departures.dir(), Access::Keep);
     if let Some(records) = records {
         files = files.and(records.dir(), Access::Keep);
     }

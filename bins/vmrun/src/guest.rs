@@ -18,6 +18,7 @@ use vm_state::MachineDescription;
 use crate::arrival::Arrival;
 use crate::builder::Builder;
 use crate::end::{End, Ending};
+use crate::notes::Notes;
 
 /// Events that a subscriber may be behind before it is dropped.
 const EVENT_BACKLOG: usize = 64;
@@ -27,6 +28,7 @@ pub struct Guest {
     inner: Mutex<Inner>,
     subscribers: Mutex<Vec<SyncSender<Event>>>,
     records: Records,
+    pub notes: Arc<Notes>,
     pub ending: Ending,
     pub socket: PathBuf,
     pub go_timeout: Duration,
@@ -54,6 +56,8 @@ pub struct Inner {
     pub arrival: Option<Arrival>,
     /// The record of a saved guest that is being restored.
     pub claim: Option<Claim>,
+    /// Why the guest is held back: one of its name has left this host.
+    pub held: Option<String>,
     /// The connection without which an incoming vmrun has no purpose.
     pub parent: Option<ConnectionId>,
 }
@@ -82,11 +86,18 @@ impl Migration {
 }
 
 impl Guest {
-    pub fn new(inner: Inner, records: Records, socket: PathBuf, go_timeout: Duration) -> Arc<Self> {
+    pub fn new(
+        inner: Inner,
+        records: Records,
+        notes: Arc<Notes>,
+        socket: PathBuf,
+        go_timeout: Duration,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             inner: Mutex::new(inner),
             subscribers: Mutex::default(),
             records,
+            notes,
             ending: Ending::default(),
             socket,
             go_timeout,
@@ -148,6 +159,9 @@ impl Guest {
         if let State::HandedOver(_) = transition.next {
             // From here on the images are the destination's.
             give_disks_back(inner);
+        }
+        if let (Input::Confirm(_), State::Finished) = (input, transition.next) {
+            self.notes.arrived();
         }
         if before != transition.next {
             info!("{before} -> {}", transition.next);
@@ -247,6 +261,9 @@ impl Guest {
             )));
         }
         inner.wanted = true;
+        if inner.held.take().is_some() {
+            self.notes.stays();
+        }
         if inner.migration.as_ref().is_some_and(|migration| migration.paused) {
             // The state that was saved is what the destination gets.
             return Err(Refusal::new(
@@ -266,6 +283,7 @@ impl Guest {
     /// Takes down what a migration set up. The guest runs already: none of this is in its way.
     pub fn end_migration(&self, inner: &mut Inner) {
         let Some(migration) = inner.migration.take() else { return };
+        self.notes.stays();
         let Ok(machine) = inner.machine() else { return };
         if migration.log.is_some()
             && let Err(error) = machine.dirty_log_stop()

@@ -9,6 +9,7 @@ mod builder;
 mod confinement;
 mod end;
 mod guest;
+mod notes;
 mod run_state;
 mod service;
 mod signals;
@@ -20,13 +21,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use confine::Outside;
-use tracing::info;
+use mig_engine::ownership::State;
+use tracing::{info, warn};
+use vm_control::departure::Departures;
 use vm_control::place;
 use vm_control::record::Records;
 use vm_control::server::{Server, Service};
 
 use crate::args::Args;
 use crate::guest::Guest;
+use crate::notes::Notes;
 
 /// Requests that are being answered when the guest ends get their answers within this time.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -45,17 +49,25 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if args.incoming {
         records.make_dir()?;
     }
+    let departures = Departures::of_this_host();
+    if let Err(error) = departures.make_dir() {
+        // A guest that never leaves needs none.
+        warn!("{}", cli::one_line(&error.into()));
+    }
+    let held = boot::held(&args, &departures)?;
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = signals::block()?;
     args.confinement.begin(Outside::NoSuchCall);
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
-    let first = boot::inner(&args)?;
+    let first = boot::inner(&args, held)?;
     let parent = args.control_stdin.then(boot::adopted).transpose()?;
     // All that is opened is open, no client is served yet and nothing of the guest has run. Only a
     // guest that arrived has records.
-    confinement::service(&socket, args.incoming.then_some(&records))?;
-    let guest = Guest::new(first, records, socket, args.go_timeout);
+    confinement::service(&socket, args.incoming.then_some(&records), &departures)?;
+    let notes = Notes::new(departures);
+    notes.start(args.name.clone()).context("cannot start a thread")?;
+    let guest = Guest::new(first, records, Arc::clone(&notes), socket, args.go_timeout);
     signals::watch(signals, &guest);
     let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);
     if let Some(parent) = parent {
@@ -66,7 +78,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     server.serve(service)?;
     if !args.incoming {
         // One that is to arrive may be arriving already: its mig-recv is served since above.
-        boot::start(&guest, args.paused).context("cannot start the guest")?;
+        boot::start(&guest, &args).context("cannot start the guest")?;
     }
     info!("{} listens on {}", args.name, server.path().display());
 
@@ -75,11 +87,17 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // want next must be free by then. So the order is:
     // 1. The machine: the locks of its disks, its taps, its memory.
     // 2. The answers to requests under way, one of which ended the guest.
-    // 3. The socket, and with it the name.
-    // 4. The connections, which the end of the process closes.
+    // 3. The note of a guest that left, if the disk takes it in time.
+    // 4. The socket, and with it the name.
+    // 5. The connections, which the end of the process closes.
     let machine = guest.lock().machine.take();
     drop(machine);
     server.drain(DRAIN);
+    if let State::Migrating(_) = guest.lock().ownership.state() {
+        // It ended here, on its way.
+        notes.stays();
+    }
+    notes.settle(DRAIN);
     drop(server);
     if end.exit_status() == 1 {
         anyhow::bail!("{}: {end}", args.name);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mig_engine::ownership::{Input, State};
 use tracing::info;
 use units::{Bytes, MigrationId};
+use vm_control::departure::Departure;
 use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Service};
 use vm_control::{
@@ -26,6 +27,9 @@ const MAX_ORDERS: usize = 64;
 
 /// How long the first entry of a vCPU is waited for; it takes some 50 us.
 const FIRST_INSTRUCTION: Duration = Duration::from_millis(100);
+
+/// Where a guest goes is noted in no more characters than this.
+const MAX_PLACE: usize = 1024;
 
 /// What `vmctl info` shows is no longer than this (bytes).
 const MAX_PROGRESS: usize = 64 << 10;
@@ -146,6 +150,18 @@ impl Guest {
                 inner.leave_order(order)?;
                 Reply::Done.into()
             }
+            Request::Leaves { id, to } => {
+                inner.migration_of(connection)?;
+                let State::Migrating(mine) = inner.ownership.state() else {
+                    return Err(Refusal::new("no migration is under way"));
+                };
+                if mine != id {
+                    return Err(Refusal::new("another migration is under way"));
+                }
+                let to: String = cli::printable(&to).chars().take(MAX_PLACE).collect();
+                self.notes.leaves(Departure::now(id, &to));
+                Reply::Done.into()
+            }
             // The server turns a subscribed connection into a stream by itself.
             Request::FlushDisks => unreachable!("answered without the lock"),
             Request::Subscribe => return Err(Refusal::new("subscribe on a greeted connection")),
@@ -162,9 +178,14 @@ impl Guest {
 
     fn own(&self, inner: &mut Inner, from: ConnectionId, input: Input) -> Result<(), Refusal> {
         match input {
-            Input::Begin(_) => {
+            Input::Begin(id) => {
                 inner.machine()?;
+                if let Some(why) = &inner.held {
+                    return Err(Refusal::new(why));
+                }
                 self.step(inner, input)?;
+                // Before the guest can be gone, and where nobody waits for it.
+                self.notes.leaves(Departure::now(id, ""));
                 inner.migration = Some(Migration {
                     client: from,
                     log: None,
@@ -403,6 +424,7 @@ impl Inner {
                 .as_ref()
                 .map_or_else(Default::default, |guest| guest.pages().bytes()),
             throttle: self.throttle,
+            held: self.held.clone(),
             progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
             balloon: self
                 .machine

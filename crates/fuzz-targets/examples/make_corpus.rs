@@ -258,6 +258,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         throttle: 20,
         progress: Some("{}".to_owned()),
         balloon: None,
+        held: None,
     };
     let replies = [
         Reply::Description(small),

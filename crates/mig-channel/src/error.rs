@@ -166,6 +166,7 @@ impl OpenError {
         matches!(
             self,
             Self::Terminal { .. }
+                | Self::Nowhere { .. }
                 | Self::NotPassed { .. }
                 | Self::Unsuitable { .. }
                 | Self::Contradiction(_)

@@ -70,7 +70,7 @@
 //! | one way, delivered twice | 1 | 1 | 0 | 1 | 236,895 | 1,025,770 | 36 |
 //! | one way | 2 | 1 | 1 | 1 | 759,447 | 3,843,134 | 35 |
 //! | into a file, read once | 1 | 1 | 0 | 2 | 561,491 | 2,762,404 | 38 |
-//! | into a file, read twice | 1 | 1 | 0 | 1 | 0 | 0 | 0 |
+//! | into a file, read twice | 1 | 1 | 0 | 0 | 201,772 | 877,003 | 40 |
 //! | both ways, and both ways at once | 1 | 0 | 0 | 1 | 858,834 | 3,499,575 | 63 |
 //! | both ways, then separate commit | 1 | 0 | 0 | 1 | 189,458 | 740,264 | 59 |
 //! | one way, then both ways | 1 | 0 | 0 | 1 | 212,594 | 834,291 | 55 |

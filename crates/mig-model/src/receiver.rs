@@ -32,6 +32,10 @@ impl World {
         let vm = vm_of(ASKERS + reception);
         if !state.is_alive(vm) {
             state.vms[vm] = Vm::new(Ownership::incoming());
+            // Whoever asks there is told that this one knows nothing of it.
+            for record in &mut state.records {
+                record.vm = record.vm.filter(|known| usize::from(*known) != vm);
+            }
         }
         if self.is_saved() {
             // What an earlier mig-recv said was of its own restore.

@@ -483,5 +483,5 @@ impl Model for World {
 pub fn nobody_knows(state: &State, number: usize) -> bool {
     let record = &state.records[number];
     record.visible == Some(Decision::MayRun)
-        && record.vm.is_some_and(|vm| !state.is_alive(usize::from(vm)))
+        && record.vm.is_none_or(|vm| !state.is_alive(usize::from(vm)))
 }

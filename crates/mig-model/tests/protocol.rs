@@ -100,7 +100,7 @@ fn into_a_file_that_may_be_given_up_with_a_crash_anywhere() {
 
 #[test]
 fn out_of_a_file_that_is_read_twice_with_a_crash_anywhere() {
-    holds(Bounds { reads: 2, crashes: 1, faults: 1, ..alone(Saved) });
+    holds(Bounds { reads: 2, crashes: 1, faults: 0, ..alone(Saved) });
 }
 
 #[test]

@@ -320,6 +320,14 @@ impl Client {
         self.done(&Request::Balloon(target))
     }
 
+    /// Has this host note where the guest goes by the migration `id`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if this connection did not begin it.
+    pub fn leaves(&self, id: MigrationId, to: String) -> Result<(), ClientError> {
+        self.done(&Request::Leaves { id, to })
+    }
+
     /// A step of the ownership machine.
     ///
     /// # Errors

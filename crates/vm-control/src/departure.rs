@@ -92,7 +92,9 @@ pub enum DepartureError {
         source: io::Error,
     },
     /// The file holds something else.
-    #[error("the note {path} of a guest that left is damaged: remove it by hand if the guest is here")]
+    #[error(
+        "the note {path} of a guest that left is damaged: remove it by hand if the guest is here"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -33,6 +33,7 @@
 #![warn(missing_docs)]
 
 mod client;
+pub mod departure;
 mod durable;
 mod frame;
 pub mod known_files;

@@ -101,6 +101,14 @@ pub enum Request {
     /// when it is, which takes as long as the storage does; nobody waits for it but this
     /// connection. A commit takes one that began in the blackout.
     FlushDisks,
+    /// The guest leaves by the migration `id`, which this connection began, for this place: its host
+    /// notes that, so that nobody starts it there a second time.
+    Leaves {
+        /// The migration.
+        id: MigrationId,
+        /// Where to, in the user's words.
+        to: String,
+    },
 }
 
 /// The most sections in one message: as many as a stream may carry. An empty one takes a byte here
@@ -260,6 +268,8 @@ pub struct Status {
     pub progress: Option<String>,
     /// How much of its memory it has for itself, if it has a balloon.
     pub balloon: Option<Balloon>,
+    /// Why it is held back, if it is: a guest of its name has left this host.
+    pub held: Option<String>,
 }
 
 /// How much of its memory a guest with a balloon has for itself.
