@@ -33,7 +33,7 @@ refused --disk "$disk/data.raw" --disk "$disk/web.raw"
 refused --disk "$disk/web.raw,ro"
 say "$(expect 1 vmrun --name second --kernel "$SPEC" --mem 32M --disk "$disk/web.raw")"
 
-expect 0 mig-send first "exec:mig-recv -q --name there --console file:$(console there)" -q \
+expect 0 mig-send first "exec:mig-recv -q --name there --disk disk0=$disk/web.raw --console file:$(console there)" -q \
     --max-downtime "$DOWNTIME" >/dev/null
 wait_for "the source's vmrun to end" is_state hosta first ''
 wait_ticks "$(console there)" 3

@@ -60,7 +60,7 @@ for n in $(seq "$MOVES"); do
     flight=$(ask $from 'cat /sys/block/vda/inflight' | awk '{ print $1 + $2 }')
     [ "$flight" -ge $AT_ONCE ] || fail "only $flight requests are at the disk"
     [ -n "$fewest" ] && [ "$fewest" -le "$flight" ] || fewest=$flight
-    expect 0 mig-send $from "exec:mig-recv -q --name $to --console file:$(console $to) \
+    expect 0 mig-send $from "exec:mig-recv -q --name $to --disk disk0=$disk --console file:$(console $to) \
         --virtio-console unix:$(hvc $to)" -q --max-downtime "$DOWNTIME" --report "$CONSOLES/$to.json" >/dev/null
     if [ $n = 1 ]; then vmrun_ends $from 0; else wait_for "the source's vmrun to end" is_state hosta $from ''; fi
     wait_for "$to to write on" has_written $to $(($(written $from) + BETWEEN))
