@@ -26,11 +26,11 @@ has_written() {
 }
 writes_on() { wait_for "$1 to write on" has_written "$1" $(($(written "$2") + BETWEEN)); }
 
-# old_cache HOST: the host has the drive as it is now in its page cache, and somebody keeps it open, so
-# that nothing of it is dropped.
+# old_cache HOST: the host has the drive as it is now in its page cache, and somebody keeps it open: the
+# last who closes it would drop the cache.
 old_cache() {
-    at "$1" "dd if=$DRIVE of=/dev/null bs=1M 2>/dev/null
-        setsid sleep 3600 <$DRIVE >/dev/null 2>&1 & echo \$! >>/tmp/holders"
+    at "$1" "exec 3<$DRIVE; dd if=$DRIVE of=/dev/null bs=1M 2>/dev/null
+        setsid sleep 3600 <&3 >/dev/null 2>&1 & echo \$! >>/tmp/holders"
 }
 
 settings() {
@@ -52,6 +52,8 @@ settings 0 360000
 make_shell_initramfs "$CONSOLES/initrd.img" \
     "$(command -v lab-witness) storm --disk /dev/vda --writers 8 --blocks $BLOCKS --stop /stop >/dev/ttyS0 2>&1 &" \
     "$(command -v lab-witness)"
+# The source's own cache is not dropped when its vmrun ends, either.
+old_cache hosta
 boot lun0 1 '' --initrd "$CONSOLES/initrd.img" --mem 96M --disk $DRIVE --virtio-console "unix:$(hvc lun0)"
 wait_for "the guest to write" has_written lun0 $BETWEEN
 
