@@ -109,7 +109,7 @@ fn what_cannot_be_is_refused_with_what_can() {
     a.assert_runs();
     let kernel = spec(0, "0", 0);
     let twice = ["--name", "c", "--kernel", &kernel, "--console", "stdio", "--virtio-console"];
-    let refused = host.run("vmrun", &[&twice[..], &["stdio"]].concat()).expect(1);
+    let refused = host.run("vmrun", &[&twice[..], &["stdio"]].concat()).expect(2);
     assert!(refused.stderr.contains("one console's only"), "{}", refused.stderr);
     let huge = ["--name", "c", "--kernel", &kernel, "--hugepages", "--balloon"];
     host.run("vmrun", &huge).expect(2);

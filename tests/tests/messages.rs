@@ -199,7 +199,9 @@ fn every_option_that_a_message_names_exists() {
     for program in ["vmrun", "mig-send", "mig-recv", "vmctl", "mig-inspect"] {
         known.extend(options(&host.run(program, &["--help"]).expect(0).stdout));
     }
-    known.extend(options(&host.run("vmctl", &["--man"]).expect(0).stdout.replace("\\-", "-")));
+    // With the options of its subcommands, in bold type.
+    let page = host.run("vmctl", &["--man"]).expect(0).stdout;
+    known.extend(options(&page.replace("\\-", "-").replace("\\fB", " ").replace("\\fR", " ")));
     // Of other programs, and those that are not for people.
     let others = [
         "--man",
@@ -207,6 +209,7 @@ fn every_option_that_a_message_names_exists() {
         "--broker",
         "--ask",
         "--control-stdin",
+        "--named",
         "--user",
         "--scope",
         "--slice",

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use migpipe_tests::{Guest, Host, needs_kvm, spec, wait};
 use nix::unistd::geteuid;
@@ -17,7 +18,9 @@ impl Session {
             true => Path::new("/sys/fs/cgroup/systemd"),
             false => Path::new("/sys/fs/cgroup"),
         };
-        let dir = mount.join(format!("session-{}.scope", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let dir = mount.join(format!("session-{}-{number}.scope", std::process::id()));
         if !geteuid().is_root() || fs::create_dir(&dir).is_err() {
             println!("SKIPPED {test}: needs root and control groups that can be made");
             return None;

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use migpipe_tests::{Guest, Host, PATIENCE, needs_kvm, run, spec, wait, wait_within};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 fn guest(host: &Host) -> Guest {
@@ -144,6 +144,23 @@ fn ctrl_c_at_a_question_of_the_tunnel_cancels() {
 }
 
 #[test]
+fn ctrl_c_at_a_question_of_a_resolve_ends_it_and_the_guest_stays_handed_over() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = guest(&host);
+    host.run("mig-send", &["-q", "--one-way", "a", "exec:cat >/dev/null; exit 1"]).expect(4);
+    let Some(terminal) = Terminal::open(&host, 100) else { return };
+    terminal.types(&format!("clear; mig-send --resolve a {}; echo \"status=$?\"", asking(&host)));
+    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    terminal.presses("C-c");
+    terminal.wait_for("the end", |screen| {
+        screen.contains("cancelled; a stays handed-over") && screen.contains("status=4")
+    });
+    assert_eq!(lines_with(&terminal.screen(), "the password, please:"), 1);
+    a.assert_stands_still();
+}
+
+#[test]
 fn ctrl_z_at_a_question_of_the_tunnel_gives_the_shell_back_and_fg_goes_on() {
     needs_kvm!();
     let host = Host::new();
@@ -202,4 +219,27 @@ fn ctrl_c_in_a_pipeline_is_a_cancel_though_the_reader_dies_first() {
         assert_eq!(fs::read_to_string(&status).unwrap().trim(), "3", "round {round}");
         a.assert_runs();
     }
+}
+
+/// The order that a busy machine makes of it now and then.
+#[test]
+fn a_signal_that_comes_when_the_reader_has_gone_is_a_cancel_too() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    let reader = host.path("reader");
+    let script = format!(
+        "mig-send -q --max-bandwidth 5M a | sh -c 'echo $$ > {}; exec cat >/dev/null'; \
+         exit ${{PIPESTATUS[0]}}",
+        reader.display()
+    );
+    let mut shell = host.shell(&script).spawn().unwrap();
+    wait("the migration", || host.state("a").as_deref() == Some("migrating"));
+    let reader = fs::read_to_string(&reader).unwrap().trim().parse().unwrap();
+    let sender = host.processes().into_iter().find(|(_, name)| name == "mig-send").unwrap().0;
+    kill(Pid::from_raw(reader), Signal::SIGINT).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    kill(Pid::from_raw(sender), Signal::SIGINT).unwrap();
+    assert_eq!(wait_within(&mut shell, PATIENCE).code(), Some(3));
+    a.assert_runs();
 }

@@ -31,9 +31,28 @@ fn what_only_makes_no_sense_together_is_wrong_usage_too() {
         ("mig-send", &["--resolve", "a", "file:a.mig"], "needs the destination"),
         ("vmctl", &["resolve", "a"], "needs the destination"),
         ("mig-recv", &["--console", "stdio", "file:a.mig"], "no terminal"),
+        ("vmrun", &["--name", "a", "--kernel", "builtin:nonsense"], "builtin"),
+        ("vmrun", &["--name", "a", "--kernel", "builtin:dirty", "--initrd", "x"], "initrd"),
     ] {
         host.run(program, args).refused_as(2, &[words]);
     }
+}
+
+#[test]
+fn a_device_that_is_written_wrongly_is_wrong_usage_too() {
+    needs_kvm!();
+    let host = Host::new();
+    let kernel = spec(0, "0", 0);
+    for args in [
+        ["--console", "tape:x"],
+        ["--virtio-console", "tape:x"],
+        ["--disk", "a.raw,nonsense"],
+        ["--net", "nonsense"],
+    ] {
+        let all = [&["--name", "a", "--kernel", &kernel][..], &args].concat();
+        host.run("vmrun", &all).refused_as(2, &[args[1]]);
+    }
+    assert!(host.sockets().is_empty());
 }
 
 #[test]

@@ -256,10 +256,16 @@ impl<'a> Migration<'a> {
     /// The guest goes on at the source.
     fn give_back(&mut self) {
         self.shared.disarm();
-        if let Err(error) = self.client.own(Input::Release(self.id)) {
-            tracing::debug!("{}", cli::one_line(&error.into()));
-        }
-        self.fate = self.witness.fate(self.id);
+        let released = self.client.own(Input::Release(self.id));
+        self.fate = match (self.witness.fate(self.id), released) {
+            // It has said that it did.
+            (Fate::Silent, Ok(())) => Fate::RunsOn,
+            (fate, Ok(())) => fate,
+            (fate, Err(error)) => {
+                tracing::debug!("{}", cli::one_line(&error.into()));
+                fate
+            }
+        };
     }
 
     /// Where the guest goes, for whoever looks for it on this host later.

@@ -5,12 +5,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, warn};
 use vm_control::departure::Departures;
 use vm_control::{known_files, place};
-use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, Places, VirtioSpec};
+use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, MachineError, Places, VirtioSpec};
 
 use crate::args::Args;
 use crate::builder::Builder;
@@ -66,7 +66,7 @@ fn places(args: &Args) -> anyhow::Result<Places> {
 /// A console of the command line. The path of a file is made absolute, for it has to mean the same
 /// at a destination; that of a socket has to be short.
 fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
-    Ok(match text.parse()? {
+    Ok(match text.parse().map_err(cli::usage)? {
         ConsoleSpec::File(path) => ConsoleSpec::File(std::path::absolute(path)?),
         other => other,
     })
@@ -75,9 +75,10 @@ fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
 fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
     let kernel = match kernel.strip_prefix("builtin:") {
         Some(_) if args.initrd.is_some() => {
-            anyhow::bail!("the built-in guest is not Linux, and only Linux takes an initrd")
+            let why = anyhow!("the built-in guest is not Linux, and only Linux takes an initrd");
+            return Err(cli::usage(why));
         }
-        Some(_) => Kernel::Builtin(kernel.parse()?),
+        Some(_) => Kernel::Builtin(kernel.parse().map_err(cli::usage)?),
         None => Kernel::from_file(PathBuf::from(kernel), args.initrd.clone())?,
     };
     kernel.check_host()?;
@@ -92,6 +93,10 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
         devices: devices(args)?,
     };
     let machine = Machine::boot(&config)
+        .map_err(|error| match error {
+            MachineError::TwoOnStdio => cli::usage(error),
+            error => error.into(),
+        })
         .with_context(|| format!("cannot make the machine of {}", args.name))?;
     let consoles = config.console.path().map(Path::to_owned);
     let files = config.devices.iter().filter_map(VirtioSpec::path).chain(consoles);
@@ -106,10 +111,10 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
 fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
     let mut devices = Vec::new();
     for (number, disk) in args.disks.iter().enumerate() {
-        devices.push(VirtioSpec::disk(disk, number)?);
+        devices.push(VirtioSpec::disk(disk, number).map_err(cli::usage)?);
     }
     for (number, net) in args.nets.iter().enumerate() {
-        devices.push(VirtioSpec::net(net, number)?);
+        devices.push(VirtioSpec::net(net, number).map_err(cli::usage)?);
     }
     devices.extend(args.rng.then(VirtioSpec::rng));
     if let Some(to) = &args.virtio_console {
