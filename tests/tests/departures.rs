@@ -42,7 +42,7 @@ fn a_guest_that_moved_away_is_held_back_at_home_until_the_operator_says_so() {
     assert_eq!(home.state("web").as_deref(), Some("running"));
     home.run("vmctl", &["quit", "web"]).expect(0);
     // That was the operator's word.
-    start(&home, &[]);
+    let _web = start(&home, &[]);
     wait("the guest", || home.state("web").as_deref() == Some("running"));
 }
 

@@ -181,6 +181,14 @@ fn a_stream_that_nobody_would_have_is_refused_before_the_guest_is_touched() {
         let done = host.sh(&format!("mig-send -q web {back} | cat >/dev/null")).expect(2);
         assert!(done.stderr.contains("is closed, or a device"), "{}", done.stderr);
     }
+    for (options, why) in [
+        ("--progress-fd 1 web - | cat >/dev/null", "carries the stream"),
+        ("--progress-fd 5 web fd:5 5>&1 | cat >/dev/null", "carries the stream"),
+        ("--progress-fd 7 web | cat >/dev/null", "was not passed"),
+    ] {
+        let done = host.sh(&format!("mig-send -q {options}")).expect(2);
+        assert!(done.stderr.contains(why), "{}", done.stderr);
+    }
     a.assert_runs();
     let done = host.sh("exec mig-recv <&-").expect(2);
     assert!(done.stderr.contains("stdin is closed"), "{}", done.stderr);

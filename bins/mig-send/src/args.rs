@@ -165,6 +165,32 @@ impl cli::Program for Args {
 }
 
 impl Args {
+    /// Checks that progress has a descriptor of its own: among the pages it would break the stream,
+    /// and a number that nobody passed may be anything.
+    pub fn check_progress(&self) -> anyhow::Result<()> {
+        let Some(fd) = self.progress_fd else { return Ok(()) };
+        let stream = match self.destination {
+            Endpoint::Standard => Some(1),
+            Endpoint::Fd(fd) => Some(fd),
+            _ => None,
+        };
+        let back = match self.return_path {
+            Some(ReturnPath::Stdin) => Some(0),
+            Some(ReturnPath::Fd(fd)) => Some(fd),
+            Some(ReturnPath::None) | None => None,
+        };
+        let reason = if stream == Some(fd) || back == Some(fd) {
+            "it carries the stream or its answers"
+        } else if !mig_channel::is_passed(fd) {
+            "it was not passed to this program"
+        } else {
+            return Ok(());
+        };
+        Err(cli::usage(anyhow::anyhow!(
+            "no progress on descriptor {fd}: {reason}; open another one in the shell, as in 3>PATH"
+        )))
+    }
+
     /// The limits of pre-copy.
     pub fn limits(&self) -> Limits {
         Limits {

@@ -46,6 +46,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(id) = args.ask {
         return question::run(&args, id);
     }
+    args.check_progress()?;
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = monitor::block_signals()?;
     if args.dry_run {

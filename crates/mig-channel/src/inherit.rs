@@ -135,6 +135,11 @@ fn borrow<'a>(raw: i32) -> Option<BorrowedFd<'a>> {
     passed.then_some(fd)
 }
 
+/// Whether the parent passed this descriptor, and it is not taken for a stream.
+pub fn is_passed(fd: i32) -> bool {
+    borrow(fd).is_some()
+}
+
 /// Moves the file behind an inherited number to a close-on-exec number of our own. The standard
 /// numbers get /dev/null, since whatever is opened next would land on a free one and be written
 /// to by a stray print; other numbers are closed.
