@@ -225,8 +225,11 @@ fn garbage_is_refused_with_a_reason_and_holds_no_memory() {
 
     // 60 million sections of nothing; each would be a vector.
     let mut stream = abused.client();
-    let head =
-        postcard::to_stdvec(&Request::Prepare { id: MigrationId::random(), sections: vec![] });
+    let head = postcard::to_stdvec(&Request::Prepare {
+        id: MigrationId::random(),
+        sections: vec![],
+        paused_for: None,
+    });
     let mut body = head.unwrap();
     body.pop();
     body.extend([0x80, 0x8e, 0xce, 0x1c]);

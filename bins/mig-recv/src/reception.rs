@@ -51,6 +51,8 @@ pub struct Reception<'a> {
     sections: Vec<Vec<u8>>,
     digest: Option<MemoryDigest>,
     stream_digest: Option<StreamDigest>,
+    /// When the stream said that the guest is paused.
+    paused: Option<Instant>,
     load: Duration,
     started: Started,
     began: Instant,
@@ -145,6 +147,7 @@ impl<'a> Reception<'a> {
             sections: Vec::new(),
             digest: None,
             stream_digest: None,
+            paused: None,
             load: Duration::ZERO,
             started: Started::default(),
             began: Instant::now(),
@@ -280,7 +283,7 @@ impl<'a> Reception<'a> {
                 Record::Fill { range, pattern } => memory.fill(range, pattern),
                 Record::Extents(extents) => memory.expect(extents),
                 Record::Round(round) => debug!("{round:?}"),
-                Record::Blackout => {}
+                Record::Blackout => self.paused = Some(Instant::now()),
                 Record::Section(section) => self.sections.push(section),
                 Record::Digest(digest) => self.digest = Some(digest),
                 Record::End(totals) => {
@@ -313,8 +316,10 @@ impl<'a> Reception<'a> {
         }
         let sections = std::mem::take(&mut self.sections);
         let id = self.id;
+        // A saved guest was paused long ago, whenever that was read.
+        let paused_for = self.paused.filter(|_| self.form != Form::Saved).map(|at| at.elapsed());
         let vmrun = self.vmrun.as_ref().ok_or_else(|| anyhow!("no vmrun"))?;
-        match vmrun.client.prepare(id, sections) {
+        match vmrun.client.prepare(id, sections, paused_for) {
             Ok(loaded) => {
                 self.load = loaded.load;
                 Ok(())

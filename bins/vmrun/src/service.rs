@@ -142,7 +142,9 @@ impl Guest {
                 let input = if saved { Input::Restore(id) } else { Input::Receive(id) };
                 self.receive(inner, connection, input, description, overrides)?
             }
-            Request::Prepare { id, sections } => self.prepare(inner, id, &sections)?.into(),
+            Request::Prepare { id, sections, paused_for } => {
+                self.prepare(inner, id, &sections, paused_for)?.into()
+            }
             Request::Go(id) => self.go(inner, id)?.into(),
             Request::Inquire(id) => Reply::Standing(inner.ownership.standing(id)).into(),
             Request::PostProgress { id, progress } => inner.post(id, progress)?.into(),
@@ -284,6 +286,7 @@ impl Guest {
         inner: &mut Inner,
         id: MigrationId,
         sections: &[Vec<u8>],
+        paused_for: Option<Duration>,
     ) -> Result<Reply, Refusal> {
         let started = Instant::now();
         let expected = inner.ownership.step(Input::Prepared(id)).map_err(Refusal::new)?;
@@ -292,7 +295,7 @@ impl Guest {
             .map(|section| Section::decode(section).map_err(refusal))
             .collect::<Result<Vec<_>, _>>()?;
         inner.wanted = RunState::take(&mut sections)?.wanted;
-        inner.machine()?.load(sections).map_err(refusal)?;
+        inner.machine()?.load_after(sections, paused_for).map_err(refusal)?;
         debug_assert_eq!(expected.before, None);
         self.step(inner, Input::Prepared(id))?;
         if let Some(arrival) = &inner.arrival {

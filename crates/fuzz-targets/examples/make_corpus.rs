@@ -234,7 +234,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
     };
     let destination = [
         Request::Receive { id: ID, description: machine.clone(), overrides, saved: true },
-        Request::Prepare { id: ID, sections: sections.clone() },
+        Request::Prepare { id: ID, sections: sections.clone(), paused_for: None },
         Request::Go(ID),
         Request::Inquire(ID),
         Request::Announce,

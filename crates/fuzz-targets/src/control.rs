@@ -206,7 +206,7 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.post_progress(ID, String::new()))?;
     heard(client.order(Order::Cancel))?;
     heard(client.receive(ID, machine, Overrides::default(), false))?;
-    heard(client.prepare(ID, sections))?;
+    heard(client.prepare(ID, sections, None))?;
     heard(client.go(ID))?;
     if let Some(mut events) = heard(client.subscribe())? {
         while events.next(Some(PATIENCE)).is_some() {}

@@ -361,8 +361,13 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] names the section that does not load.
-    pub fn prepare(&self, id: MigrationId, sections: Vec<Vec<u8>>) -> Result<Loaded, ClientError> {
-        match self.call(&Request::Prepare { id, sections })? {
+    pub fn prepare(
+        &self,
+        id: MigrationId,
+        sections: Vec<Vec<u8>>,
+        paused_for: Option<Duration>,
+    ) -> Result<Loaded, ClientError> {
+        match self.call(&Request::Prepare { id, sections, paused_for })? {
             Reply::Prepared(loaded) => Ok(loaded),
             _ => Err(self.out_of_turn()),
         }

@@ -81,6 +81,8 @@ pub enum Request {
         /// The encoded sections.
         #[serde(deserialize_with = "sections")]
         sections: Vec<Vec<u8>>,
+        /// How long ago the stream said that the guest is paused; nothing of a guest from a file.
+        paused_for: Option<Duration>,
     },
     /// The source has committed: run. Answered by [`Reply::Started`].
     Go(MigrationId),
@@ -327,7 +329,8 @@ mod tests {
 
     #[test]
     fn only_the_state_of_a_machine_may_be_long_and_only_after_hello() {
-        let prepare = Request::Prepare { id: MigrationId::random(), sections: vec![] };
+        let prepare =
+            Request::Prepare { id: MigrationId::random(), sections: vec![], paused_for: None };
         let first = |request: &Request| postcard::to_stdvec(request).unwrap()[0];
         assert_eq!(first(&prepare), PREPARE);
         assert_eq!(longest_request(first(&prepare), true), MAX_FRAME);
@@ -339,7 +342,12 @@ mod tests {
     fn a_list_of_more_sections_than_a_machine_has_is_no_message() {
         let prepare = |count| {
             let id = MigrationId::random();
-            postcard::to_stdvec(&Request::Prepare { id, sections: vec![vec![]; count] }).unwrap()
+            postcard::to_stdvec(&Request::Prepare {
+                id,
+                sections: vec![vec![]; count],
+                paused_for: None,
+            })
+            .unwrap()
         };
         postcard::from_bytes::<Request>(&prepare(MAX_SECTIONS)).unwrap();
         postcard::from_bytes::<Request>(&prepare(MAX_SECTIONS + 1)).unwrap_err();

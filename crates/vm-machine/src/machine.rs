@@ -3,7 +3,9 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
+use tracing::warn;
 use units::{Bytes, Pages, RegionId};
 use vm_devices::{ConsoleSpec, Device, DiskFile, Serial, VirtioSpec};
 use vm_memory::GuestMemoryMmap;
@@ -364,6 +366,19 @@ impl Machine {
     /// # Errors
     /// [`MachineError`] with the section's name; the machine can never run then.
     pub fn load(&mut self, sections: Vec<Section>) -> Result<(), MachineError> {
+        self.load_after(sections, None)
+    }
+
+    /// The same of a guest whose pause this host has measured: its clocks go on by that where the
+    /// hosts' clocks tell what cannot be. Nothing is known so of a guest from a file.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_after(
+        &mut self,
+        sections: Vec<Section>,
+        paused_for: Option<Duration>,
+    ) -> Result<(), MachineError> {
         match self.life {
             Life::Empty => {}
             Life::Whole => return Err(MachineError::Loaded(self.description.name.clone())),
@@ -371,7 +386,22 @@ impl Machine {
         }
         self.life = Life::Broken;
         let mut sections = SectionSet::new(sections)?;
-        let state = MachineState::from_sections(&mut sections, self.description.vcpus)?;
+        let mut state = MachineState::from_sections(&mut sections, self.description.vcpus)?;
+        if let Some(measured) = paused_for
+            && let Some(disagreement) = state.clock.bound(measured)
+        {
+            let apart = Duration::from_nanos(disagreement.at_least_ns).as_secs_f64();
+            let which = match disagreement.ahead {
+                true => "ahead of that of the source, or the stream was kept for so long",
+                false => "behind that of the source",
+            };
+            warn!(
+                "this host's clock is at least {apart:.1} s {which}: the clocks of {} go on by the \
+                 pause that was measured, {} ms; set the hosts' clocks by NTP",
+                self.description.name,
+                measured.as_millis(),
+            );
+        }
         self.serial.load(&mut sections)?;
         self.virtio.load(&mut sections)?;
         sections.finish()?;

@@ -4,11 +4,13 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use common::{Guest, has_kvm};
 use units::{Bytes, Pages};
+use vm_machine::arch::ClockState;
 use vm_machine::{Machine, MachineError, Overrides};
-use vm_state::MachineDescription;
+use vm_state::{MachineDescription, Section, Snapshot};
 
 /// Pages that the guest writes beside its hot ones: image, stacks, counters, tables.
 const OWN_PAGES: usize = 24;
@@ -131,7 +133,7 @@ fn a_harvest_has_exactly_the_pages_that_the_guest_writes() {
     machine.dirty_log_start().unwrap();
     assert!(machine.dirty_log_start().is_err(), "the log is on");
     for _ in 0..3 {
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
         let count = machine.dirty_log_harvest(&mut bitmap).unwrap();
         let pages = pages_of(&bitmap);
         assert_eq!(count, Pages(pages.len() as u64));
@@ -267,12 +269,46 @@ fn sections_that_do_not_fit_are_refused_and_the_machine_never_runs() {
     }
     let mut destination = guest.destination(dir.path());
     let mut more = sections;
-    more.push(vm_state::Section {
-        name: "floppy".to_owned(),
-        instance: 0,
-        version: 1,
-        payload: Vec::new(),
-    });
+    more.push(Section { name: "floppy".to_owned(), instance: 0, version: 1, payload: Vec::new() });
     let error = destination.machine.load(more).unwrap_err().to_string();
     assert!(error.contains("floppy"), "{error}");
+}
+
+/// The section of the clocks among `sections`, decoded.
+fn clock(sections: &[Section]) -> ClockState {
+    let section = sections.iter().find(|section| section.name == ClockState::NAME).unwrap();
+    ClockState::from_section(section).unwrap()
+}
+
+#[test]
+fn clocks_of_hosts_that_disagree_do_not_make_the_clock_of_a_guest_jump() {
+    if !has_kvm("clocks_of_hosts_that_disagree_do_not_make_the_clock_of_a_guest_jump") {
+        return;
+    }
+    const HALF_A_MINUTE_NS: u64 = 30_000_000_000;
+    for ahead in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut source = Guest::boot(dir.path(), "builtin:idle,tick-ms=20", "16M", 1);
+        source.machine.resume().unwrap();
+        source.wait_until_ready();
+        let mut destination = source.destination(dir.path());
+        source.machine.pause().unwrap();
+        let paused = Instant::now();
+        let mut sections = source.machine.save().unwrap();
+        let mut saved = clock(&sections);
+        // As the source would have it, were its clock so far behind or ahead of this one.
+        match ahead {
+            true => saved.realtime_ns -= HALF_A_MINUTE_NS,
+            false => saved.realtime_ns += HALF_A_MINUTE_NS,
+        }
+        let position = sections.iter().position(|it| it.name == ClockState::NAME).unwrap();
+        sections[position] = saved.to_section(sections[position].instance).unwrap();
+        source.copy_memory_to(&destination);
+        destination.machine.load_after(sections, Some(paused.elapsed())).unwrap();
+        let now = clock(&destination.machine.save().unwrap());
+        let gone = Duration::from_nanos(now.clock_ns - saved.clock_ns);
+        println!("half a minute apart: the clock went on by {gone:?} in {:?}", paused.elapsed());
+        let jumped = Duration::from_nanos(HALF_A_MINUTE_NS / 2);
+        assert!(gone < paused.elapsed() + jumped, "it jumped by {gone:?}");
+    }
 }

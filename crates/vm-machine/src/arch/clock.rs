@@ -12,6 +12,16 @@
 //! | earlier (hosts whose clocks disagree) | where they were |
 //! | more than 60 s later (a guest loaded from a file, or clocks that disagree) | where they were |
 //!
+//! Of a guest that moves the destination knows more: how long ago it read that the guest is paused
+//! (`Blackout` in the stream). A tunnel may have held that back, so the difference may be some more
+//! ([`HELD_BACK_NS`]); what is beyond that, and what is negative, is how far the hosts' clocks
+//! disagree, and the measured time is taken in place of the difference ([`ClockState::bound`]):
+//!
+//! | difference, of a pause that was measured as M | taken for the difference |
+//! | --- | --- |
+//! | 0 to M + 5 s | the difference |
+//! | more, or negative | M |
+//!
 //! A guest computes its wall clock from the same source, so that it stays as right, or as wrong, as
 //! it was: it is off by what the hosts' clocks differ from each other, and no NTP in the guest has to
 //! catch up with the blackout. (A Linux guest that moved four times between two hosts, whose clocks were
@@ -43,7 +53,7 @@
 //! read and write each TSC by itself would pull them apart by the time between the calls.
 #![forbid(unsafe_code)]
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -55,6 +65,10 @@ use super::msr;
 
 /// The longest time that a guest's clocks catch up with, in nanoseconds; see the module.
 const MAX_ADVANCE_NS: u64 = 60_000_000_000;
+
+/// How long a tunnel may have held back what says that the guest is paused, in nanoseconds: what a
+/// filter holds back of a blackout is sent within its downtime, and that is seconds at most.
+const HELD_BACK_NS: u64 = 5_000_000_000;
 
 /// How often a clock is read to find one reading that nothing interrupted.
 const SAMPLES: usize = 5;
@@ -78,6 +92,36 @@ pub struct ClockState {
 impl Snapshot for ClockState {
     const NAME: &'static str = "kvm-clock";
     const VERSION: u16 = 1;
+}
+
+/// By how much the real-time clocks of two hosts disagree, as far as the destination can tell: its
+/// own against that of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disagreement {
+    /// At least so many nanoseconds.
+    pub at_least_ns: u64,
+    /// Whether the destination's clock is the later one.
+    pub ahead: bool,
+}
+
+impl ClockState {
+    /// Takes the pause that this host has measured for that which the hosts' clocks tell, if these
+    /// cannot both be right. Says then how far they disagree.
+    pub fn bound(&mut self, measured: Duration) -> Option<Disagreement> {
+        self.bound_at(realtime_ns(), measured)
+    }
+
+    fn bound_at(&mut self, now_ns: u64, measured: Duration) -> Option<Disagreement> {
+        let measured_ns = u64::try_from(measured.as_nanos()).unwrap_or(u64::MAX);
+        let most_ns = measured_ns.saturating_add(HELD_BACK_NS);
+        let disagreement = match now_ns.checked_sub(self.realtime_ns) {
+            Some(elapsed_ns) if elapsed_ns <= most_ns => return None,
+            Some(elapsed_ns) => Disagreement { at_least_ns: elapsed_ns - most_ns, ahead: true },
+            None => Disagreement { at_least_ns: self.realtime_ns - now_ns, ahead: false },
+        };
+        self.realtime_ns = now_ns.saturating_sub(measured_ns);
+        Some(disagreement)
+    }
 }
 
 fn realtime_ns() -> u64 {
@@ -311,6 +355,39 @@ mod tests {
             (0, u64::MAX, 0),
         ] {
             assert_eq!(advance_ns(saved, now), advance, "{saved} {now}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_what_the_clocks_tell_as_far_as_that_can_be() {
+        const MS: u64 = 1_000_000;
+        let ahead = |at_least_ns| Some(Disagreement { at_least_ns, ahead: true });
+        let behind = |at_least_ns| Some(Disagreement { at_least_ns, ahead: false });
+        for (what, saved, now, measured_ms, advance, disagreement) in [
+            ("clocks that agree", 100 * S, 100 * S + 30 * MS, 29, 30 * MS, None),
+            ("the record overtook nothing", 100 * S, 100 * S + 30 * MS, 31, 30 * MS, None),
+            ("held back by a tunnel", 100 * S, 104 * S, 20, 4 * S, None),
+            ("as far as it may be", 100 * S, 105 * S + 20 * MS, 20, 5 * S + 20 * MS, None),
+            ("a nanosecond more", 100 * S, 105 * S + 20 * MS + 1, 20, 20 * MS, ahead(1)),
+            ("half a minute ahead", 100 * S, 130 * S, 20, 20 * MS, ahead(25 * S - 20 * MS)),
+            ("an hour ahead", 100 * S, 3700 * S, 20, 20 * MS, ahead(3595 * S - 20 * MS)),
+            ("a little behind", 100 * S, 100 * S - 1, 20, 20 * MS, behind(1)),
+            ("an hour behind", 3700 * S, 100 * S, 20, 20 * MS, behind(3600 * S)),
+            ("a long blackout", 100 * S, 140 * S, 39_000, 40 * S, None),
+            (
+                "no clock was set",
+                0,
+                1_700_000_000 * S,
+                20,
+                20 * MS,
+                ahead(1_699_999_995 * S - 20 * MS),
+            ),
+        ] {
+            let mut clock = ClockState { clock_ns: 7, realtime_ns: saved, tsc_base: Some(9) };
+            let said = clock.bound_at(now, Duration::from_millis(measured_ms));
+            assert_eq!(said, disagreement, "{what}");
+            assert_eq!(advance_ns(clock.realtime_ns, now), advance, "{what}");
+            assert_eq!((clock.clock_ns, clock.tsc_base), (7, Some(9)), "{what}");
         }
     }
 

@@ -21,7 +21,9 @@ mod restore_table;
 mod tests;
 
 pub use capabilities::{CapabilityError, MAX_VCPUS, check_kvm, describe_cpu, host_capabilities};
-pub use clock::{ClockState, TimeBase, TscState, restore_clock, save_clock, tell_paused};
+pub use clock::{
+    ClockState, Disagreement, TimeBase, TscState, restore_clock, save_clock, tell_paused,
+};
 pub use cpuid::set_cpuid;
 pub use ioctl::IoctlError;
 pub use irqchip::{
