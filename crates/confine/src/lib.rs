@@ -112,6 +112,8 @@ pub fn thread(filter: &Filter) {
         let error: &dyn std::error::Error = &error;
         let cause = error.source().map(ToString::to_string).unwrap_or_default();
         tracing::error!("{error}: {cause}");
+        // Another thread may be the one that writes it.
+        std::thread::sleep(std::time::Duration::from_millis(100));
         std::process::exit(1);
     }
 }

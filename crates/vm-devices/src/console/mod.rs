@@ -11,6 +11,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
@@ -23,6 +24,9 @@ use crate::confinement;
 
 /// How many bytes wait for a reader at most: a boot log of a Linux kernel twice over.
 const BACKLOG: usize = 256 << 10;
+
+/// How long the thread may take to end; it gives a slow reader a fifth of that.
+const LEFT: Duration = Duration::from_secs(1);
 
 /// Who takes what is typed.
 pub trait Input: Send + Sync {
@@ -117,14 +121,22 @@ impl Console {
     }
 }
 
-/// Writes out what can be written without waiting, and ends the thread.
+/// Writes out what can be written without waiting, and ends the thread. One that is in the middle of
+/// a write which does not return (a server that hangs) is left: it ends with the process.
 impl Drop for Console {
     fn drop(&mut self) {
         self.shared.ending.store(true, Ordering::SeqCst);
         let _ = self.shared.wake.write(1);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        let Some(thread) = self.thread.take() else { return };
+        let began = Instant::now();
+        while !thread.is_finished() {
+            if began.elapsed() > LEFT {
+                tracing::warn!("console {} does not take what is printed: it is left", self.spec);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if thread.join().is_err() {
             tracing::error!("the thread of console {} panicked", self.spec);
         }
     }

@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{ConsoleSpec, Shared};
@@ -31,6 +32,8 @@ pub(super) struct Ends {
     /// Printed bytes that were taken from the backlog and not written yet.
     piece: Vec<u8>,
     quiet_until: Option<Instant>,
+    /// It was said that output is lost, and none was taken since.
+    complained: bool,
 }
 
 trait Output: Write + AsFd + Send {}
@@ -48,6 +51,7 @@ impl Ends {
             typed: Vec::new(),
             piece: Vec::new(),
             quiet_until: None,
+            complained: false,
         };
         match spec {
             ConsoleSpec::Null => return Ok(None),
@@ -59,9 +63,7 @@ impl Ends {
                 ends.input = Some(Box::new(File::from(io::stdin().as_fd().try_clone_to_owned()?)));
             }
             ConsoleSpec::File(path) => {
-                let mut options = OpenOptions::new();
-                let file = options.append(true).create(true).mode(0o600).open(path)?;
-                ends.output = Some(Box::new(file));
+                ends.output = Some(Box::new(open(path)?));
             }
             ConsoleSpec::Unix(path) => ends.listener = Some(listen(path)?),
         }
@@ -166,6 +168,7 @@ impl Ends {
             Ok(0) => self.lose_output(&io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 self.piece.drain(..written);
+                self.complained = false;
             }
             Err(error) if is_passing(&error) => {}
             Err(error) => self.lose_output(&error),
@@ -178,8 +181,10 @@ impl Ends {
         if self.listener.is_some() {
             self.lose_client();
         } else {
-            tracing::warn!("console output is lost: {error}");
             self.quiet_until = Some(Instant::now() + RETRY);
+            if !std::mem::replace(&mut self.complained, true) {
+                tracing::warn!("console output waits: {error}");
+            }
         }
     }
 
@@ -236,6 +241,21 @@ fn is_passing(error: &io::Error) -> bool {
     passing.contains(&error.kind())
 }
 
+/// Opens a file to append to, without waiting for anybody.
+///
+/// A FIFO is opened for both directions: one that nobody reads would be waited for, or refused,
+/// otherwise, and one whose reader goes away would lose what is printed until the next comes. What is
+/// printed waits in it meanwhile, as far as there is room, and then in the backlog.
+fn open(path: &Path) -> io::Result<File> {
+    // A terminal is not to become the one whose signals are ours.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    if std::fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo()) {
+        return options.read(true).write(true).custom_flags(flags).open(path);
+    }
+    options.append(true).create(true).mode(0o600).custom_flags(flags).open(path)
+}
+
 /// Listens at `path`, in the place of a socket of ours that nobody listens on any more.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     unix_socket::make_room(path).map_err(unix_socket::Taken::into_io)?;
@@ -271,7 +291,27 @@ mod tests {
         }
     }
 
-    fn open(text: &str) -> Console {
+    #[test]
+    fn a_fifo_is_opened_without_a_reader_and_keeps_what_is_printed_for_the_one_that_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let console = opened(&format!("file:{}", path.display()));
+        for text in ["for the first\n", "for the second\n"] {
+            console.print(text.as_bytes());
+            let reader = File::open(&path).unwrap();
+            let mut line = String::new();
+            BufReader::new(reader).read_line(&mut line).unwrap();
+            assert_eq!(line, text);
+        }
+        // One that nobody reads, and that is full.
+        for _ in 0..200 {
+            console.print(&[b'x'; 1024]);
+        }
+        drop(console);
+    }
+
+    fn opened(text: &str) -> Console {
         // A thread that calls what its filter does not have ends the tests.
         confine::begin(Mode::Enforce, Outside::Killed);
         Console::open(&text.parse().unwrap()).unwrap()
@@ -290,7 +330,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         for line in ["one\n", "two\n"] {
-            let console = open(&format!("file:{}", path.display()));
+            let console = opened(&format!("file:{}", path.display()));
             console.print(line.as_bytes());
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
@@ -306,7 +346,7 @@ mod tests {
     fn a_socket_serves_one_client_after_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let console = open(&format!("unix:{}", path.display()));
+        let console = opened(&format!("unix:{}", path.display()));
         for text in ["for the first\n", "for the second\n"] {
             let client = UnixStream::connect(&path).unwrap();
             client.set_read_timeout(Some(HANGS)).unwrap();
@@ -321,7 +361,7 @@ mod tests {
     fn a_client_that_reads_nothing_does_not_hold_the_guest_up() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let console = open(&format!("unix:{}", path.display()));
+        let console = opened(&format!("unix:{}", path.display()));
         let client = UnixStream::connect(&path).unwrap();
         // A console that waited for its client would wait here for ever.
         for _ in 0..2000 {
@@ -338,7 +378,7 @@ mod tests {
     fn what_is_typed_waits_until_the_guest_has_room() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let console = open(&format!("unix:{}", path.display()));
+        let console = opened(&format!("unix:{}", path.display()));
         let slow = Arc::new(Slow::default());
         let input: Arc<dyn Input> = slow.clone();
         console.attach(&input);
@@ -352,11 +392,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let spec = format!("unix:{}", path.display());
-        let console = open(&spec);
+        let console = opened(&spec);
         let error = Console::open(&spec.parse().unwrap()).err().unwrap();
         assert!(error.to_string().contains("in use"), "{error}");
         drop(console);
-        drop(open(&spec));
+        drop(opened(&spec));
         let notes = dir.path().join("notes");
         std::fs::write(&notes, "precious").unwrap();
         let error = Console::open(&format!("unix:{}", notes.display()).parse().unwrap());

@@ -73,6 +73,12 @@ impl DiskFile {
         }
     }
 
+    /// As if a flush for a migration had found that a write was lost.
+    #[cfg(test)]
+    pub(super) fn lose_a_write(&self) {
+        self.unreported.store(true, Ordering::SeqCst);
+    }
+
     /// Forgets what this host has cached of an image that another host may have changed. To be
     /// called with its lock held. Whatever was written here is on stable storage before the guest
     /// leaves ([`Self::flush`]), so that nothing is lost by it.

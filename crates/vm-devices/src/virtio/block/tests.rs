@@ -404,3 +404,24 @@ fn windows_lie_side_by_side_with_a_line_each() {
     assert_eq!(windows[1].offset(0xd000_0fff), None);
     assert_eq!(windows[1].offset(0xd000_2000), None);
 }
+
+#[test]
+fn a_flush_asks_the_storage_and_the_guest_hears_what_it_says() {
+    let file = image();
+    let mut driver = Driver::start(&spec(file.path(), ""), 0);
+    assert_eq!(ask(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[], 0).1, OK);
+    driver.device.disk().unwrap().lose_a_write();
+    assert_eq!(ask(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[], 0).1, IOERR);
+    assert_eq!(ask(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[], 0).1, OK);
+}
+
+#[test]
+fn every_write_of_a_driver_that_cannot_flush_is_flushed() {
+    for without in [0, 1 << VIRTIO_BLK_F_FLUSH] {
+        let file = image();
+        let mut driver = Driver::start(&spec(file.path(), ""), without);
+        driver.device.disk().unwrap().lose_a_write();
+        let (_, status, _) = ask(&mut driver, VIRTIO_BLK_T_OUT, 9, &[0xab; 512], 0);
+        assert_eq!(status, if without == 0 { OK } else { IOERR });
+    }
+}
