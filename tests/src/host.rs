@@ -125,7 +125,7 @@ impl Drop for Host {
         use nix::sys::signal::{Signal, kill};
         use nix::unistd::Pid;
         for (pid, name) in self.processes() {
-            if name.starts_with("vmrun") || name.starts_with("mig-") {
+            if ["vmrun", "mig-", "lossy-"].iter().any(|ours| name.starts_with(ours)) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }

@@ -15,7 +15,7 @@ use mig_engine::ownership::{Input, Ownership};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use units::{Gfn, PAGE_SIZE, Pages, RegionId};
 use vm_control::memory::SharedBitmap;
-use vm_control::server::{Answer, ConnectionId, Server, Service};
+use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status};
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
@@ -128,7 +128,7 @@ fn regions() -> Vec<MemoryRegion> {
 }
 
 impl Service for Guest {
-    fn handle(&self, _: ConnectionId, request: Request) -> Answer {
+    fn handle(&self, _: &Peer<'_>, request: Request) -> Answer {
         match request {
             Request::Hello { .. } => {
                 let (version, name) = (PROTOCOL_VERSION, NAME.to_owned());

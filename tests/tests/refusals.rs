@@ -339,3 +339,24 @@ fn a_file_that_is_no_socket_is_never_taken_for_a_dead_one() {
     assert_eq!(fs::read_to_string(&notes).unwrap(), "precious");
     a.assert_runs();
 }
+
+#[test]
+fn a_console_that_is_a_fifo_without_a_reader_holds_nothing_up() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 1), &["--mem", "64M"]);
+    let fifo = host.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let console = format!("file:{}", fifo.display());
+    let destination = format!("exec:mig-recv --quiet --name b --console {console}");
+    host.run("mig-send", &["-q", "a", &destination]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    assert_eq!(host.state("b").as_deref(), Some("running"));
+    // Whoever reads it later finds what was printed.
+    let read = format!("head -c 6 {}", fifo.display());
+    assert!(host.sh(&read).expect(0).stdout.len() == 6);
+    let vmrun = nix::unistd::Pid::from_raw(host.pid("b").unwrap());
+    nix::sys::signal::kill(vmrun, nix::sys::signal::Signal::SIGTERM).unwrap();
+    wait("b to end", || host.processes().is_empty());
+    assert_eq!(host.sockets().len(), 0);
+}

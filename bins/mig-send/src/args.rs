@@ -104,7 +104,7 @@ pub struct Args {
     /// Progress on stderr: a live line on a terminal (auto), JSON lines, or none
     #[arg(long, value_name = "HOW", value_enum, default_value_t = ProgressMode::Auto)]
     pub progress: ProgressMode,
-    /// Write progress as JSON lines to this descriptor
+    /// Write progress as JSON lines to this descriptor; a reader that is slow misses some
     #[arg(long, value_name = "FD")]
     pub progress_fd: Option<i32>,
     /// No table at the end

@@ -21,6 +21,7 @@ use mig_engine::precopy::RoundStats;
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
 use units::Pages;
+use vm_control::ClientError;
 use vm_control::memory::SharedBitmap;
 
 use crate::answers::phase;
@@ -171,8 +172,9 @@ impl Migration<'_> {
                 self.stream.get_mut().set_deadline(None);
                 Ok(())
             }
-            // vmrun said no: nothing was recorded.
-            Err(vm_control::ClientError::Refused(why)) => Err(Stop::Refused(why.message)),
+            Err(ClientError::Refused(why)) if why.is_cancelled() => Err(Stop::Cancelled),
+            // vmrun said no: nothing was recorded, and no GO will follow.
+            Err(ClientError::Refused(why)) => Err(Stop::Undone(anyhow!("{why}"))),
             Err(error) => Err(error.into()),
         }
     }

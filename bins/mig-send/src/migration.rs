@@ -168,7 +168,7 @@ impl<'a> Migration<'a> {
             if let SourceStep::Finished(ending) = source.step() {
                 break ending;
             }
-            let done = self.step(source.step());
+            let done = self.step(source.step()).map_err(|stop| self.judge(stop));
             let outcome = match done {
                 Ok(()) => Outcome::Done,
                 Err(stop) => {
@@ -214,6 +214,14 @@ impl<'a> Migration<'a> {
             SourceStep::TakeBack => Ok(self.client.own(Input::TakeBack(self.id))?),
             SourceStep::Release => self.release(),
             SourceStep::Finished(_) => Ok(()),
+        }
+    }
+
+    /// What interrupts a step may be something else than the operator.
+    fn judge(&self, stop: Stop) -> Stop {
+        match (stop, self.shared.given_up()) {
+            (Stop::Cancelled, Some(why)) => Stop::Failed(ClientError::Refused(why).into()),
+            (stop, _) => stop,
         }
     }
 

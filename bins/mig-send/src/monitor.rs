@@ -16,7 +16,7 @@ use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::{debug, warn};
 use units::{BytesPerSec, MigrationId};
-use vm_control::{Client, Order};
+use vm_control::{Client, ClientError, Order, Refusal, RefusalKind};
 
 use crate::args::{Args, ProgressMode};
 use crate::confinement::SIGNALS;
@@ -53,6 +53,7 @@ struct State {
     progress: Progress,
     speed: Option<Option<BytesPerSec>>,
     downtime: Option<Duration>,
+    given_up: Option<Refusal>,
 }
 
 impl Shared {
@@ -129,6 +130,17 @@ impl Shared {
         }
     }
 
+    /// As [`Self::cancel`], and not at the operator's wish: vmrun took its guest back.
+    fn give_up(&self, why: Refusal) {
+        self.lock().given_up = Some(why);
+        self.cancel();
+    }
+
+    /// Why the guest was taken back, if it was.
+    pub fn given_up(&self) -> Option<Refusal> {
+        self.lock().given_up.clone()
+    }
+
     /// From here on the migration cannot be cancelled. False if it was cancelled before.
     pub fn commit(&self) -> bool {
         self.decide(COMMITTED)
@@ -158,7 +170,9 @@ impl Shared {
 pub fn block_signals() -> nix::Result<SigSet> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
-        signals.add(signal);
+        if !cli::is_ignored(signal) {
+            signals.add(signal);
+        }
     }
     signals.thread_block()?;
     Ok(signals)
@@ -217,6 +231,11 @@ impl Monitor {
                 if let Ok(text) = serde_json::to_string(&progress) {
                     match client.post_progress(id, text) {
                         Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
+                        // vmrun has carried it out already.
+                        Err(ClientError::Refused(why)) if why.is_cancelled() => shared.cancel(),
+                        Err(ClientError::Refused(why)) if why.kind == RefusalKind::GivenUp => {
+                            shared.give_up(why);
+                        }
                         // Before the migration has begun vmrun knows of none.
                         Err(error) => debug!("no orders: {error}"),
                     }

@@ -118,7 +118,10 @@ impl From<TunnelError> for Stop {
 
 impl From<vm_control::ClientError> for Stop {
     fn from(error: vm_control::ClientError) -> Self {
-        Self::Failed(error.into())
+        match error {
+            vm_control::ClientError::Refused(why) if why.is_cancelled() => Self::Cancelled,
+            error => Self::Failed(error.into()),
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub enum Command {
         #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
         guest: String,
     },
-    /// Let the vCPUs of a guest run
+    /// Let the vCPUs of a guest run; in the blackout of its migration that cancels it
     Resume {
         /// The guest
         #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
@@ -83,6 +83,9 @@ pub enum Command {
         guest: String,
     },
     /// Cancel the migration of a guest: it runs on here
+    ///
+    /// Its vmrun does it, whether mig-send still runs or not; status 0 means that it is done. Too late
+    /// once the guest was handed over.
     Cancel {
         /// The guest
         #[arg(value_parser = place::guest, add = cli::candidates(place::names))]

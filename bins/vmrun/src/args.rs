@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "incoming",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,
-    /// Where the guest's serial console goes: stdio, file:PATH, unix:PATH or null
+    /// Where the guest's serial console goes: stdio, file:PATH (also a FIFO), unix:PATH or null
     #[arg(long, value_name = "CONSOLE", default_value = "null")]
     pub console: String,
     /// Give the guest a second console, a virtio one (Linux: hvc0), that goes to one of the same

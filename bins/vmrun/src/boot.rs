@@ -38,6 +38,7 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         console: args.console.clone(),
         virtio_console: args.virtio_console.clone(),
         migration: None,
+        withdrawn: Vec::new(),
         receiver: None,
         arrival: None,
         claim: None,

@@ -4,8 +4,9 @@
 //! it: to open /dev/kvm, disk images, taps, consoles. It is handed a description that was checked
 //! as such, and ends when a machine was taken over.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use vm_control::Refusal;
@@ -14,6 +15,17 @@ use vm_state::MachineDescription;
 
 use crate::confinement;
 use crate::guest::refusal;
+
+/// How often whoever waits for a machine is looked after.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Why there is no machine.
+pub enum NotBuilt {
+    /// It cannot be built here.
+    Refused(Refusal),
+    /// Whoever wanted it went away meanwhile: a file that is opened is on a server that hangs, say.
+    Abandoned,
+}
 
 struct Order {
     description: MachineDescription,
@@ -44,17 +56,29 @@ impl Builder {
         Ok(Self(orders))
     }
 
-    /// Builds the machine of `description`.
+    /// Builds the machine of `description`, which may take as long as the storage of its files; as
+    /// long as it is not `abandoned`.
     pub fn build(
         &self,
         description: &MachineDescription,
         here: Overrides,
-    ) -> Result<Machine, Refusal> {
+        abandoned: impl Fn() -> bool,
+    ) -> Result<Machine, NotBuilt> {
         let (built, machine) = sync_channel(1);
         let description = description.clone();
-        let gone = || Refusal::new("the thread that builds machines is gone: start another vmrun");
+        let gone = || {
+            let why = "the thread that builds machines is gone: start another vmrun";
+            NotBuilt::Refused(Refusal::new(why))
+        };
         self.0.send(Order { description, here, built }).map_err(|_| gone())?;
-        machine.recv().map_err(|_| gone())?.map_err(refusal)
+        loop {
+            match machine.recv_timeout(LOOK) {
+                Ok(built) => return built.map_err(|error| NotBuilt::Refused(refusal(error))),
+                Err(RecvTimeoutError::Timeout) if abandoned() => return Err(NotBuilt::Abandoned),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+            }
+        }
     }
 }
 

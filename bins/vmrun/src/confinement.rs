@@ -7,15 +7,16 @@
 use std::path::Path;
 
 use confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
-use confine::{Access, Call, Files, Filter, calls};
+use confine::{Access, Files, Filter, calls};
 use vm_control::departure::Departures;
 use vm_control::record::Records;
 use vm_control::{record, server};
 use vm_machine::Places;
 use vm_machine::confinement::{BUILDER, CONSOLE, DISKS, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
 
-/// SIGTERM and SIGINT.
-const SIGNALS: &[Call] = calls![SYS_rt_sigtimedwait => "the thread that waits for SIGTERM"];
+/// The thread that waits for SIGTERM and SIGINT.
+pub const SIGNALS: Filter =
+    Filter { thread: "signals", tables: &[RUNTIME, calls![SYS_rt_sigtimedwait]] };
 
 /// The main thread and those that serve clients.
 const SERVICE: Filter = Filter {
@@ -31,12 +32,11 @@ const SERVICE: Filter = Filter {
         OWNER,
         REGISTERS,
         DISKS,
-        SIGNALS,
     ],
 };
 
 /// All threads.
-pub const FILTERS: &[Filter] = &[SERVICE, VCPU, WORKER, CONSOLE, THROTTLE, BUILDER];
+pub const FILTERS: &[Filter] = &[SERVICE, SIGNALS, VCPU, WORKER, CONSOLE, THROTTLE, BUILDER];
 
 /// Confines the calling thread, and those that it starts from here on, to what serving the guest
 /// takes: files are opened in the directories of `records` and `departures` alone, and the socket can

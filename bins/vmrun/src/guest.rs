@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockResult, Weak};
 use std::time::Duration;
 
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
@@ -11,7 +11,7 @@ use units::MigrationId;
 use vm_control::memory::SharedBitmap;
 use vm_control::record::{Claim, Record, Records};
 use vm_control::server::ConnectionId;
-use vm_control::{Event, Order, Refusal};
+use vm_control::{Event, Order, Refusal, Status};
 use vm_machine::Machine;
 use vm_state::MachineDescription;
 
@@ -19,6 +19,7 @@ use crate::arrival::Arrival;
 use crate::builder::Builder;
 use crate::end::{End, Ending};
 use crate::notes::Notes;
+use crate::withdrawal::Withdrawn;
 
 /// Events that a subscriber may be behind before it is dropped.
 const EVENT_BACKLOG: usize = 64;
@@ -26,6 +27,12 @@ const EVENT_BACKLOG: usize = 64;
 /// One guest and everything that is known of it.
 pub struct Guest {
     inner: Mutex<Inner>,
+    /// Tells that a migration slows the guest down, or has paused it.
+    pub held_up: Condvar,
+    /// How the guest was when the lock was last free; see [`crate::hung`].
+    pub shown: Mutex<Status>,
+    /// The guest's name.
+    pub name: String,
     subscribers: Mutex<Vec<SyncSender<Event>>>,
     records: Records,
     pub notes: Arc<Notes>,
@@ -50,6 +57,8 @@ pub struct Inner {
     pub console: String,
     pub virtio_console: Option<String>,
     pub migration: Option<Migration>,
+    /// Migrations that were ended here, of clients that are connected still.
+    pub withdrawn: Vec<Withdrawn>,
     /// The connection that brings a guest.
     pub receiver: Option<ConnectionId>,
     /// What waits for the GO of that guest.
@@ -70,6 +79,8 @@ pub struct Migration {
     pub paused: bool,
     /// The state was saved since, and the guest has not run.
     pub saved: bool,
+    /// How often its client has said that it lives.
+    pub signs: u64,
     /// How often the migration has paused the guest.
     pub pauses: u64,
     /// In which of these pauses the disks were flushed last.
@@ -94,7 +105,10 @@ impl Guest {
         go_timeout: Duration,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
+            shown: Mutex::new(inner.status()),
+            name: inner.name.clone(),
             inner: Mutex::new(inner),
+            held_up: Condvar::new(),
             subscribers: Mutex::default(),
             records,
             notes,
@@ -109,6 +123,10 @@ impl Guest {
     /// assignment, so that nothing is ever half done.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn try_lock(&self) -> TryLockResult<MutexGuard<'_, Inner>> {
+        self.inner.try_lock()
     }
 
     pub fn this(&self) -> Option<Arc<Self>> {
@@ -131,8 +149,8 @@ impl Guest {
 
     /// Ends the process once the requests under way are answered.
     pub fn end(&self, end: End) {
-        info!("{end}");
         self.publish(&Event::Ended(end.to_string()));
+        info!("{end}");
         self.ending.give(end);
     }
 
@@ -156,6 +174,7 @@ impl Guest {
         }
         let before = inner.ownership.state();
         inner.ownership.enter(&transition);
+        self.show(inner);
         if let State::HandedOver(_) = transition.next {
             // From here on the images are the destination's.
             give_disks_back(inner);
@@ -164,8 +183,8 @@ impl Guest {
             self.notes.arrived();
         }
         if before != transition.next {
-            info!("{before} -> {}", transition.next);
             self.publish(&Event::Ownership(transition.next));
+            info!("{before} -> {}", transition.next);
         }
         match transition.after {
             Some(Effect::Run) => self.run(inner)?,
@@ -264,20 +283,16 @@ impl Guest {
         if inner.held.take().is_some() {
             self.notes.stays();
         }
-        if inner.migration.as_ref().is_some_and(|migration| migration.paused) {
-            // The state that was saved is what the destination gets.
-            return Err(Refusal::new(
-                "the guest is in the blackout of its migration: wait for it, or cancel it",
-            ));
-        }
         self.run(inner)
     }
 
     /// Gives the guest back after a migration that was not committed.
     pub fn release(&self, inner: &mut Inner, id: MigrationId) -> Result<(), Refusal> {
-        self.step(inner, Input::Release(id))?;
-        self.end_migration(inner);
-        Ok(())
+        let ran = self.step(inner, Input::Release(id));
+        if inner.ownership.state() == State::Owned {
+            self.end_migration(inner);
+        }
+        ran
     }
 
     /// Takes down what a migration set up. The guest runs already: none of this is in its way.
@@ -290,23 +305,20 @@ impl Guest {
         {
             warn!("cannot stop the dirty log: {error}");
         }
-        if inner.throttle > 0 {
-            inner.throttle = 0;
-            if let Ok(machine) = inner.machine() {
-                machine.throttle(0);
-            }
-        }
+        inner.lift_throttle();
     }
 
     /// A connection is gone: what it had begun and nobody can finish is undone.
     pub fn connection_closed(&self, connection: ConnectionId) {
         let mut inner = self.lock();
+        inner.withdrawn.retain(|known| known.client != connection);
         match inner.ownership.state() {
             State::Migrating(id)
                 if inner.migration.as_ref().is_some_and(|known| known.client == connection) =>
             {
+                let ran = self.release(&mut inner, id);
                 warn!("the sender of the guest went away before its commit: the guest runs on");
-                if let Err(refusal) = self.release(&mut inner, id) {
+                if let Err(refusal) = ran {
                     warn!("cannot run the guest on: {refusal}");
                 }
             }

@@ -9,14 +9,19 @@ mod builder;
 mod confinement;
 mod end;
 mod guest;
+mod hung;
 mod notes;
 mod run_state;
 mod service;
 mod signals;
+mod vigil;
 mod watch;
+mod withdrawal;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -31,9 +36,14 @@ use vm_control::server::{Server, Service};
 use crate::args::Args;
 use crate::guest::Guest;
 use crate::notes::Notes;
+use crate::signals::Signals;
 
 /// Requests that are being answered when the guest ends get their answers within this time.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// The machine is given back within this time; what a disk that hangs holds of it is the kernel's to
+/// take back.
+const TEARDOWN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     cli::main(run)
@@ -55,9 +65,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
         warn!("{}", cli::one_line(&error.into()));
     }
     let held = boot::held(&args, &departures)?;
-    // Before any thread exists, so that all of them leave the signals to one.
-    let signals = signals::block()?;
     args.confinement.begin(Outside::NoSuchCall);
+    let signals = Signals::take()?;
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
     let first = boot::inner(&args, held)?;
@@ -68,7 +77,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let notes = Notes::new(departures);
     notes.start(args.name.clone()).context("cannot start a thread")?;
     let guest = Guest::new(first, records, Arc::clone(&notes), socket, args.go_timeout);
-    signals::watch(signals, &guest);
+    signals.end(&guest)?;
+    vigil::start(&guest).context("cannot start a thread")?;
     let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);
     if let Some(parent) = parent {
         // With the lock held, so that it is known before its end can be noticed.
@@ -90,10 +100,11 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // 3. The note of a guest that left, if the disk takes it in time.
     // 4. The socket, and with it the name.
     // 5. The connections, which the end of the process closes.
-    let machine = guest.lock().machine.take();
-    drop(machine);
+    // Storage that hangs is waited for in none of them.
+    let machine = guest.lock_within(TEARDOWN).and_then(|mut inner| inner.machine.take());
+    within(TEARDOWN, move || drop(machine));
     server.drain(DRAIN);
-    if let State::Migrating(_) = guest.lock().ownership.state() {
+    if let State::Migrating(_) = guest.status().ownership {
         // It ended here, on its way.
         notes.stays();
     }
@@ -103,4 +114,16 @@ fn run(args: Args) -> anyhow::Result<u8> {
         anyhow::bail!("{}: {end}", args.name);
     }
     Ok(end.exit_status())
+}
+
+/// Does `work` and waits for it, but no longer than that.
+fn within(time: Duration, work: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = sync_channel(1);
+    let body = move || {
+        work();
+        let _ = done.send(());
+    };
+    if thread::Builder::new().name("teardown".into()).spawn(body).is_ok() {
+        let _ = is_done.recv_timeout(time);
+    }
 }

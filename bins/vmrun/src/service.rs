@@ -10,20 +10,18 @@ use tracing::info;
 use units::{Bytes, MigrationId};
 use vm_control::departure::Departure;
 use vm_control::memory::SharedBitmap;
-use vm_control::server::{Answer, ConnectionId, Service};
+use vm_control::server::{Answer, ConnectionId, Peer, Service};
 use vm_control::{
-    Balloon, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started,
-    Status,
+    Balloon, Event, Loaded, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
 use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
 use vm_state::{MachineDescription, Section};
 
 use crate::arrival::Arrival;
+use crate::builder::{Builder, NotBuilt};
+use crate::end::End;
 use crate::guest::{Guest, Inner, Migration, refusal};
 use crate::run_state::RunState;
-
-/// Orders that wait for a sender; more are refused.
-const MAX_ORDERS: usize = 64;
 
 /// How long the first entry of a vCPU is waited for; it takes some 50 us.
 const FIRST_INSTRUCTION: Duration = Duration::from_millis(100);
@@ -35,10 +33,24 @@ const MAX_PLACE: usize = 1024;
 const MAX_PROGRESS: usize = 64 << 10;
 
 impl Service for Guest {
-    fn handle(&self, connection: ConnectionId, request: Request) -> Answer {
+    /// What may take as long as a disk or a file system, and what must be answered meanwhile, goes
+    /// without the guest's lock.
+    fn handle(&self, peer: &Peer<'_>, request: Request) -> Answer {
         let answer = match request {
+            Request::Hello { .. } => Ok(Reply::Hello {
+                version: PROTOCOL_VERSION,
+                name: self.name.clone(),
+                pid: std::process::id(),
+            }
+            .into()),
+            Request::Status => Ok(Reply::Status(self.status()).into()),
+            Request::Own(Input::Quit { force }) => self.quit(force).map(|()| Reply::Done.into()),
             Request::FlushDisks => self.flush_disks(),
-            request => self.answer(connection, request),
+            Request::Receive { id, description, overrides, saved } => {
+                let input = if saved { Input::Restore(id) } else { Input::Receive(id) };
+                self.receive(peer, input, description, overrides)
+            }
+            request => self.answer(peer.id(), request),
         };
         answer.unwrap_or_else(|refusal| Reply::Refused(refusal).into())
     }
@@ -73,15 +85,10 @@ impl Guest {
 
     fn answer(&self, connection: ConnectionId, request: Request) -> Result<Answer, Refusal> {
         let inner = &mut *self.lock();
+        inner.refuse_withdrawn(connection, &request)?;
+        inner.note_sign(connection, &request);
         Ok(match request {
-            Request::Hello { .. } => Reply::Hello {
-                version: PROTOCOL_VERSION,
-                name: inner.name.clone(),
-                pid: std::process::id(),
-            }
-            .into(),
             Request::Describe => Reply::Description(inner.described()?.clone()).into(),
-            Request::Status => Reply::Status(inner.status()).into(),
             Request::MapMemory => {
                 let fds = copies(inner.machine()?.memory_readers())?;
                 Answer { reply: Reply::Done, fds }
@@ -105,12 +112,14 @@ impl Guest {
                     Ok(migration) => {
                         migration.paused = true;
                         migration.pauses += 1;
+                        self.held_up.notify_all();
                     }
                     Err(_) => inner.wanted = false,
                 }
                 Reply::Paused { took: started.elapsed() }.into()
             }
             Request::Resume => {
+                self.resume_in_blackout(inner, connection)?;
                 if let Ok(migration) = inner.migration_of(connection) {
                     (migration.paused, migration.saved) = (false, false);
                 }
@@ -122,8 +131,10 @@ impl Guest {
                 if percent > 99 {
                     return Err(Refusal::new("a guest is slowed down by 0 to 99 percent"));
                 }
+                inner.migration_of(connection)?;
                 inner.machine()?.throttle(percent);
                 inner.throttle = percent;
+                self.held_up.notify_all();
                 Reply::Done.into()
             }
             Request::Announce => {
@@ -138,10 +149,6 @@ impl Guest {
                 self.own(inner, connection, input)?;
                 Reply::Done.into()
             }
-            Request::Receive { id, description, overrides, saved } => {
-                let input = if saved { Input::Restore(id) } else { Input::Receive(id) };
-                self.receive(inner, connection, input, description, overrides)?
-            }
             Request::Prepare { id, sections, paused_for } => {
                 self.prepare(inner, id, &sections, paused_for)?.into()
             }
@@ -149,7 +156,7 @@ impl Guest {
             Request::Inquire(id) => Reply::Standing(inner.ownership.standing(id)).into(),
             Request::PostProgress { id, progress } => inner.post(id, progress)?.into(),
             Request::Order(order) => {
-                inner.leave_order(order)?;
+                self.order(inner, order)?;
                 Reply::Done.into()
             }
             Request::Leaves { id, to } => {
@@ -164,8 +171,11 @@ impl Guest {
                 self.notes.leaves(Departure::now(id, &to));
                 Reply::Done.into()
             }
+            Request::Hello { .. }
+            | Request::Status
+            | Request::FlushDisks
+            | Request::Receive { .. } => unreachable!("answered without the lock"),
             // The server turns a subscribed connection into a stream by itself.
-            Request::FlushDisks => unreachable!("answered without the lock"),
             Request::Subscribe => return Err(Refusal::new("subscribe on a greeted connection")),
         })
     }
@@ -193,6 +203,7 @@ impl Guest {
                     log: None,
                     paused: false,
                     saved: false,
+                    signs: 0,
                     pauses: 0,
                     flushed_in: None,
                     progress: None,
@@ -200,6 +211,7 @@ impl Guest {
                 });
                 Ok(())
             }
+            Input::Release(id) if inner.is_withdrawn(id) => Ok(()),
             Input::Release(id) => self.release(inner, id),
             Input::Commit(_) => {
                 let State::Migrating(_) = inner.ownership.state() else {
@@ -224,28 +236,85 @@ impl Guest {
                 self.end_migration(inner);
                 Ok(())
             }
-            Input::Confirm(_) | Input::Refuse(_) | Input::Quit { .. } => self.step(inner, input),
-            Input::Receive(_) | Input::Restore(_) | Input::Prepared(_) | Input::Go(_) => {
-                Err(Refusal::new("this step has a request of its own"))
-            }
+            Input::Confirm(_) | Input::Refuse(_) => self.step(inner, input),
+            Input::Receive(_)
+            | Input::Restore(_)
+            | Input::Prepared(_)
+            | Input::Go(_)
+            | Input::Quit { .. } => Err(Refusal::new("this step has a request of its own")),
         }
     }
 
+    /// Takes a guest up. Its machine is built without the lock: it opens files that a stream has
+    /// named, and that may take for ever.
     fn receive(
         &self,
-        inner: &mut Inner,
-        connection: ConnectionId,
+        peer: &Peer<'_>,
         input: Input,
         mut description: MachineDescription,
         overrides: Overrides,
     ) -> Result<Answer, Refusal> {
+        let arriving = self.begin_to_receive(input, &mut description, overrides)?;
+        let Arriving { id, here, asked, builder } = arriving;
+        let taken = match builder.build(&description, here, || peer.is_gone()) {
+            Ok(machine) => self.take_up(peer.id(), id, input, &asked, machine),
+            Err(NotBuilt::Refused(why)) => Err(why),
+            Err(NotBuilt::Abandoned) => {
+                let why = "whoever brought a guest went away while its files were being opened";
+                self.end(End::Failed(why.to_owned()));
+                return Err(Refusal::new(why));
+            }
+        };
+        if taken.is_err() {
+            // For another guest, or the same once what it lacks is there.
+            self.lock().builder = Some(builder);
+        }
+        taken
+    }
+
+    /// From here on the guest may run here, and its machine is filled.
+    fn take_up(
+        &self,
+        connection: ConnectionId,
+        id: MigrationId,
+        input: Input,
+        asked: &[DeviceParam],
+        machine: Machine,
+    ) -> Result<Answer, Refusal> {
+        let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
+        let notes = placed_elsewhere(&machine, asked.iter());
+        // It ends with the machine, if the step is denied.
+        self.watch(&machine).map_err(refusal)?;
+        let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
+        let arrival = Arrival::start(this, self.name.clone(), id)?;
+        let inner = &mut *self.lock();
+        self.step(inner, input)?;
+        inner.arrival = Some(arrival);
+        // As it is here: its next destination is told where its files are on this host.
+        inner.description = Some(machine.describe());
+        inner.machine = Some(machine);
+        inner.receiver = Some(connection);
+        for note in &notes {
+            info!("{note}");
+        }
+        Ok(Answer { reply: Reply::Received { notes }, fds })
+    }
+
+    /// What the guest is here, and who builds its machine: for the one who comes first.
+    fn begin_to_receive(
+        &self,
+        input: Input,
+        description: &mut MachineDescription,
+        overrides: Overrides,
+    ) -> Result<Arriving, Refusal> {
+        let inner = &mut *self.lock();
         let State::Receiving(id) = inner.ownership.step(input).map_err(Refusal::new)?.next else {
             return Err(Refusal::new("this is no step by which a guest arrives"));
         };
         description.name.clone_from(&inner.name);
         let console = overrides.console.as_ref().unwrap_or(&inner.console);
         // Whatever else it is to be on this host, as the source's, is among those that follow.
-        let mut device_params = virtio_consoles(&description, inner.virtio_console.as_deref());
+        let mut device_params = virtio_consoles(description, inner.virtio_console.as_deref());
         device_params.extend(overrides.device_params.into_iter().map(device_param));
         let here = vm_machine::Overrides {
             name: Some(inner.name.clone()),
@@ -253,32 +322,17 @@ impl Guest {
             device_params: device_params.clone(),
             ..vm_machine::Overrides::default()
         };
-        let builder = inner.builder.as_ref();
-        let builder = builder.ok_or_else(|| Refusal::new("a guest has arrived here before"))?;
-        let machine = builder.build(&description, here)?;
-        let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
         let serial = DeviceParam {
             kind: "serial".to_owned(),
             id: "serial0".to_owned(),
             name: VirtioSpec::CONSOLE_PARAM.to_owned(),
             value: console.clone(),
         };
-        let notes = placed_elsewhere(&machine, device_params.iter().chain([&serial]));
-        // It ends with the machine, if the step is denied.
-        self.watch(&machine).map_err(refusal)?;
-        let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
-        let arrival = Arrival::start(this, inner.name.clone(), id)?;
-        self.step(inner, input)?;
-        inner.arrival = Some(arrival);
-        // As it is here: its next destination is told where its files are on this host.
-        inner.description = Some(machine.describe());
-        inner.machine = Some(machine);
-        inner.builder = None;
-        inner.receiver = Some(connection);
-        for note in &notes {
-            info!("{note}");
-        }
-        Ok(Answer { reply: Reply::Received { notes }, fds })
+        device_params.push(serial);
+        let builder = inner.builder.take();
+        let builder =
+            builder.ok_or_else(|| Refusal::new("a guest arrives here, or has arrived"))?;
+        Ok(Arriving { id, here, asked: device_params, builder })
     }
 
     fn prepare(
@@ -320,12 +374,21 @@ impl Guest {
     }
 }
 
+/// A guest whose machine is to be built.
+struct Arriving {
+    id: MigrationId,
+    here: vm_machine::Overrides,
+    /// What was asked for otherwise than the description has it.
+    asked: Vec<DeviceParam>,
+    builder: Builder,
+}
+
 impl Inner {
     fn described(&self) -> Result<&MachineDescription, Refusal> {
         self.description.as_ref().ok_or_else(|| Refusal::new("no guest has arrived yet"))
     }
 
-    fn migration_of(&mut self, connection: ConnectionId) -> Result<&mut Migration, Refusal> {
+    pub fn migration_of(&mut self, connection: ConnectionId) -> Result<&mut Migration, Refusal> {
         self.migration
             .as_mut()
             .filter(|migration| migration.client == connection)
@@ -399,23 +462,7 @@ impl Inner {
         Ok(Reply::Orders(std::mem::take(&mut migration.orders)))
     }
 
-    fn leave_order(&mut self, order: Order) -> Result<(), Refusal> {
-        match (self.ownership.state(), &mut self.migration) {
-            (State::Migrating(_), Some(migration)) if migration.orders.len() < MAX_ORDERS => {
-                migration.orders.push(order);
-                Ok(())
-            }
-            (State::Migrating(_), Some(_)) => {
-                Err(Refusal::new("mig-send does not take its orders: does it still run?"))
-            }
-            (State::HandedOver(id), _) => Err(Refusal::new(format!(
-                "the guest was handed over ({id}): it is too late for orders"
-            ))),
-            _ => Err(Refusal::new("no migration is under way")),
-        }
-    }
-
-    fn status(&self) -> Status {
+    pub fn status(&self) -> Status {
         Status {
             name: self.name.clone(),
             pid: std::process::id(),

@@ -132,6 +132,15 @@ fn end_by(mistake: Box<dyn Any + Send>) -> ! {
     panic::resume_unwind(mistake)
 }
 
+/// Whether whoever started this program wants it to ignore `signal`, as nohup(1) does: one that is
+/// blocked to be waited for would not be ignored any more.
+pub fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.is_some_and(|set| set >> (signal as i32 - 1) & 1 == 1)
+}
+
 /// Blocks the signals by which a limit of resources would end the process; see the module.
 fn ignore_limits() {
     let mut signals = SigSet::empty();

@@ -13,7 +13,7 @@ use mig_engine::ownership::{Input, Ownership};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use units::{Gfn, MigrationId, Pages, RegionId};
-use vm_control::server::{Answer, ConnectionId, Server, Service};
+use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{
     Client, ClientError, Event, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request,
 };
@@ -120,7 +120,7 @@ impl Vmrun {
 }
 
 impl Service for Vmrun {
-    fn handle(&self, _: ConnectionId, request: Request) -> Answer {
+    fn handle(&self, _: &Peer<'_>, request: Request) -> Answer {
         match request {
             Request::Hello { .. } => {
                 Reply::Hello { version: PROTOCOL_VERSION, name: "web".to_owned(), pid: 1 }

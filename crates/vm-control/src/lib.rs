@@ -25,7 +25,10 @@
 //! ```
 //!
 //! A client that began a migration and goes away before the commit leaves the guest running: the
-//! vmrun sees the connection close, stops the dirty log and resumes the guest. A connection that
+//! vmrun sees the connection close, stops the dirty log and resumes the guest. It does the same for
+//! the operator ([`Order::Cancel`], [`Request::Resume`]) at any moment before the commit, and when the
+//! client does nothing for a while though the guest stands still for it: a request on its connection,
+//! or its progress, is what says that it lives. Whatever such a client asks afterwards is refused. A connection that
 //! is receiving a guest and goes away before the guest is prepared makes the vmrun refuse it.
 //!
 //! Who may connect: the user that runs vmrun, and root (peer credentials). The socket's mode is
@@ -46,6 +49,6 @@ pub mod server;
 pub use client::{Client, ClientError, Subscription};
 pub use frame::{FrameError, MAX_FRAME};
 pub use message::{
-    Balloon, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started,
-    Status,
+    Balloon, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, RefusalKind, Reply,
+    Request, Started, Status,
 };

@@ -14,7 +14,7 @@ use crate::frame::MAX_FRAME;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,11 +46,13 @@ pub enum Request {
     DirtyLogStop,
     /// Stop the vCPUs and quiesce the devices. Answered by [`Reply::Paused`] once all have stopped.
     Pause,
-    /// Let the vCPUs run.
+    /// Let the vCPUs run. In the blackout of a migration it cancels that, unless it comes from the
+    /// migration's own client.
     Resume,
     /// The state of a paused machine. Answered by [`Reply::State`].
     SaveState,
-    /// Slow the vCPUs down by this many percent, 0 to 99.
+    /// Slow the vCPUs down by this many percent, 0 to 99. For the client of a migration, and no longer
+    /// than that.
     Throttle(u8),
     /// Tell the network where the guest is now.
     Announce,
@@ -95,7 +97,7 @@ pub enum Request {
         /// A JSON document.
         progress: String,
     },
-    /// An order for whoever sends the guest away.
+    /// An order for whoever sends the guest away. Answered by [`Reply::Done`].
     Order(Order),
     /// From now on this connection carries [`Event`]s and nothing else.
     Subscribe,
@@ -166,7 +168,8 @@ pub(crate) fn longest_request(first: u8, greeted: bool) -> u32 {
 /// What a migration can be told while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// Give up, with the guest running on the source.
+    /// Give up, with the guest running on the source. vmrun carries it out by itself, and answers
+    /// once the guest is its own again; the client hears of it by [`RefusalKind::Cancelled`].
     Cancel,
     /// Send at most this fast; `None` is as fast as it goes.
     SetSpeed(Option<BytesPerSec>),
@@ -289,12 +292,47 @@ pub struct Balloon {
 pub struct Refusal {
     /// One line: what, on which thing, and what to do.
     pub message: String,
+    /// What a client makes of it.
+    pub kind: RefusalKind,
+}
+
+/// What a client makes of a refusal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// It cannot have what it asked for.
+    #[default]
+    Denied,
+    /// The operator has cancelled its migration, and the guest is its vmrun's again.
+    Cancelled,
+    /// Nothing was heard of it while the guest stood still for it, and the guest is its vmrun's again.
+    GivenUp,
 }
 
 impl Refusal {
     /// The refusal that says `message`.
     pub fn new(message: impl ToString) -> Self {
-        Self { message: message.to_string() }
+        Self { message: message.to_string(), kind: RefusalKind::Denied }
+    }
+
+    /// What a client hears whose migration was cancelled.
+    pub fn cancelled() -> Self {
+        let message = "the operator has cancelled this migration".to_owned();
+        Self { message, kind: RefusalKind::Cancelled }
+    }
+
+    /// What a client hears that did nothing for so long while the guest stood still for it.
+    pub fn given_up(after: Duration) -> Self {
+        let message = format!(
+            "nothing was heard of the sender for {} s while the guest stood still for it, and the \
+             guest was given back",
+            after.as_secs()
+        );
+        Self { message, kind: RefusalKind::GivenUp }
+    }
+
+    /// Whether the operator has cancelled the migration that this is about.
+    pub fn is_cancelled(&self) -> bool {
+        self.kind == RefusalKind::Cancelled
     }
 }
 

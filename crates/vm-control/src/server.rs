@@ -2,7 +2,7 @@
 //! stalls nobody else.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,26 @@ pub enum ServerError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionId(u64);
 
+/// Whoever is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    id: ConnectionId,
+    stream: &'a UnixStream,
+}
+
+impl Peer<'_> {
+    /// The connection.
+    pub const fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Whether it has closed its end.
+    pub fn is_gone(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(self.stream.as_raw_fd(), &mut [0], flags), Ok(0))
+    }
+}
+
 /// An answer, and the descriptors that go with it.
 #[derive(Debug)]
 pub struct Answer {
@@ -89,8 +109,9 @@ impl From<Reply> for Answer {
 /// What answers the requests. Called from many threads at once.
 pub trait Service: Send + Sync + 'static {
     /// Answers one request of one connection. [`Request::Subscribe`] never comes here, and
-    /// [`Request::Hello`] only with the right version.
-    fn handle(&self, connection: ConnectionId, request: Request) -> Answer;
+    /// [`Request::Hello`] only with the right version. While it waits for something else it should
+    /// look whether the peer is there still: its going is not told before this returns.
+    fn handle(&self, peer: &Peer<'_>, request: Request) -> Answer;
 
     /// The connection is gone, whatever the reason. Called once for each.
     fn closed(&self, connection: ConnectionId);
@@ -311,49 +332,49 @@ fn converse(stream: &UnixStream, open: &Open) -> Result<(), FrameError> {
         if greeted && request == Request::Subscribe {
             let events = open.service.subscribe();
             frame::send(stream, &Reply::Done, &[])?;
-            return forward(stream, &events);
+            return forward(open.id, stream, &events);
         }
         let _busy = Busy::new(&open.connections);
-        answer(stream, open.id, open.service.as_ref(), request, &mut greeted)?;
+        let peer = Peer { id: open.id, stream };
+        answer(peer, open.service.as_ref(), request, &mut greeted)?;
     }
 }
 
 fn answer(
-    stream: &UnixStream,
-    id: ConnectionId,
+    peer: Peer<'_>,
     service: &dyn Service,
     request: Request,
     greeted: &mut bool,
 ) -> Result<(), FrameError> {
     let answer = match request {
         Request::Hello { version, ref client } => {
-            debug!("client {} is {client}", id.0);
+            debug!("client {} is {client}", peer.id.0);
             *greeted = true;
             if version == PROTOCOL_VERSION {
-                service.handle(id, request)
+                service.handle(&peer, request)
             } else {
                 Reply::Hello { version: PROTOCOL_VERSION, name: String::new(), pid: 0 }.into()
             }
         }
         _ if !*greeted => Reply::Refused(Refusal::new("say hello first")).into(),
-        request => service.handle(id, request),
+        request => service.handle(&peer, request),
     };
     let fds: Vec<_> = answer.fds.iter().map(AsFd::as_fd).collect();
-    frame::send(stream, &answer.reply, &fds)
+    frame::send(peer.stream, &answer.reply, &fds)
 }
 
-fn forward(stream: &UnixStream, events: &Receiver<Event>) -> Result<(), FrameError> {
-    use std::os::fd::AsRawFd;
+fn forward(
+    id: ConnectionId,
+    stream: &UnixStream,
+    events: &Receiver<Event>,
+) -> Result<(), FrameError> {
+    let peer = Peer { id, stream };
     loop {
         match events.recv_timeout(SUBSCRIBER_CHECK) {
             Ok(event) => frame::send(stream, &event, &[])?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-                if let Ok(0) = recv(stream.as_raw_fd(), &mut [0], flags) {
-                    return Ok(());
-                }
-            }
+            Err(RecvTimeoutError::Timeout) if peer.is_gone() => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
 }
@@ -371,7 +392,7 @@ mod tests {
     struct Echo(mpsc::SyncSender<ConnectionId>);
 
     impl Service for Echo {
-        fn handle(&self, _: ConnectionId, request: Request) -> Answer {
+        fn handle(&self, _: &Peer<'_>, request: Request) -> Answer {
             match request {
                 Request::Hello { .. } => {
                     Reply::Hello { version: PROTOCOL_VERSION, name: "web".into(), pid: 1 }.into()

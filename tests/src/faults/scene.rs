@@ -307,9 +307,10 @@ impl Times {
         let waits = outcomes
             .iter()
             .any(|it| matches!(it, Outcome::Prepared | Outcome::Running | Outcome::Moved));
-        let gives_up = outcomes
-            .iter()
-            .any(|it| matches!(it, Outcome::Stays | Outcome::EndedHere | Outcome::Doubtful));
+        let gives_up = outcomes.iter().any(|it| {
+            use Outcome::{Cancelled, Doubtful, EndedHere, Stays};
+            matches!(it, Stays | Cancelled | EndedHere | Doubtful)
+        });
         let go = match (after, waits, gives_up) {
             (After::AskedLate, ..) if form == Form::Resolve => MEDIUM,
             (After::AskedLate, ..) | (_, false, _) => SHORT,

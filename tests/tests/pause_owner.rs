@@ -1,0 +1,200 @@
+//! The guest is its vmrun's: a mig-send that does nothing, or that its operator overrules, does not
+//! keep it standing still.
+
+use std::process::{Child, Stdio};
+use std::time::Instant;
+
+use migpipe_tests::{
+    Console, Guest, Host, PATIENCE, assert_one_story, finish, needs_kvm, spec, wait, wait_within,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends the guest as far as its blackout, which lasts: what the destination says is held up.
+fn into_blackout(host: &Host, guest: &str) -> Child {
+    let destination =
+        format!("exec:lossy-tunnel ack=stall 'mig-recv --quiet --name {guest}-there'");
+    let sender = host
+        .command("mig-send")
+        .args(["-q", guest, &destination])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mig-send starts");
+    wait("the blackout", || host.state(guest).as_deref() == Some("migrating, paused"));
+    sender
+}
+
+fn signal(process: &Child, signal: Signal) {
+    kill(Pid::from_raw(process.id() as i32), signal).expect("it runs");
+}
+
+fn boot(host: &Host, name: &str) -> Guest {
+    Guest::boot(host, name, &spec(64, "500", 8), &["--mem", "64M"])
+}
+
+#[test]
+fn a_cancel_in_the_blackout_is_done_by_vmrun_though_the_sender_stands_still() {
+    needs_kvm!();
+    for order in ["cancel", "resume"] {
+        let host = Host::new();
+        let mut a = boot(&host, "a");
+        let sender = into_blackout(&host, "a");
+        signal(&sender, Signal::SIGSTOP);
+        host.run("vmctl", &[order, "a"]).expect(0);
+        // Status 0 means that it is done.
+        assert_eq!(host.state("a").as_deref(), Some("running"), "after vmctl {order}");
+        a.assert_runs();
+        // It can be sent again, by another, while the first one sleeps.
+        host.run("mig-send", &["-n", "a"]).expect(0);
+        signal(&sender, Signal::SIGCONT);
+        let done = finish(sender, Instant::now()).expect(3);
+        assert!(done.stderr.contains("cancelled; a runs on here"), "{}", done.stderr);
+        a.assert_runs();
+        assert_one_story(&[&a.console]);
+    }
+}
+
+#[test]
+fn a_cancel_leaves_a_guest_paused_that_its_operator_paused() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = boot(&host, "a");
+    host.run("vmctl", &["pause", "a"]).expect(0);
+    let sender = into_blackout(&host, "a");
+    host.run("vmctl", &["cancel", "a"]).expect(0);
+    assert_eq!(host.state("a").as_deref(), Some("paused"));
+    a.assert_stands_still();
+    finish(sender, Instant::now()).expect(3);
+}
+
+#[test]
+fn a_guest_comes_back_by_itself_from_a_sender_that_does_nothing_and_not_from_one_that_waits() {
+    needs_kvm!();
+    let host = Host::new();
+    let (mut a, b) = (boot(&host, "a"), boot(&host, "b"));
+    let waits = into_blackout(&host, "b");
+    let stopped = into_blackout(&host, "a");
+    signal(&stopped, Signal::SIGSTOP);
+    wait("the guest to come back", || host.state("a").as_deref() == Some("running"));
+    a.assert_runs();
+    // The other has been in its blackout for longer.
+    assert_eq!(host.state("b").as_deref(), Some("migrating, paused"));
+    b.assert_stands_still();
+    // One that wakes up finds that it is too late.
+    signal(&stopped, Signal::SIGCONT);
+    let done = finish(stopped, Instant::now()).expect(1);
+    assert!(done.stderr.contains("a runs on here"), "{}", done.stderr);
+    a.assert_runs();
+    assert_one_story(&[&a.console]);
+    host.run("vmctl", &["cancel", "b"]).expect(0);
+    finish(waits, Instant::now()).expect(3);
+}
+
+#[test]
+fn the_word_of_a_sender_that_was_given_up_counts_for_nothing() {
+    use mig_engine::ownership::Input;
+    use vm_control::{Client, ClientError, Order};
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = boot(&host, "a");
+    let socket = host.runtime_dir().join("a.sock");
+    let sender = Client::connect(&socket, "a sender").expect("vmrun listens");
+    let operator = Client::connect(&socket, "an operator").expect("vmrun listens");
+    let id = units::MigrationId::random();
+    let machine = sender.describe().expect("a guest");
+    sender.own(Input::Begin(id)).expect("the guest may go");
+    sender.dirty_log_start(&machine).expect("a log");
+    sender.pause().expect("a guest that can be paused");
+    sender.save_state().expect("a paused guest");
+    operator.order(Order::Cancel).expect("not committed");
+    a.assert_runs();
+    let cancelled = |answer: Result<(), ClientError>| {
+        let Err(ClientError::Refused(why)) = answer else { panic!("{answer:?}") };
+        assert!(why.is_cancelled(), "{why}");
+    };
+    cancelled(sender.own(Input::Commit(id)));
+    cancelled(sender.pause().map(drop));
+    cancelled(sender.save_state().map(drop));
+    cancelled(sender.dirty_log_harvest().map(drop));
+    cancelled(sender.throttle(50));
+    cancelled(operator.post_progress(id, "{}".into()).map(drop));
+    // What it wants is done already.
+    sender.own(Input::Release(id)).expect("it is over");
+    a.assert_runs();
+    // Another migration is none of its business, even by the same id's owner.
+    let again = units::MigrationId::random();
+    operator.own(Input::Begin(again)).expect("the guest may go");
+    cancelled(sender.pause().map(drop));
+    operator.own(Input::Release(again)).expect("the migration is its own");
+    a.assert_runs();
+    assert_one_story(&[&a.console]);
+}
+
+#[test]
+fn a_terminal_that_closes_ends_neither_the_last_copy_of_a_guest_nor_one_under_nohup() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = boot(&host, "a");
+    let mut b = boot(&host, "b");
+    host.sh("mig-send -q a | cat > /dev/null").expect(0);
+    assert_eq!(host.state("a").as_deref(), Some("handed-over"));
+    for guest in [&a, &b] {
+        kill(Pid::from_raw(guest.pid()), Signal::SIGHUP).expect("it runs");
+    }
+    assert_eq!(b.ended(), Some(0));
+    assert!(a.lives(), "it may be the last copy");
+    host.run("mig-send", &["--resolve", "a", "exec:mig-recv"]).expect(1);
+    a.assert_runs();
+
+    let kernel = spec(64, "500", 1);
+    let nohup = format!("trap '' HUP; exec vmrun --name c --mem 64M --kernel {kernel}");
+    let mut c = host.shell(&nohup).stderr(Stdio::null()).spawn().expect("a shell starts");
+    wait("c to run", || host.state("c").as_deref() == Some("running"));
+    signal(&c, Signal::SIGHUP);
+    let destination = "exec:mig-recv --quiet --name d";
+    host.run("mig-send", &["-q", "c", destination]).expect(0);
+    assert_eq!(wait_within(&mut c, PATIENCE).code(), Some(0));
+}
+
+/// How much the guest does in a second, over so many of its ticks.
+fn rate(console: &Console, ticks: usize) -> f64 {
+    let first = console.wait_ticks(1).writes;
+    let began = Instant::now();
+    let done = console.wait_ticks(ticks).writes - first;
+    done as f64 / began.elapsed().as_secs_f64()
+}
+
+/// By how much the guest is slowed down, in percent.
+fn throttle(host: &Host) -> u64 {
+    let status = host.run("vmctl", &["--json", "status", "a"]).expect(0).stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    status["throttle_percent"].as_u64().expect("a throttle")
+}
+
+#[test]
+fn a_guest_is_as_fast_as_before_once_its_migration_has_failed() {
+    needs_kvm!();
+    for how in [Signal::SIGINT, Signal::SIGKILL, Signal::SIGSTOP] {
+        let host = Host::new();
+        let a = Guest::boot(&host, "a", &spec(2048, "max", 1), &["--mem", "64M"]);
+        let sender = host
+            .command("mig-send")
+            .args(["-q", "--max-bandwidth=4M", "--max-rounds=1000", "a", "exec:mig-recv --name b"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mig-send starts");
+        wait("a slow guest", || throttle(&host) >= 90);
+        let slow = rate(&a.console, 15);
+        signal(&sender, how);
+        wait("the throttle to be lifted", || throttle(&host) == 0);
+        let after = rate(&a.console, 50);
+        // A tenth of the time is left to a guest that is slowed down so.
+        assert!(after > slow * 2.0, "{slow:.0} and, after {how}, {after:.0} writes a second");
+        if how == Signal::SIGSTOP {
+            signal(&sender, Signal::SIGKILL);
+        }
+        finish(sender, Instant::now());
+    }
+}
