@@ -19,7 +19,7 @@ fn moved() -> (Host, Host) {
 fn start(home: &Host, options: &[&str]) -> Guest {
     let mut args = vec!["--mem", "64M"];
     args.extend(options);
-    let guest = Guest::start(home, "web", &small(), &args);
+    let guest = Guest::start_unless_it_left(home, "web", &small(), &args);
     wait("its vmrun", || home.state("web").is_some_and(|state| state != "migrating"));
     guest
 }

@@ -5,7 +5,7 @@ use migpipe_tests::{Guest, Host, assert_one_story, needs_kvm, spec};
 /// Starts a guest of the same name at once: there is no wait before it.
 fn boot_again(host: &Host, name: &str) -> Guest {
     let console = host.path("again.console");
-    Guest::boot_at(host, name, &console, &spec(64, "500", 8), &["--mem", "128M", "--again"])
+    Guest::boot_at(host, name, &console, &spec(64, "500", 8), &["--mem", "128M"])
 }
 
 /// A guest whose end takes a while: there is memory to be freed.
@@ -44,7 +44,7 @@ fn a_guest_that_has_moved_has_left_its_name_and_its_disks() {
         "web",
         &console,
         &spec(64, "500", 8),
-        &["--mem", "128M", "--disk", &disk, "--again"],
+        &["--mem", "128M", "--disk", &disk],
     );
     b.assert_runs();
     assert_eq!(a.ended(), Some(0));
