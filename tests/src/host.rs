@@ -1,10 +1,13 @@
 //! A host: its own guests, its own memory of migrations.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
+use units::HostId;
 
 use crate::program::{Done, run};
 
@@ -21,13 +24,43 @@ impl Default for Host {
 }
 
 impl Host {
-    /// A host without guests.
+    /// A host without guests, which has been here for long: it remembers every migration that there
+    /// was.
     pub fn new() -> Self {
+        let host = Self::fresh();
+        host.remember_for(Duration::from_secs(24 * 3600));
+        host
+    }
+
+    /// A host that has never heard of any migration, and has no memory yet.
+    pub fn fresh() -> Self {
         let dir = tempfile::Builder::new().prefix("mig").tempdir().expect("a directory");
         for sub in ["run", "state"] {
             fs::create_dir(dir.path().join(sub)).expect("a directory");
         }
         Self { dir }
+    }
+
+    /// Lets the host's memory of migrations have begun so long ago.
+    pub fn remember_for(&self, time: Duration) {
+        let dir = self.migrations();
+        let mut tree = fs::DirBuilder::new();
+        tree.recursive(true).mode(0o700).create(&dir).expect("a directory");
+        let since = SystemTime::now() - time;
+        let identity = serde_json::json!({ "id": HostId::random(), "since": since });
+        fs::write(dir.join("host-id"), identity.to_string()).expect("a file");
+    }
+
+    /// The directory of its records of migrations.
+    pub fn migrations(&self) -> PathBuf {
+        self.path("state/vmrun/migrations")
+    }
+
+    /// Its records of migrations.
+    pub fn records(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.migrations()) else { return Vec::new() };
+        let records = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        records.filter(|path| !path.ends_with("host-id")).collect()
     }
 
     /// A file of this host.

@@ -7,17 +7,22 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mig_engine::ownership::{Input, Ownership};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use units::{Gfn, PAGE_SIZE, Pages, RegionId};
+use units::{Acknowledged, Gfn, HostId, Nonce, PAGE_SIZE, Pages, RegionId};
 use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status};
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
+
+/// What it acknowledges with.
+const ACK: Acknowledged =
+    Acknowledged { host: HostId::from_bytes([1; 16]), nonce: Nonce::from_bytes([2; 16]) };
 
 /// Its memory.
 const MEMORY: Pages = Pages(64);
@@ -57,6 +62,8 @@ struct Guest {
     dirty: Mutex<BTreeSet<u64>>,
     log: Mutex<Option<SharedBitmap>>,
     ownership: Mutex<Ownership>,
+    /// Whether the source of the guest that arrives waits for its ACK.
+    acknowledged: AtomicBool,
     script: Script,
 }
 
@@ -79,7 +86,7 @@ impl Guest {
         let mut ownership = lock(&self.ownership);
         match ownership.step(input) {
             Ok(transition) => {
-                ownership.enter(&transition);
+                ownership.enter(input, &transition);
                 answer()
             }
             Err(denied) => Reply::Refused(Refusal::new(denied)).into(),
@@ -113,6 +120,8 @@ impl Guest {
             progress: None,
             balloon: None,
             held: None,
+            handover: None,
+            released: Vec::new(),
         }
     }
 }
@@ -165,17 +174,25 @@ impl Service for Guest {
                 Reply::State(Vec::new()).into()
             }
             Request::Own(input) => self.own(input, || Reply::Done.into()),
-            Request::Receive { id, .. } => self.own(Input::Receive(id), || Answer {
-                reply: Reply::Received { notes: Vec::new() },
-                ..self.memory()
-            }),
+            Request::Receive { id, form, .. } => {
+                self.acknowledged.store(form.is_answered(), Ordering::SeqCst);
+                self.own(Input::Receive(id), || Answer {
+                    reply: Reply::Received { notes: Vec::new() },
+                    ..self.memory()
+                })
+            }
             Request::Prepare { id, .. } => {
-                self.own(Input::Prepared(id), || Reply::Prepared(Loaded::default()).into())
+                let acknowledge = self.acknowledged.load(Ordering::SeqCst).then_some(ACK);
+                let loaded = Loaded { acknowledge, ..Loaded::default() };
+                let prepared = Input::Prepared(id, acknowledge.map(|by| by.nonce));
+                self.own(prepared, || Reply::Prepared(loaded).into())
             }
-            Request::Go(id) => {
-                self.own(Input::Go(id), || Reply::Started(Started::default()).into())
+            Request::Go { id, by } => {
+                self.own(Input::Go(id, by), || Reply::Started(Started::default()).into())
             }
-            Request::Inquire(id) => Reply::Standing(lock(&self.ownership).standing(id)).into(),
+            Request::Inquire { id, nonce } => {
+                Reply::Standing(lock(&self.ownership).standing(id, nonce)).into()
+            }
             Request::PostProgress { .. } => Reply::Orders(Vec::new()).into(),
             _ => Reply::Done.into(),
         }
@@ -221,6 +238,7 @@ impl Scripted {
             dirty: Mutex::default(),
             log: Mutex::default(),
             ownership: Mutex::new(ownership),
+            acknowledged: AtomicBool::new(false),
             script,
         });
         let server = Server::bind(&socket).expect("a socket");

@@ -40,7 +40,7 @@ fn would_run(bytes: &[u8], payload: &mut [u8]) -> bool {
                 }
             }
             Ok(Some(Record::End(_))) => end = true,
-            Ok(Some(Record::Go(_))) => go = true,
+            Ok(Some(Record::Go { .. })) => go = true,
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(_) => return false,

@@ -353,7 +353,7 @@ fn a_commit_takes_a_flush_that_began_after_the_pause() {
     let socket = host.runtime_dir().join("a.sock");
     let client = Client::connect(&socket, "test").unwrap();
     let id = MigrationId::random();
-    let refused = || client.own(Input::Commit(id)).unwrap_err().to_string();
+    let refused = || client.own(Input::Commit(id, None)).unwrap_err().to_string();
     client.own(Input::Begin(id)).unwrap();
     client.flush_disks().unwrap();
     client.pause().unwrap();
@@ -367,7 +367,7 @@ fn a_commit_takes_a_flush_that_began_after_the_pause() {
     assert!(refused().contains("before the disks were flushed"), "in another pause: {}", refused());
     client.flush_disks().unwrap();
     assert!(image.is_held_by(a.pid()));
-    client.own(Input::Commit(id)).unwrap();
+    client.own(Input::Commit(id, None)).unwrap();
     assert!(!image.is_held_by(a.pid()));
     assert!(a.lives());
 }

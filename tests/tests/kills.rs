@@ -89,12 +89,17 @@ fn a_destination_vmrun_killed_before_the_commit_leaves_the_source_running() {
     assert_one_story(&[&a.console]);
 }
 
+/// What a destination waits for its GO at most, in the tests where it is to give up by itself.
+const GO_TIMEOUT: &str = "2";
+
 /// Migrates through a tunnel that is cut at `message`, without asking for the outcome afterwards.
 /// Returns the console at the destination.
 fn cut_at(host: &Host, a: &Guest, message: &str, status: i32) -> Console {
     let b = a.console_of("b");
-    let recv =
-        format!("mig-recv --quiet --go-timeout 2 --name b --console file:{}", b.path().display());
+    let recv = format!(
+        "mig-recv --quiet --go-timeout {GO_TIMEOUT} --name b --console file:{}",
+        b.path().display()
+    );
     let destination = format!("exec:lossy-tunnel {message}=cut '{recv}'");
     let done =
         host.run("mig-send", &["-q", "--resolve-for", "0", "a", &destination]).expect(status);
@@ -224,12 +229,8 @@ fn a_source_stays_handed_over_while_the_destination_may_have_run() {
     // The destination crashes before its record says "ran"... which it may have written by now:
     // then the answer is "it ran", and the source ends.
     let pid = host.pid("b").unwrap();
-    let migrations = host.path("state/vmrun/migrations");
-    wait("the record", || {
-        let record = std::fs::read_dir(&migrations).unwrap().next().unwrap().unwrap();
-        std::fs::read_to_string(record.path()).unwrap().contains("Ran")
-    });
-    let record = std::fs::read_dir(&migrations).unwrap().next().unwrap().unwrap().path();
+    let record = host.records().remove(0);
+    wait("the record", || std::fs::read_to_string(&record).unwrap().contains("Ran"));
     let text = std::fs::read_to_string(&record).unwrap().replace("\"Ran\"", "\"MayRun\"");
     std::fs::write(&record, text).unwrap();
     kill_9(pid);

@@ -81,7 +81,12 @@ impl Bench {
         let id = MigrationId::random();
         let preamble = Preamble::migrate(id, Flags { page_sums: true, ..Flags::default() });
         let machine = self.machine.encode().unwrap();
-        let header = Header { guest: "web".to_owned(), machine, regions: self.regions.clone() };
+        let header = Header {
+            guest: "web".to_owned(),
+            machine,
+            regions: self.regions.clone(),
+            released: vec![],
+        };
         if let Ok(mut out) = StreamWriter::new(out, preamble, header) {
             let _ = write(&mut out);
         }

@@ -113,7 +113,7 @@ fn the_word_of_a_sender_that_was_given_up_counts_for_nothing() {
         let Err(ClientError::Refused(why)) = answer else { panic!("{answer:?}") };
         assert!(why.is_cancelled(), "{why}");
     };
-    cancelled(sender.own(Input::Commit(id)));
+    cancelled(sender.own(Input::Commit(id, None)));
     cancelled(sender.pause().map(drop));
     cancelled(sender.save_state().map(drop));
     cancelled(sender.dirty_log_harvest().map(drop));

@@ -135,9 +135,9 @@ impl<R: Read> Inspection<R> {
                 self.ended = Some(totals);
                 format!("digest {}", totals.digest)
             }
-            Record::Go(id) => {
+            Record::Go { nonce, .. } => {
                 self.summary.go = true;
-                id.to_string()
+                format!("nonce {nonce}")
             }
             Record::Abort { reason } => {
                 self.fault.get_or_insert(Fault::Aborted(reason.clone()));

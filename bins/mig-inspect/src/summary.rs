@@ -109,6 +109,7 @@ impl Summary {
             kind: match preamble.kind {
                 Kind::Migrate => "guest",
                 Kind::Resolve => "question",
+                Kind::Release => "release",
             },
             flags: Flags {
                 return_path: flags.return_path,

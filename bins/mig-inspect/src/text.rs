@@ -165,7 +165,7 @@ fn totals(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 }
 
 fn verdict(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
-    let question = summary.kind == "question";
+    let question = summary.kind != "guest";
     let go = match (summary.go, summary.flags.return_path) {
         (true, _) => "; GO was given",
         (false, true) if !question => "; no GO is in it",

@@ -8,10 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use mig_stream::{
-    Flags, Header, MemoryDigest, Preamble, Region, RegionDigest, RoundStats, StreamWriter,
+    Flags, Header, MemoryDigest, Preamble, Question, Region, RegionDigest, RoundStats, StreamWriter,
 };
 use tempfile::TempDir;
-use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
+use units::{Bytes, Gfn, MigrationId, Nonce, PageRange, Pages, RegionId};
 use vm_state::{
     CpuDescription, CpuidLeaf, DeviceDescription, KernelKind, MachineDescription, MemoryRegion,
     Section,
@@ -63,6 +63,7 @@ fn header() -> Header {
         guest: "web".into(),
         machine: machine().encode().unwrap(),
         regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: Pages(1024) }],
+        released: vec![],
     }
 }
 
@@ -106,7 +107,7 @@ fn stream(header: Header, sections: &[Vec<u8>]) -> Vec<u8> {
     memory.zeros(Bytes(1022 * 4096));
     stream.digest(&MemoryDigest::new([memory])).unwrap();
     stream.end().unwrap();
-    stream.go().unwrap();
+    stream.go(Nonce::from_bytes([0x22; 16])).unwrap();
     stream.into_inner()
 }
 
@@ -297,12 +298,16 @@ fn a_migration_that_was_given_up_is_no_guest() {
 
 #[test]
 fn a_question_is_whole_without_a_guest() {
-    let header = Header { guest: "web".into(), ..Header::default() };
-    let stream = StreamWriter::new(vec![], Preamble::resolve(ID), header).unwrap();
-    let found = inspect(&stream.into_inner(), &[]);
-    assert_eq!(found.status, 0);
-    assert!(found.out.starts_with("question     web\n"), "{}", found.out);
-    assert!(found.out.ends_with("verdict      whole\n"), "{}", found.out);
+    let header = Question::default().header();
+    for (preamble, kind) in
+        [(Preamble::resolve(ID), "question "), (Preamble::release(ID), "release  ")]
+    {
+        let stream = StreamWriter::new(vec![], preamble, header.clone()).unwrap();
+        let found = inspect(&stream.into_inner(), &[]);
+        assert_eq!(found.status, 0);
+        assert!(found.out.starts_with(kind), "{}", found.out);
+        assert!(found.out.ends_with("verdict      whole\n"), "{}", found.out);
+    }
 }
 
 #[test]

@@ -62,9 +62,11 @@ pub struct Args {
     /// the two share every address and disk
     #[arg(long)]
     pub clone: bool,
-    /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
-    pub go_timeout: Duration,
+    /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds; or never:
+    /// it waits until its source or vmctl decides. If its source has committed and its host
+    /// crashed, a time limit throws the only whole copy away
+    #[arg(long, value_name = "SECONDS", default_value = "never")]
+    pub go_timeout: cli::Limit,
     /// Give up when nothing arrives for so long, in seconds. The header of a stream is there within
     /// 30 s, or within this time if that is less
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = cli::seconds)]

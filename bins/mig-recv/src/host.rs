@@ -32,6 +32,7 @@ use vm_control::record::Records;
 use vm_control::{Client, ClientError, place};
 
 use crate::args::Args;
+use crate::inquiry::Asked;
 use crate::launch::Launched;
 use crate::{NAME, inquiry};
 
@@ -56,8 +57,12 @@ enum Question {
     LastWords,
     /// What this host remembers of a migration; nothing, of a saved guest that is restored no more.
     Decision(MigrationId),
-    /// Finish a migration whose source asks what became of it.
-    Resolve(MigrationId),
+    /// Finish a migration whose source asks what became of it, or took the guest back.
+    Resolve(Asked),
+    /// Give up what waits for the GO of migrations whose source took the guest back.
+    Forget(Vec<MigrationId>),
+    /// Say where the host's memory is, if it does not outlive the boot.
+    ShortMemory,
 }
 
 /// What was done, or why not.
@@ -84,7 +89,7 @@ impl Host {
         let mut command = broker::this_program();
         command
             .args(["--broker", "--go-timeout"])
-            .arg(args.go_timeout.as_secs_f64().to_string())
+            .arg(args.go_timeout.to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
             .args(options("--files-in", &args.files_in))
@@ -156,9 +161,19 @@ impl Host {
         self.ask(&Question::Decision(id))
     }
 
-    /// Finishes the migration `id` on this host and says how.
-    pub fn resolve(&mut self, id: MigrationId) -> anyhow::Result<Outcome> {
-        self.ask(&Question::Resolve(id))
+    /// Finishes a migration on this host and says how.
+    pub fn resolve(&mut self, asked: Asked) -> anyhow::Result<Outcome> {
+        self.ask(&Question::Resolve(asked))
+    }
+
+    /// Has what waits for the GO of these migrations give their guest up, where it can be reached.
+    pub fn forget(&mut self, released: &[MigrationId]) -> anyhow::Result<()> {
+        self.ask(&Question::Forget(released.to_vec()))
+    }
+
+    /// Where the host's memory of migrations is, if it does not outlive the boot.
+    pub fn short_memory(&mut self) -> anyhow::Result<Option<PathBuf>> {
+        self.ask(&Question::ShortMemory)
     }
 }
 
@@ -240,10 +255,18 @@ fn answer(
             serde_json::to_value(launched.last_words())
         }
         Question::Decision(id) => serde_json::to_value(decision(id, &Records::of_this_host())?),
-        Question::Resolve(id) => {
+        Question::Resolve(asked) => {
             let records = Records::of_this_host();
             tidy(&records);
-            serde_json::to_value(inquiry::resolve(id, &records)?)
+            serde_json::to_value(inquiry::resolve(asked, &records)?)
+        }
+        Question::Forget(released) => {
+            inquiry::forget(&released, &Records::of_this_host());
+            Ok(Value::Null)
+        }
+        Question::ShortMemory => {
+            let records = Records::of_this_host();
+            serde_json::to_value(records.end_with_the_boot().then(|| records.dir().to_owned()))
         }
     };
     value.context("an answer that cannot be written")

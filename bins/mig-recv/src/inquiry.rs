@@ -1,24 +1,35 @@
-//! A source asks what became of a migration.
+//! A source asks what became of a migration, or says that it took the guest back.
 //!
 //! Only a source that has committed asks, so the question is GO as well: a guest that is prepared
-//! here runs before the answer is given. A migration that this host never heard of, or whose guest
-//! is not complete, is refused for ever first, and answered then.
+//! here for it runs before the answer is given. What is answered otherwise is decided by
+//! [`mig_engine::handover::resolve`]; here the host's memory is looked through for it. The order,
+//! and why:
+//! 1. The record, and the vmrun whose socket is in it: in most cases they have the answer.
+//! 2. Every other vmrun that can be reached: the record may be lost, or be in another state
+//!    directory, while the guest runs. One that does not answer may be the one, so that nothing is
+//!    known then.
+//!    Records that cannot be read make no difference up to here.
+//! 3. Only then a refusal of what is unknown is recorded; a guest that came meanwhile has made its
+//!    own record first, and all is looked through again.
 
+use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use mig_channel::ChannelWriter;
-use mig_engine::handover::resolve::{Reply, reply};
-use mig_engine::ownership::Input;
-use mig_stream::{Message, Outcome, ReturnWriter};
-use units::MigrationId;
-use vm_control::record::{RecordError, Records};
-use vm_control::{Client, ClientError};
+use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
+use mig_engine::ownership::{Authority, Decision, Input, Standing};
+use mig_stream::{Kind, Message, Outcome, Question, ReturnWriter};
+use serde::{Deserialize, Serialize};
+use units::{Acknowledged, MigrationId};
+use vm_control::identity::Identity;
+use vm_control::record::{Record, RecordError, Records, TIDIED_AFTER};
+use vm_control::{Client, ClientError, place};
 
 use crate::NAME;
-use crate::host::Host;
+use crate::host::{END, Host};
 
 /// How long a vmrun may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -27,17 +38,43 @@ const ANSWER: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A question is answered, or not waited for any more, within this time of being asked: a host must
+/// remember so much more than the migration is old.
+const ON_ITS_WAY: Duration = Duration::from_secs(60);
+
 /// The exit status of a question that was not answered for good.
 const UNKNOWN: u8 = 4;
 
+/// What is asked of the host.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Asked {
+    id: MigrationId,
+    /// Whether the source took the guest back.
+    released: bool,
+    to: Option<Acknowledged>,
+    age: Duration,
+}
+
+impl Asked {
+    /// What a question of this kind asks.
+    pub const fn new(id: MigrationId, kind: Kind, question: Question) -> Self {
+        let Question { to, age } = question;
+        Self { id, released: matches!(kind, Kind::Release), to, age }
+    }
+
+    fn reply(&self, known: Known) -> Reply {
+        if self.released { reply_to_release(known) } else { reply(known) }
+    }
+}
+
 /// Answers the question and returns the exit status.
 pub fn run(
-    id: MigrationId,
+    asked: Asked,
     host: &mut Host,
     back: Option<ReturnWriter<ChannelWriter>>,
 ) -> anyhow::Result<u8> {
     let mut back = back.context("a question without a way back")?;
-    let outcome = match host.resolve(id) {
+    let outcome = match host.resolve(asked) {
         Ok(outcome) => outcome,
         // A vmrun that does not answer now, or records that cannot be read now, say nothing of
         // the guest: the source may ask again.
@@ -51,65 +88,170 @@ pub fn run(
     let status = match outcome {
         Outcome::Running => 0,
         Outcome::Refused => 1,
-        Outcome::Prepared | Outcome::MayHaveRun { .. } => UNKNOWN,
+        Outcome::Prepared | Outcome::MayHaveRun { .. } | Outcome::OtherHost { .. } => UNKNOWN,
     };
-    tracing::info!("migration {id}: {outcome:?}");
+    tracing::info!("migration {}: {outcome:?}", asked.id);
     back.send(&Message::Resolved(outcome)).context("cannot answer the source")?;
     Ok(status)
 }
 
-/// Finishes the migration `id` on this host and says how. Runs in the broker.
-pub fn resolve(id: MigrationId, records: &Records) -> anyhow::Result<Outcome> {
+/// Finishes a migration on this host and says how. Runs in the broker.
+pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<Outcome> {
+    let id = asked.id;
+    let mut why = None;
     for _ in 0..ATTEMPTS {
-        let record = records.read(id)?;
-        let vmrun = match &record {
-            Some(record) => connect(&record.socket)?,
-            None => None,
-        };
-        let live = vmrun.as_ref().map(|vmrun| vmrun.inquire(id)).transpose()?;
-        match reply(record.as_ref().map(|record| record.decision), live) {
-            Reply::Running => return Ok(Outcome::Running),
-            Reply::Refused => {
-                records.settle()?;
-                return Ok(Outcome::Refused);
-            }
-            Reply::Prepared => {
-                if let Some(vmrun) = &vmrun
-                    && vmrun.go(id).is_ok()
-                {
-                    return Ok(Outcome::Running);
+        let host = records.identity();
+        let record = records.read(id);
+        let found =
+            look(&asked, record.as_ref().ok().and_then(Option::as_ref), host.as_ref().ok())?;
+        let reply = asked.reply(found.known);
+        match (reply, &found.vmrun) {
+            (Reply::Running, _) => return Ok(Outcome::Running),
+            (Reply::Prepared, Some(vmrun)) => {
+                let by = Authority::Source(asked.to.map(|to| to.nonce));
+                match vmrun.go(id, by) {
+                    Ok(_) => return Ok(Outcome::Running),
+                    Err(error) => why = Some(error),
                 }
             }
-            Reply::RefuseInVmrun => {
-                if let Some(vmrun) = &vmrun {
-                    // If it went on meanwhile, the next look shows where to.
-                    let _ = vmrun.own(Input::Refuse(id));
+            (Reply::RefuseInVmrun, Some(vmrun)) => {
+                // If it went on meanwhile, the next look shows where to.
+                let refused = vmrun.own(Input::Refuse(id));
+                if asked.released && refused.is_ok() {
+                    // Its name is free then.
+                    vmrun.await_end(END);
                 }
             }
-            Reply::RefuseFirst => match records.refuse_unknown(id) {
-                Ok(()) => return Ok(Outcome::Refused),
-                Err(RecordError::Exists { .. } | RecordError::BeingRestored { .. }) => {}
-                Err(error) => return Err(error.into()),
-            },
-            // Its vmrun may have refused, and ended, since the record was read.
-            Reply::MayHaveRun if records.read(id)? != record => {}
-            Reply::MayHaveRun => {
-                let name = record.map(|record| record.name).unwrap_or_default();
-                return Ok(Outcome::MayHaveRun {
-                    why: format!("{name} was received there, and its vmrun is gone"),
-                });
+            _ => {
+                if let Some(outcome) = without_vmrun(&asked, reply, records, &host?, record?)? {
+                    return Ok(outcome);
+                }
             }
         }
         thread::sleep(PAUSE);
     }
-    bail!("the vmrun of migration {id} does not come to rest")
+    match why {
+        Some(why) => Err(anyhow::Error::from(why).context("the guest waits there and cannot run")),
+        None => bail!("the vmrun of migration {id} does not come to rest"),
+    }
 }
 
-/// The vmrun at `socket`, if it lives. One that does not answer is an error: it may run the guest.
-fn connect(socket: &Path) -> anyhow::Result<Option<Client>> {
-    match Client::connect_within(socket, NAME, ANSWER) {
-        Ok(client) => Ok(Some(client)),
-        Err(ClientError::Connect { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+/// The answer from the records of this host, or nothing if they have changed meanwhile.
+fn without_vmrun(
+    asked: &Asked,
+    reply: Reply,
+    records: &Records,
+    host: &Identity,
+    record: Option<Record>,
+) -> anyhow::Result<Option<Outcome>> {
+    let id = asked.id;
+    let may_have_run = |why: String| Ok(Some(Outcome::MayHaveRun { why }));
+    match reply {
+        Reply::Running => Ok(Some(Outcome::Running)),
+        Reply::Prepared | Reply::RefuseInVmrun => Ok(None),
+        Reply::Refused => {
+            records.settle()?;
+            Ok(Some(Outcome::Refused))
+        }
+        Reply::RefuseFirst => match records.refuse_unknown(id) {
+            Ok(()) => Ok(Some(Outcome::Refused)),
+            Err(RecordError::Exists { .. } | RecordError::BeingRestored { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        },
+        // Its vmrun may have refused, and ended, since the record was read.
+        Reply::MayHaveRun if records.read(id)? != record => Ok(None),
+        Reply::MayHaveRun => {
+            let name = record.map_or_else(|| "it".to_owned(), |record| record.name);
+            may_have_run(format!("{name} was received there, and its vmrun is gone"))
+        }
+        Reply::RecordLost => may_have_run(
+            "it was acknowledged there, its record is lost, and no vmrun has it".to_owned(),
+        ),
+        Reply::RemembersTooLittle => may_have_run(format!(
+            "host {} has remembered migrations for {} s, and this one began {} s ago: its state \
+             directory is new, or is not the one that the guest was received with",
+            host.id,
+            host.age().as_secs(),
+            asked.age.as_secs()
+        )),
+        Reply::OtherHost => Ok(Some(Outcome::OtherHost { host: host.id })),
+    }
+}
+
+/// What was found, and the vmrun that has to do with it.
+struct Found {
+    known: Known,
+    vmrun: Option<Client>,
+}
+
+/// Looks for the migration in this host's memory. Without an identity it remembers nothing.
+fn look(asked: &Asked, record: Option<&Record>, host: Option<&Identity>) -> anyhow::Result<Found> {
+    let enough = asked.age.saturating_add(ON_ITS_WAY);
+    let mut found = Found {
+        known: Known {
+            record: record.map(|record| record.decision),
+            live: None,
+            acknowledged_here: asked.to.map(|to| host.is_some_and(|host| to.host == host.id)),
+            // And not so old that a record of it would have been removed.
+            remembers: host.is_some_and(|host| host.age() > enough) && enough < TIDIED_AFTER,
+        },
+        vmrun: None,
+    };
+    if let Some(record) = record.filter(|record| record.socket != Path::new("")) {
+        found.ask(asked, &record.socket)?;
+    }
+    if let Reply::Prepared | Reply::Running | Reply::Refused | Reply::RefuseInVmrun =
+        asked.reply(found.known)
+    {
+        return Ok(found);
+    }
+    for socket in place::every_socket()? {
+        if found.vmrun.is_some() {
+            break;
+        }
+        found.ask(asked, &socket)?;
+    }
+    Ok(found)
+}
+
+impl Found {
+    /// Asks the vmrun at `socket`, if it lives. One that does not answer is an error: it may run the
+    /// guest.
+    fn ask(&mut self, asked: &Asked, socket: &Path) -> anyhow::Result<()> {
+        let vmrun = match Client::connect_within(socket, NAME, ANSWER) {
+            Ok(vmrun) => vmrun,
+            Err(ClientError::Connect { ref source, .. }) if is_nobody(source) => return Ok(()),
+            Err(error) => return Err(unsure(error)),
+        };
+        let standing = vmrun.inquire(asked.id, asked.to.map(|to| to.nonce)).map_err(unsure)?;
+        if standing != Standing::NotMine {
+            self.known.live = Some(standing);
+            self.vmrun = Some(vmrun);
+        }
+        Ok(())
+    }
+}
+
+fn unsure(error: ClientError) -> anyhow::Error {
+    anyhow::Error::from(error).context("what became of the guest cannot be known now")
+}
+
+/// Whether nobody listens there, or nobody whom this user could have started.
+fn is_nobody(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), NotFound | ConnectionRefused | PermissionDenied)
+}
+
+/// Has a vmrun that still waits for the GO of one of these migrations, which their source took back,
+/// give the guest up. What cannot be reached now is left as it is. Runs in the broker.
+pub fn forget(released: &[MigrationId], records: &Records) {
+    for id in released {
+        // A migration that this host has not heard of needs no record for that.
+        if let Ok(Some(Record { decision: Decision::MayRun, .. })) = records.read(*id) {
+            let asked = Asked { id: *id, released: true, to: None, age: Duration::ZERO };
+            if let Err(error) = resolve(asked, records) {
+                tracing::info!("migration {id}: {}", cli::one_line(&error));
+            }
+        }
     }
 }

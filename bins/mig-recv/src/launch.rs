@@ -52,7 +52,7 @@ impl Launched {
         }
         command
             .args(["--name", name, "--incoming", "--control-stdin", "--go-timeout"])
-            .arg(args.go_timeout.as_secs_f64().to_string())
+            .arg(args.go_timeout.to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
             .args(options("--files-in", &args.files_in))

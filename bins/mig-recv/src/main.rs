@@ -25,6 +25,7 @@ use units::MigrationId;
 
 use crate::args::Args;
 use crate::host::Host;
+use crate::inquiry::Asked;
 use crate::reception::Reception;
 
 /// What vmrun's log calls us.
@@ -70,7 +71,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         false => None,
     };
     match preamble.kind {
-        Kind::Resolve => inquiry::run(preamble.id, &mut host, answers),
+        Kind::Resolve | Kind::Release => {
+            let question = reader.question().context("a question that asks nothing")?;
+            inquiry::run(Asked::new(preamble.id, preamble.kind, question), &mut host, answers)
+        }
         Kind::Migrate => Reception::new(&args, &mut host, reader, answers)?.run(),
     }
 }

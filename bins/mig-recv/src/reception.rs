@@ -10,12 +10,12 @@ use anyhow::{Context, anyhow, bail};
 use cli::output;
 use mig_channel::{ChannelReader, ChannelWriter};
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
-use mig_engine::ownership::{Decision, Input, Standing};
+use mig_engine::ownership::{Authority, Decision, Input, Standing};
 use mig_stream::{
     FormatVersion, MemoryDigest, Message, Record, ReturnWriter, StreamDigest, StreamReader,
 };
-use tracing::debug;
-use units::MigrationId;
+use tracing::{debug, warn};
+use units::{Acknowledged, MigrationId, Nonce};
 use vm_control::{Overrides, Started, place};
 use vm_state::MachineDescription;
 
@@ -54,6 +54,8 @@ pub struct Reception<'a> {
     /// When the stream said that the guest is paused.
     paused: Option<Instant>,
     load: Duration,
+    /// What the ACK says, once the guest is prepared.
+    acknowledge: Option<Acknowledged>,
     started: Started,
     began: Instant,
     /// Whether the vmrun has taken the migration up.
@@ -149,6 +151,7 @@ impl<'a> Reception<'a> {
             stream_digest: None,
             paused: None,
             load: Duration::ZERO,
+            acknowledge: None,
             started: Started::default(),
             began: Instant::now(),
             received: false,
@@ -186,7 +189,8 @@ impl<'a> Reception<'a> {
             DestinationStep::Prepare => self.prepare(),
             DestinationStep::SendAck => {
                 let digest = self.stream_digest.ok_or_else(|| anyhow!("no End"))?;
-                self.say(&Message::Ack { digest, timings: vec![("load".into(), self.load)] })
+                let by = self.acknowledge.ok_or_else(|| anyhow!("nothing to acknowledge with"))?;
+                self.say(&Message::Ack { digest, by, timings: vec![("load".into(), self.load)] })
             }
             DestinationStep::AwaitGo => self.await_go(),
             DestinationStep::AwaitCommit => self.await_commit(),
@@ -220,11 +224,16 @@ impl<'a> Reception<'a> {
             console: self.console(&self.args.console, SERIAL_CONSOLE)?,
             device_params: self.device_params()?,
         };
+        // Before a vmrun is started: one of them may have the name.
+        let released = &self.reader.header().released;
+        if !released.is_empty() {
+            self.host.forget(released)?;
+        }
         let vmrun = self.host.vmrun(&self.name, &self.description.name)?;
         let vmrun = self.vmrun.insert(vmrun);
         self.name.clone_from(&vmrun.name);
-        let (id, saved) = (self.id, self.form == Form::Saved);
-        let received = vmrun.client.receive(id, self.description.clone(), overrides, saved);
+        let (id, description) = (self.id, self.description.clone());
+        let received = vmrun.client.receive(id, description, overrides, self.form);
         let (memory, notes) = match received {
             Ok(received) => received,
             Err(error) => return Err(refused(self.host.explain(vmrun, error))),
@@ -233,6 +242,13 @@ impl<'a> Reception<'a> {
             output::say(format_args!("{NAME}: {}", cli::printable(note)));
         }
         self.received = true;
+        if let Ok(Some(dir)) = self.host.short_memory() {
+            warn!(
+                "{} is in memory and gone when this host starts again: after a crash of it, what \
+                 became of a guest cannot be told to its source",
+                dir.display()
+            );
+        }
         self.memory = Some(Incoming::new(memory));
         Ok(())
     }
@@ -290,7 +306,7 @@ impl<'a> Reception<'a> {
                     self.stream_digest = Some(totals.digest);
                     return Ok(());
                 }
-                Record::Go(_) => return Err(anyhow!("GO before the end of the guest").into()),
+                Record::Go { .. } => return Err(anyhow!("GO before the end of the guest").into()),
                 Record::Abort { reason } => return Err(refused(anyhow!("{reason}"))),
             }
         }
@@ -322,15 +338,30 @@ impl<'a> Reception<'a> {
         match vmrun.client.prepare(id, sections, paused_for) {
             Ok(loaded) => {
                 self.load = loaded.load;
+                self.acknowledge = loaded.acknowledge;
                 Ok(())
             }
             Err(error) => Err(self.host.explain(vmrun, error).into()),
         }
     }
 
+    /// That of the ACK; nothing one way.
+    fn nonce(&self) -> Option<Nonce> {
+        self.acknowledge.map(|by| by.nonce)
+    }
+
+    /// How long a GO is waited for here; the vmrun may wait longer.
+    fn patience(&self) -> Duration {
+        let refused = self.args.go_timeout.0.map(|limit| limit + GO_GRACE);
+        refused.map_or(self.args.timeout, |refused| refused.min(self.args.timeout))
+    }
+
     fn await_go(&mut self) -> Result<(), Stop> {
-        self.reader.get_mut().set_deadline(Some(self.args.go_timeout + GO_GRACE));
+        let patience = self.patience();
+        self.reader.get_mut().set_deadline(Some(patience));
         match self.next_word() {
+            // The source has said that no GO will come for this copy of the guest.
+            Err(stop) if stop.outcome == Outcome::Refused => Err(stop),
             Err(stop) => self.found(stop.why),
             Ok(()) => Ok(()),
         }
@@ -339,8 +370,8 @@ impl<'a> Reception<'a> {
     /// What became of the guest after `why`, as far as its vmrun says, or the host's record when
     /// the vmrun is gone. A vmrun that is slow, or cannot run the guest now, says nothing of that.
     fn found(&mut self, why: anyhow::Error) -> Result<(), Stop> {
-        let id = self.id;
-        let standing = self.vmrun()?.client.inquire(id);
+        let (id, nonce) = (self.id, self.nonce());
+        let standing = self.vmrun()?.client.inquire(id, nonce);
         let decision = match standing {
             Ok(_) => None,
             Err(_) => self.host.decision(id)?,
@@ -354,7 +385,12 @@ impl<'a> Reception<'a> {
 
     fn next_word(&mut self) -> Result<(), Stop> {
         match self.reader.next_record()? {
-            Some(Record::Go(_)) => Ok(()),
+            Some(Record::Go { nonce, .. }) if Some(nonce) == self.nonce() => Ok(()),
+            // A copy of the stream came here, at once (tee) or later. Our ACK reached no source.
+            Some(Record::Go { .. }) => Err(refused(anyhow!(
+                "GO is for another copy of the guest: this stream was read elsewhere too, and its \
+                 source heard of that one"
+            ))),
             Some(Record::Abort { reason }) => Err(refused(anyhow!("{reason}"))),
             Some(other) => Err(anyhow!("{other:?} where GO was expected").into()),
             None => Err(anyhow!("the stream ended before GO came").into()),
@@ -362,9 +398,9 @@ impl<'a> Reception<'a> {
     }
 
     fn await_commit(&mut self) -> Result<(), Stop> {
-        let deadline = Instant::now() + self.args.go_timeout + GO_GRACE;
-        let id = self.id;
-        while let Ok(Standing::Prepared) = self.vmrun()?.client.inquire(id) {
+        let deadline = Instant::now() + self.patience();
+        let (id, nonce) = (self.id, self.nonce());
+        while let Ok(Standing::Prepared) = self.vmrun()?.client.inquire(id, nonce) {
             if Instant::now() > deadline {
                 break;
             }
@@ -374,9 +410,9 @@ impl<'a> Reception<'a> {
     }
 
     fn go(&mut self) -> Result<(), Stop> {
-        let id = self.id;
+        let (id, by) = (self.id, Authority::Source(self.nonce()));
         let vmrun = self.vmrun()?;
-        match vmrun.client.go(id) {
+        match vmrun.client.go(id, by) {
             Ok(started) => {
                 self.started = started;
                 Ok(())
@@ -448,10 +484,13 @@ impl<'a> Reception<'a> {
                 cli::complain(
                     NAME,
                     &why.context(format!(
-                        "{name} is here, paused, and waits {} s for its source to resolve \
-                         migration {}",
-                        self.args.go_timeout.as_secs_f32(),
-                        self.id
+                        "{name} is here, paused, and waits for its source to resolve migration \
+                         {}{}",
+                        self.id,
+                        match self.args.go_timeout.0 {
+                            Some(limit) => format!(", for {} s", limit.as_secs_f32()),
+                            None => String::new(),
+                        }
                     )),
                 );
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use mig_channel::ChannelReader;
 use mig_stream::{Message, Outcome, ReturnReader, StreamDigest, Timings};
-use units::MigrationId;
+use units::{Acknowledged, MigrationId};
 
 use crate::stop::{Stop, Told};
 
@@ -15,6 +15,8 @@ use crate::stop::{Stop, Told};
 pub struct Answers {
     state: State,
     id: MigrationId,
+    /// The destination has said that it gave the guest up.
+    pub gave_up: bool,
 }
 
 #[derive(Debug)]
@@ -26,7 +28,7 @@ enum State {
 
 impl Answers {
     pub fn new(back: ChannelReader, id: MigrationId) -> Self {
-        Self { state: State::New(back), id }
+        Self { state: State::New(back), id, gave_up: false }
     }
 
     /// The next message, within `timeout`.
@@ -42,6 +44,7 @@ impl Answers {
         reader.get_mut().set_deadline(Some(timeout));
         let message = reader.next_message()?;
         self.state = State::Open(reader);
+        self.gave_up = matches!(message, Some(Message::Refused { .. } | Message::Failed { .. }));
         match message {
             Some(Message::Refused { reason }) => Err(Stop::Refused(reason)),
             Some(Message::Failed { reason }) => Err(anyhow::Error::from(Told(reason)).into()),
@@ -71,13 +74,18 @@ impl Answers {
         }
     }
 
-    /// ACK: the destination has loaded everything. Its echo of the digest must be ours.
-    pub fn ack(&mut self, sent: StreamDigest, timeout: Duration) -> Result<Timings, Stop> {
+    /// ACK: the destination has loaded everything. Its echo of the digest must be ours. What it says
+    /// of itself goes into GO and every question.
+    pub fn ack(
+        &mut self,
+        sent: StreamDigest,
+        timeout: Duration,
+    ) -> Result<(Acknowledged, Timings), Stop> {
         loop {
             match self.next(timeout)? {
                 // With a separate commit nobody has waited for it yet.
                 Message::Ready { .. } => {}
-                Message::Ack { digest, timings } if digest == sent => return Ok(timings),
+                Message::Ack { digest, by, timings } if digest == sent => return Ok((by, timings)),
                 Message::Ack { .. } => {
                     return Err(anyhow!("the destination acknowledged another stream").into());
                 }

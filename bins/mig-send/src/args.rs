@@ -9,6 +9,8 @@ use mig_engine::precopy::{Limits, OnStall};
 use units::{BytesPerSec, MigrationId, Pages};
 use vm_control::place;
 
+use crate::question::About;
+
 /// Sends a running guest to another host as a byte stream.
 #[derive(Parser, Debug)]
 #[command(name = "mig-send", version, after_help = EXAMPLES)]
@@ -118,6 +120,9 @@ pub struct Args {
     /// started this one
     #[arg(long, value_name = "ID", hide = true)]
     pub ask: Option<MigrationId>,
+    /// What else --ask has to say
+    #[arg(long, value_name = "JSON", hide = true)]
+    pub about: Option<About>,
     #[command(flatten)]
     pub confinement: cli::Confinement,
     #[command(flatten)]

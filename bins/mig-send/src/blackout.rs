@@ -20,13 +20,13 @@ use mig_engine::ownership::Input;
 use mig_engine::precopy::RoundStats;
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
-use units::Pages;
+use units::{Acknowledged, Pages};
 use vm_control::ClientError;
 use vm_control::memory::SharedBitmap;
 
 use crate::answers::phase;
 use crate::migration::Migration;
-use crate::question::Asker;
+use crate::question::{About, Asker};
 use crate::stop::Stop;
 use crate::{pages, resolve};
 
@@ -41,6 +41,8 @@ pub struct Blackout {
     paused: Option<Instant>,
     ended: Option<Instant>,
     acknowledged: Option<Instant>,
+    /// Who acknowledged the guest.
+    pub taken_by: Option<Acknowledged>,
     digest: Option<StreamDigest>,
 }
 
@@ -146,7 +148,8 @@ impl Migration<'_> {
         let digest = self.blackout.digest.ok_or_else(|| anyhow!("nothing to acknowledge"))?;
         let timeout = self.left_of_blackout();
         let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
-        let timings = answers.ack(digest, timeout)?;
+        let (taken_by, timings) = answers.ack(digest, timeout)?;
+        self.blackout.taken_by = Some(taken_by);
         self.blackout.acknowledged = Some(Instant::now());
         self.report.downtime.state_load = phase(&timings, "load");
         if let (Some(save_to_end), Some(ack)) = (self.sent_at(), self.blackout.acknowledged) {
@@ -167,7 +170,7 @@ impl Migration<'_> {
         if !self.shared.commit() {
             return Err(Stop::Cancelled);
         }
-        match self.client.own(Input::Commit(self.id)) {
+        match self.client.own(Input::Commit(self.id, self.blackout.taken_by)) {
             Ok(()) => {
                 self.stream.get_mut().set_deadline(None);
                 Ok(())
@@ -182,9 +185,16 @@ impl Migration<'_> {
     /// Sends GO: through the stream, or through the second command.
     pub fn go(&mut self) -> Result<(), Stop> {
         if self.form != Form::SeparateCommit {
-            return Ok(self.stream.go()?);
+            let by = self.blackout.taken_by.ok_or_else(|| anyhow!("nobody acknowledged it"))?;
+            return Ok(self.stream.go(by.nonce)?);
         }
-        self.asker.as_mut().ok_or_else(|| anyhow!("no --commit"))?.ask()
+        let about = self.about();
+        self.asker.as_mut().ok_or_else(|| anyhow!("no --commit"))?.ask(&about)
+    }
+
+    /// What a question about this migration carries.
+    pub fn about(&self) -> About {
+        About::committed(self.blackout.taken_by, self.started.elapsed())
     }
 
     /// Waits until the guest runs at the destination.
@@ -193,7 +203,7 @@ impl Migration<'_> {
         let timeout = ANSWER.min(self.args.timeout);
         let timings = match (form, &mut self.asker, &mut self.answers) {
             (Form::SeparateCommit, Some(asker), _) => {
-                resolve::verdict(asker.answer()?)?;
+                resolve::verdict(self.blackout.taken_by, asker.answer()?)?;
                 Vec::new()
             }
             (_, _, Some(answers)) => answers.running(timeout)?,

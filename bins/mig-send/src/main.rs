@@ -43,8 +43,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
         return question::serve(&args, id);
     }
     args.confinement.begin(Outside::Killed);
-    if let Some(id) = args.ask {
-        return question::run(&args, id);
+    if let (Some(id), Some(about)) = (args.ask, args.about) {
+        return question::run(&args, id, about);
     }
     args.check_progress()?;
     // Before any thread exists, so that all of them leave the signals to one.

@@ -28,7 +28,7 @@ use crate::disks::Disks;
 use crate::fate::{Fate, Witness};
 use crate::monitor::{Monitor, Shared, Watch};
 use crate::pages::PageSender;
-use crate::question::Asker;
+use crate::question::{About, Asker};
 use crate::report::Draft;
 use crate::stop::{Stop, Told, names_what_came};
 use crate::{NAME, confinement, report, resolve};
@@ -119,7 +119,8 @@ impl<'a> Migration<'a> {
             verify: args.verify,
             saved: form == Form::Saved,
         };
-        let header = header_of(&machine)?;
+        let released = client.status()?.released;
+        let header = header_of(&machine, released)?;
         let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
             .map_err(|error| failed_tunnel(&mut tunnel).map_or_else(|| error.into(), Stop::from))
             .map_err(|stop| stop.context("cannot send the header"))?;
@@ -172,21 +173,31 @@ impl<'a> Migration<'a> {
             let outcome = match done {
                 Ok(()) => Outcome::Done,
                 Err(stop) => {
-                    if !source.is_committed() && source.step() != SourceStep::Commit {
+                    let step = source.step();
+                    // Not known yet, or given back already.
+                    let later = matches!(step, SourceStep::Commit | SourceStep::TellReleased);
+                    if !source.is_committed() && !later {
                         // The guest may stand still: it runs before anything is found out.
                         self.give_back();
                     }
                     let stop = self.explain(&source, stop);
-                    if let (SourceStep::Confirm, Stop::Failed(error)) = (source.step(), &stop) {
+                    if let (SourceStep::Confirm, Stop::Failed(error)) = (step, &stop) {
                         // The status says what became of the guest, and that alone.
                         let (name, error) = (&self.machine.name, cli::one_line(error));
                         cli::complain(NAME, &anyhow!("{name} is still here, handed-over: {error}"));
                     }
-                    if source.step() == SourceStep::Commit {
+                    if step == SourceStep::Commit {
                         self.fate = self.witness.fate(self.id);
                     }
                     let outcome = stop.outcome();
-                    why.get_or_insert(stop);
+                    match &stop {
+                        Stop::Failed(error)
+                            if step == SourceStep::Resolve && resolve::says_more(error) =>
+                        {
+                            why = Some(stop);
+                        }
+                        _ => drop(why.get_or_insert(stop)),
+                    }
                     outcome
                 }
             };
@@ -213,6 +224,7 @@ impl<'a> Migration<'a> {
             SourceStep::Confirm => Ok(resolve::confirm(&self.client, self.id, self.args)?),
             SourceStep::TakeBack => Ok(self.client.own(Input::TakeBack(self.id))?),
             SourceStep::Release => self.release(),
+            SourceStep::TellReleased => self.tell_released(),
             SourceStep::Finished(_) => Ok(()),
         }
     }
@@ -228,10 +240,26 @@ impl<'a> Migration<'a> {
     fn resolve(&mut self) -> Result<(), Stop> {
         self.shared.progress(|progress| progress.phase = Phase::Resolve);
         let destination = self.args.commit.as_ref().unwrap_or(&self.args.destination);
-        let asker = &mut self.asker;
-        resolve::until_known(destination, self.args.resolve_for, || {
+        let (asker, started) = (&mut self.asker, self.started);
+        let taken_by = self.blackout.taken_by;
+        resolve::until_known(destination, taken_by, self.args.resolve_for, || {
             let asker = asker.as_mut().ok_or_else(|| anyhow!("nobody can ask"))?;
-            asker.ask()?;
+            asker.ask(&About::committed(taken_by, started.elapsed()))?;
+            asker.answer()
+        })
+    }
+
+    /// Has the destination forget a guest that may wait there for GO: the guest runs here again. If
+    /// nobody there hears it, it is said again in the header of the guest's next migration.
+    fn tell_released(&mut self) -> Result<(), Stop> {
+        if self.answers.as_ref().is_some_and(|answers| answers.gave_up) {
+            return Ok(());
+        }
+        let destination = self.args.commit.as_ref().unwrap_or(&self.args.destination);
+        let (asker, started) = (&mut self.asker, self.started);
+        resolve::until_forgotten(destination, self.args.resolve_for, || {
+            let asker = asker.as_mut().ok_or_else(|| anyhow!("nobody can tell it"))?;
+            asker.ask(&About::released(started.elapsed()))?;
             asker.answer()
         })
     }
@@ -293,17 +321,24 @@ impl<'a> Migration<'a> {
         if let Some(tunnel) = &mut self.tunnel {
             tunnel.kill();
         }
-        Ok(())
+        match self.fate {
+            Fate::RunsOn => Ok(()),
+            // The destination may have the last whole copy.
+            _ => Err(anyhow!("the source's vmrun did not take the guest back").into()),
+        }
     }
 
     /// The destination knows best why a step failed: its last words, or the status of the tunnel.
     fn explain(&mut self, source: &Source, stop: Stop) -> Stop {
         let Stop::Failed(error) = stop else { return stop };
         let step = source.step();
+        // A question has a tunnel of its own.
+        let asked = matches!(step, SourceStep::Resolve | SourceStep::TellReleased);
         if error.is::<Told>() {
             return Stop::Failed(error);
         }
-        if cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error) {
+        if asked || cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error)
+        {
             // It has had its time to say something, or has nothing to do with it, or something
             // else speaks in its place.
             return Stop::Failed(error).context(report::doing(step));
@@ -404,7 +439,7 @@ fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
     })
 }
 
-fn header_of(machine: &MachineDescription) -> anyhow::Result<Header> {
+fn header_of(machine: &MachineDescription, released: Vec<MigrationId>) -> anyhow::Result<Header> {
     place::check_name(&machine.name)?;
     Ok(Header {
         guest: machine.name.clone(),
@@ -414,5 +449,6 @@ fn header_of(machine: &MachineDescription) -> anyhow::Result<Header> {
             .iter()
             .map(|region| Region { id: region.id, base: region.base, pages: region.pages })
             .collect(),
+        released,
     })
 }

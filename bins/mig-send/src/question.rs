@@ -5,19 +5,20 @@
 //! opens the channel first, confines itself as mig-send does, and only then reads; it prints one
 //! line, [`Asked`], for the one that started it. A confined mig-send has it started by a
 //! [`broker`], which can be asked for nothing else: what is asked, and where, is on
-//! the broker's command line.
+//! the broker's command line; what the destination has said of itself is in the question.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::str::FromStr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use confine::broker::{self, Broker};
 use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
-use mig_stream::{Header, Outcome, Preamble, StreamWriter};
+use mig_stream::{Outcome, Preamble, StreamWriter};
 use serde::{Deserialize, Serialize};
-use units::MigrationId;
+use units::{Acknowledged, MigrationId};
 
 use crate::answers::Answers;
 use crate::args::Args;
@@ -52,9 +53,41 @@ pub enum Asked {
     Cancelled,
 }
 
-/// All that a broker of mig-send does.
-#[derive(Debug, Serialize, Deserialize)]
-struct Ask;
+/// What a question carries beside the id of its migration. All that a broker of mig-send does is to
+/// ask that.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct About {
+    /// The source took the guest back before its commit, and says so.
+    released: bool,
+    /// Who acknowledged the guest.
+    taken_by: Option<Acknowledged>,
+    /// How long ago the migration began.
+    age: Duration,
+}
+
+impl About {
+    /// What became of the guest? The source has committed.
+    pub const fn committed(taken_by: Option<Acknowledged>, age: Duration) -> Self {
+        Self { released: false, taken_by, age }
+    }
+
+    /// The guest runs on at the source.
+    pub const fn released(age: Duration) -> Self {
+        Self { released: true, taken_by: None, age }
+    }
+
+    fn preamble(&self, id: MigrationId) -> Preamble {
+        if self.released { Preamble::release(id) } else { Preamble::resolve(id) }
+    }
+}
+
+impl FromStr for About {
+    type Err = serde_json::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(text)
+    }
+}
 
 /// How long the question may take to be written, and how long to be answered.
 fn patience(args: &Args) -> Duration {
@@ -62,11 +95,11 @@ fn patience(args: &Args) -> Duration {
 }
 
 /// The command line that this process gives on: who asks whom, and how it is confined.
-fn this_program(args: &Args, id: MigrationId, role: &str) -> Command {
+fn this_program(args: &Args, role: &[String]) -> Command {
     let destination = args.commit.as_ref().unwrap_or(&args.destination);
     let mut command = broker::this_program();
     command
-        .arg(format!("--{role}={id}"))
+        .args(role)
         .arg(format!("--confine={}", args.confinement.confine))
         .arg(format!("--log={}", args.common.log))
         .arg(format!("--timeout={}", args.timeout.as_secs_f64()))
@@ -84,7 +117,7 @@ impl Asker {
     /// # Errors
     /// When it does not start.
     pub fn start(args: &Args, id: MigrationId) -> anyhow::Result<Self> {
-        let mut command = this_program(args, id, "broker");
+        let mut command = this_program(args, &[format!("--broker={id}")]);
         command.stdout(Stdio::null());
         Ok(Self(Broker::start(command, 2 * patience(args) + SLACK)?))
     }
@@ -95,8 +128,8 @@ impl Asker {
     }
 
     /// Asks; [`Self::answer`] has the answer.
-    pub fn ask(&mut self) -> Result<(), Stop> {
-        self.0.send(&Ask).map_err(|error| anyhow::Error::from(error).into())
+    pub fn ask(&mut self, about: &About) -> Result<(), Stop> {
+        self.0.send(about).map_err(|error| anyhow::Error::from(error).into())
     }
 
     /// What came of it.
@@ -111,7 +144,7 @@ pub fn serve(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     nix::sys::prctl::set_name(c"mig-broker")?;
     // A Ctrl-C is for the mig-send beside it.
     block_signals()?;
-    broker::serve(|Ask| match Question::start(args, id) {
+    broker::serve(|about: About| match Question::start(args, id, &about) {
         Ok(mut question) => question.answer(),
         Err(error) => Asked::Failed(cli::one_line(&error)),
     })?;
@@ -130,8 +163,9 @@ impl Question {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(args: &Args, id: MigrationId) -> anyhow::Result<Self> {
-        let mut command = this_program(args, id, "ask");
+    pub fn start(args: &Args, id: MigrationId, about: &About) -> anyhow::Result<Self> {
+        let about = serde_json::to_string(about)?;
+        let mut command = this_program(args, &[format!("--ask={id}"), format!("--about={about}")]);
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let answer = process.stdout.take().ok_or_else(|| anyhow!("no way back from it"))?;
         Ok(Self { process, answer: BufReader::new(answer) })
@@ -166,10 +200,10 @@ impl Question {
 }
 
 /// The process that asks: prints what came of it.
-pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
+pub fn run(args: &Args, id: MigrationId, about: About) -> anyhow::Result<u8> {
     // Whoever started it kills it if nobody waits any more.
     block_signals()?;
-    let asked = match ask(&args.destination, id, patience(args)) {
+    let asked = match ask(&args.destination, id, about, patience(args)) {
         Ok(outcome) => Asked::Known(outcome),
         Err(Stop::Cancelled) => Asked::Cancelled,
         Err(stop) => Asked::Failed(stop.reason()),
@@ -181,8 +215,15 @@ pub fn run(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Asks once. The question is GO as well: only a source that has committed asks.
-fn ask(destination: &Endpoint, id: MigrationId, patience: Duration) -> Result<Outcome, Stop> {
+/// Asks once. The question is GO as well, unless it says that the guest was released: only a source
+/// that has committed asks.
+fn ask(
+    destination: &Endpoint,
+    id: MigrationId,
+    about: About,
+    patience: Duration,
+) -> Result<Outcome, Stop> {
+    let began = Instant::now();
     let channel = open_sender(destination, None, false, &Interrupt::new()?)?;
     let mut tunnel = channel.tunnel;
     confinement::enter(tunnel.as_ref(), destination)?;
@@ -196,8 +237,10 @@ fn ask(destination: &Endpoint, id: MigrationId, patience: Duration) -> Result<Ou
     let asked = (|| {
         let mut forward = channel.forward;
         forward.set_deadline(Some(patience));
-        let header = Header { guest: "resolve".into(), ..Header::default() };
-        let mut question = StreamWriter::new(forward, Preamble::resolve(id), header)?;
+        // Opening the channel took its time.
+        let age = about.age + began.elapsed();
+        let question = mig_stream::Question { to: about.taken_by, age };
+        let mut question = StreamWriter::new(forward, about.preamble(id), question.header())?;
         // The end of the question flushes filters that hold data back.
         question.get_mut().close()?;
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;

@@ -179,7 +179,7 @@ pub fn complaint(
         }
         SourceEnding::Unknown if migration.fate == Fate::Gone => Some(anyhow!(
             "{name} ended here in the moment of its handover: {reason}; the destination has it, \
-             paused, until its --go-timeout: vmctl commit --force there runs it"
+             paused: vmctl commit --force there runs it, vmctl quit there ends it"
         )),
         SourceEnding::Unknown if migration.form == Form::Saved => Some(anyhow!(
             "{reason}; {name} is handed-over and stands still: if its file is whole (mig-inspect \
@@ -238,9 +238,10 @@ pub const fn doing(step: SourceStep) -> &'static str {
         SourceStep::Commit => "the commit failed",
         SourceStep::Go | SourceStep::AwaitRunning => "the destination did not say that it runs",
         SourceStep::Resolve => "the destination could not be asked",
-        SourceStep::Confirm | SourceStep::TakeBack | SourceStep::Release => {
-            "the source's vmrun could not be told"
-        }
+        SourceStep::Confirm
+        | SourceStep::TakeBack
+        | SourceStep::Release
+        | SourceStep::TellReleased => "the source's vmrun could not be told",
         SourceStep::Finished(_) => "the migration is over",
     }
 }

@@ -8,13 +8,13 @@ use cli::output;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::{Input, State};
-use units::MigrationId;
+use units::{Acknowledged, HostId, MigrationId};
 use vm_control::{Client, ClientError};
 
 use crate::NAME;
 use crate::args::Args;
 use crate::monitor::Shared;
-use crate::question::{Asked, Question};
+use crate::question::{About, Asked, Question};
 use crate::report;
 use crate::stop::Stop;
 
@@ -37,11 +37,16 @@ pub fn check(args: &Args) -> anyhow::Result<()> {
 /// [`mig_engine::handover::Source::resolving`].
 pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result<u8> {
     let name = client.name();
-    let State::HandedOver(id) = client.status()?.ownership else {
+    let status = client.status()?;
+    let (State::HandedOver(id), Some(handover)) = (status.ownership, status.handover) else {
         anyhow::bail!("{name} is not handed-over: there is nothing to resolve");
     };
+    let (taken_by, known_at) = (handover.taken_by, Instant::now());
     let destination = args.commit.as_ref().unwrap_or(&args.destination);
-    let ask = || Question::start(args, id).map_err(Stop::from)?.answer_or_cancel(shared);
+    let ask = || {
+        let about = About::committed(taken_by, handover.age.saturating_add(known_at.elapsed()));
+        Question::start(args, id, &about).map_err(Stop::from)?.answer_or_cancel(shared)
+    };
     // How the guest left makes no difference any more.
     let mut source = Source::resolving(Form::BothWays);
     let mut refusal = None;
@@ -49,7 +54,7 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
     let ending = loop {
         let step = source.step();
         let done = match step {
-            SourceStep::Resolve => until_known(destination, args.resolve_for, ask),
+            SourceStep::Resolve => until_known(destination, taken_by, args.resolve_for, ask),
             SourceStep::Confirm => confirm(client, id, args).map_err(Stop::from),
             SourceStep::TakeBack => client.own(Input::TakeBack(id)).map_err(Stop::from),
             SourceStep::Finished(ending) => break ending,
@@ -119,8 +124,32 @@ fn can_be_opened_again(destination: &Endpoint) -> bool {
 /// Asks again and again, for `limit` at most. A refusal of the destination is a [`Stop::Refused`].
 pub fn until_known(
     destination: &Endpoint,
+    taken_by: Option<Acknowledged>,
     limit: Duration,
     mut ask: impl FnMut() -> Result<Asked, Stop>,
+) -> Result<(), Stop> {
+    again(destination, limit, || ask().and_then(|asked| verdict(taken_by, asked)))
+}
+
+/// Says that a guest was released again and again, for `limit` at most, until the destination does
+/// not wait for it any more.
+pub fn until_forgotten(
+    destination: &Endpoint,
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<Asked, Stop>,
+) -> Result<(), Stop> {
+    again(destination, limit, || match ask()? {
+        Asked::Known(mig_stream::Outcome::Refused) => Ok(()),
+        Asked::Known(other) => Err(Stop::Failed(Unknowable(format!("{other:?}")).into())),
+        Asked::Failed(why) => Err(anyhow!("{why}").into()),
+        Asked::Cancelled => Err(Stop::Cancelled),
+    })
+}
+
+fn again(
+    destination: &Endpoint,
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     if limit.is_zero() {
         return Err(anyhow!("it was not asked: --resolve-for is 0").into());
@@ -133,7 +162,7 @@ pub fn until_known(
     }
     let started = Instant::now();
     loop {
-        match ask().and_then(verdict) {
+        match ask() {
             // Asking again does not change what the destination cannot know.
             Err(Stop::Failed(error)) if error.is::<Unknowable>() => return Err(error.into()),
             Err(Stop::Failed(error)) if started.elapsed() >= limit => return Err(error.into()),
@@ -147,7 +176,7 @@ pub fn until_known(
 }
 
 /// What an answer means for the source: it is gone there, or refused there.
-pub fn verdict(asked: Asked) -> Result<(), Stop> {
+pub fn verdict(taken_by: Option<Acknowledged>, asked: Asked) -> Result<(), Stop> {
     match asked {
         Asked::Known(mig_stream::Outcome::Running) => Ok(()),
         Asked::Known(mig_stream::Outcome::Refused) => Err(Stop::Refused("for ever".into())),
@@ -157,9 +186,45 @@ pub fn verdict(asked: Asked) -> Result<(), Stop> {
         Asked::Known(mig_stream::Outcome::MayHaveRun { why }) => {
             Err(Stop::Failed(Unknowable(why).into()))
         }
+        // The next attempt may lead to the right one.
+        Asked::Known(mig_stream::Outcome::OtherHost { host }) => {
+            Err(other_host(taken_by, host).into())
+        }
         Asked::Failed(why) => Err(anyhow!("{why}").into()),
         Asked::Cancelled => Err(Stop::Cancelled),
     }
+}
+
+fn other_host(taken_by: Option<Acknowledged>, asked: HostId) -> anyhow::Error {
+    match taken_by {
+        Some(by) => OtherHost { asked, acknowledged: by.host }.into(),
+        None => anyhow!("host {asked} answered for another one"),
+    }
+}
+
+/// Another host has answered than the one that took the guest.
+#[derive(Debug)]
+struct OtherHost {
+    asked: HostId,
+    acknowledged: HostId,
+}
+
+impl std::fmt::Display for OtherHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "host {} has answered, and the guest was acknowledged by host {}: DEST leads elsewhere \
+             now, or that host has lost its state directory; look for the guest there",
+            self.asked, self.acknowledged
+        )
+    }
+}
+
+impl std::error::Error for OtherHost {}
+
+/// Whether the operator has to know this of a question, whatever it was that made it necessary.
+pub fn says_more(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<OtherHost>() || cause.is::<Unknowable>())
 }
 
 /// The destination may have run the guest, and nobody is left there who knows.

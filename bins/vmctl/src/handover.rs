@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, anyhow, bail};
-use mig_engine::ownership::State;
+use mig_engine::ownership::{Authority, State};
 
 use crate::connect;
 
@@ -32,7 +32,7 @@ pub fn commit(guest: &str, force: bool) -> anyhow::Result<u8> {
     let State::Prepared(id) = client.status()?.ownership else {
         bail!("{guest} does not wait for GO: vmctl status {guest} says how it is");
     };
-    client.go(id)?;
+    client.go(id, Authority::Operator)?;
     Ok(0)
 }
 

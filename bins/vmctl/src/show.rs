@@ -181,6 +181,8 @@ mod tests {
             progress: None,
             balloon: None,
             held: None,
+            handover: None,
+            released: Vec::new(),
         }
     }
 

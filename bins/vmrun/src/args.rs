@@ -1,7 +1,6 @@
 //! The command line of vmrun.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser;
 use units::Bytes;
@@ -80,9 +79,10 @@ pub struct Args {
     /// names
     #[arg(long, value_name = "PATH", requires = "incoming", hide = true)]
     pub named: Vec<PathBuf>,
-    /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
-    pub go_timeout: Duration,
+    /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds; or never.
+    /// If its source has committed and its host crashed, that throws the only whole copy away
+    #[arg(long, value_name = "SECONDS", default_value = "never")]
+    pub go_timeout: cli::Limit,
     /// Serve a control connection on stdin too, and end with it if it closes before a guest is
     /// prepared; mig-recv uses it for the vmrun that it starts
     #[arg(long, hide = true, requires = "incoming")]

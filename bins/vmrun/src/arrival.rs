@@ -1,5 +1,5 @@
 //! What is done for a guest that arrives, beside the requests that bring it: the time until GO is
-//! limited, and that it ran is recorded.
+//! limited, if the user wants that, and that it ran is recorded.
 //!
 //! One thread does both. It is made before the first page, where it costs no downtime, and it is
 //! waited for: a new thread takes memory for itself, and where there is none the program ends. That
@@ -47,7 +47,8 @@ impl Arrival {
         Ok(Self(said))
     }
 
-    /// The guest waits for GO from now on: it is refused when its `--go-timeout` is over.
+    /// The guest waits for GO from now on: it is refused when its `--go-timeout` is over, if it has
+    /// one.
     pub fn prepared(&self) {
         let _ = self.0.send(News::Prepared);
     }
@@ -64,7 +65,11 @@ fn attend(guest: &Guest, name: &str, id: MigrationId, news: &Receiver<News>) {
     let saved = guest.lock().ownership.is_saved();
     let mut patience = guest.go_timeout;
     loop {
-        match news.recv_timeout(patience) {
+        let heard = match patience {
+            Some(patience) => news.recv_timeout(patience),
+            None => news.recv().map_err(RecvTimeoutError::from),
+        };
+        match heard {
             Ok(News::Decided(decision)) => {
                 if let Err(refusal) = guest.record(name, id, decision, saved) {
                     warn!("{refusal}");
@@ -78,7 +83,7 @@ fn attend(guest: &Guest, name: &str, id: MigrationId, news: &Receiver<News>) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(News::Prepared) | Err(RecvTimeoutError::Disconnected) => return,
         }
-        patience = REFUSE_AGAIN;
+        patience = Some(REFUSE_AGAIN);
         let mut inner = guest.lock();
         // A GO that came just now says so by its news.
         if inner.ownership.state() == State::Prepared(id)

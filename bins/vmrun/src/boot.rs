@@ -1,5 +1,6 @@
 //! How a guest comes to be here: booted, or brought.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -39,7 +40,9 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         virtio_console: args.virtio_console.clone(),
         migration: None,
         withdrawn: Vec::new(),
+        released: VecDeque::new(),
         receiver: None,
+        acknowledged: false,
         arrival: None,
         claim: None,
         parent: None,

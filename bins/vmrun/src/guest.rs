@@ -1,17 +1,18 @@
 //! The guest and who owns it: everything that the control socket's threads share.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockResult, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
 use tracing::{info, warn};
-use units::MigrationId;
+use units::{HostId, MigrationId};
 use vm_control::memory::SharedBitmap;
 use vm_control::record::{Claim, Record, Records};
 use vm_control::server::ConnectionId;
-use vm_control::{Event, Order, Refusal, Status};
+use vm_control::{Event, Handover, MAX_RELEASED, Order, Refusal, Status};
 use vm_machine::Machine;
 use vm_state::MachineDescription;
 
@@ -36,9 +37,12 @@ pub struct Guest {
     subscribers: Mutex<Vec<SyncSender<Event>>>,
     records: Records,
     pub notes: Arc<Notes>,
+    /// Whose records they are, for a guest that may arrive.
+    pub host: Option<HostId>,
     pub ending: Ending,
     pub socket: PathBuf,
-    pub go_timeout: Duration,
+    /// How long a prepared guest waits for GO; without it, until somebody decides.
+    pub go_timeout: Option<Duration>,
     /// For threads that outlive a request.
     this: Weak<Self>,
 }
@@ -59,8 +63,13 @@ pub struct Inner {
     pub migration: Option<Migration>,
     /// Migrations that were ended here, of clients that are connected still.
     pub withdrawn: Vec<Withdrawn>,
+    /// Migrations that ended before their commit and whose destination may be prepared, the oldest
+    /// first.
+    pub released: VecDeque<MigrationId>,
     /// The connection that brings a guest.
     pub receiver: Option<ConnectionId>,
+    /// Whether its source is told when it is prepared.
+    pub acknowledged: bool,
     /// What waits for the GO of that guest.
     pub arrival: Option<Arrival>,
     /// The record of a saved guest that is being restored.
@@ -74,6 +83,7 @@ pub struct Inner {
 /// The migration by which the guest leaves.
 pub struct Migration {
     pub client: ConnectionId,
+    pub began: Instant,
     pub log: Option<SharedBitmap>,
     /// The blackout has begun: the migration paused the guest.
     pub paused: bool,
@@ -85,6 +95,8 @@ pub struct Migration {
     pub pauses: u64,
     /// In which of these pauses the disks were flushed last.
     pub flushed_in: Option<u64>,
+    /// The state was given out at all: a destination may be prepared.
+    pub given_out: bool,
     pub progress: Option<String>,
     pub orders: Vec<Order>,
 }
@@ -101,8 +113,9 @@ impl Guest {
         inner: Inner,
         records: Records,
         notes: Arc<Notes>,
+        host: Option<HostId>,
         socket: PathBuf,
-        go_timeout: Duration,
+        go_timeout: Option<Duration>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             shown: Mutex::new(inner.status()),
@@ -112,6 +125,7 @@ impl Guest {
             subscribers: Mutex::default(),
             records,
             notes,
+            host,
             ending: Ending::default(),
             socket,
             go_timeout,
@@ -154,26 +168,27 @@ impl Guest {
         self.ending.give(end);
     }
 
-    /// Takes one step of the ownership machine, with its effects in their order. If a record
-    /// cannot be written nothing changes.
-    ///
-    /// The disks come first: a saved guest whose image another has locked has not run, and must
-    /// not be recorded as one that may have.
+    /// Takes one step of the ownership machine. The order of what belongs to it, and why:
+    /// 1. Of running the guest all that can fail. If the guest cannot run here, this vmrun does not
+    ///    become its owner: one that is prepared stays so, its source is not told that it runs, and
+    ///    either may still decide otherwise. And a saved guest whose image another has locked has
+    ///    not run, and must not be recorded as one that may have.
+    /// 2. The record that must be there first. If it cannot be written nothing changes.
+    /// 3. The state.
+    /// 4. What follows from it, which cannot fail.
     pub fn step(&self, inner: &mut Inner, input: Input) -> Result<(), Refusal> {
         let transition = inner.ownership.step(input).map_err(Refusal::new)?;
-        if transition.after == Some(Effect::Run) {
-            // As far as locks reach, two vmruns never write one image, even if both are told that the
-            // guest is theirs.
-            inner.machine()?.acquire_disks().map_err(refusal)?;
-        }
-        if let Err(refusal) = self.before(inner, transition.before) {
-            if transition.after == Some(Effect::Run) {
+        let before = inner.ownership.state();
+        let runs = transition.after == Some(Effect::Run);
+        let ready = if runs { inner.make_ready() } else { Ok(()) };
+        if let Err(refusal) = ready.and_then(|()| self.before(inner, transition.before)) {
+            if runs && !matches!(before, State::Migrating(_)) {
+                // They are for whoever runs the guest.
                 give_disks_back(inner);
             }
             return Err(refusal);
         }
-        let before = inner.ownership.state();
-        inner.ownership.enter(&transition);
+        inner.ownership.enter(input, &transition);
         self.show(inner);
         if let State::HandedOver(_) = transition.next {
             // From here on the images are the destination's.
@@ -187,7 +202,7 @@ impl Guest {
             info!("{before} -> {}", transition.next);
         }
         match transition.after {
-            Some(Effect::Run) => self.run(inner)?,
+            Some(Effect::Run) => self.start(inner),
             Some(Effect::Exit) => self.end(end_of(input, &transition)),
             Some(Effect::Record(..) | Effect::Forget(_)) | None => {}
         }
@@ -248,15 +263,23 @@ impl Guest {
 
     /// Lets the vCPUs run if the operator wants that.
     fn run(&self, inner: &mut Inner) -> Result<(), Refusal> {
-        if !inner.wanted || !inner.ownership.may_run() {
-            return Ok(());
-        }
-        let machine = inner.machine()?;
-        if !machine.is_running() {
-            machine.resume().map_err(refusal)?;
-            self.publish(&Event::Resumed);
+        if inner.wanted && inner.ownership.may_run() {
+            inner.make_ready()?;
+            self.start(inner);
         }
         Ok(())
+    }
+
+    /// Starts a guest that is ready, if the operator wants it to run.
+    fn start(&self, inner: &mut Inner) {
+        let wanted = inner.wanted;
+        if let Ok(machine) = inner.machine()
+            && wanted
+            && !machine.is_running()
+        {
+            machine.start();
+            self.publish(&Event::Resumed);
+        }
     }
 
     pub fn pause(&self, inner: &mut Inner) -> Result<(), Refusal> {
@@ -290,6 +313,12 @@ impl Guest {
     pub fn release(&self, inner: &mut Inner, id: MigrationId) -> Result<(), Refusal> {
         let ran = self.step(inner, Input::Release(id));
         if inner.ownership.state() == State::Owned {
+            if inner.migration.as_ref().is_some_and(|migration| migration.given_out) {
+                if inner.released.len() == MAX_RELEASED {
+                    inner.released.pop_front();
+                }
+                inner.released.push_back(id);
+            }
             self.end_migration(inner);
         }
         ran
@@ -344,6 +373,14 @@ impl Guest {
                     self.end(End::Failed(refusal.message));
                 }
             }
+            State::Prepared(id)
+                if inner.receiver == Some(connection) && inner.ownership.is_saved() =>
+            {
+                // Nobody else will ever bring its GO: its file is good as long as it has not run.
+                if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
+                    warn!("cannot give the saved guest up: {refusal}");
+                }
+            }
             State::Incoming if inner.parent == Some(connection) => self.end(End::NothingCame),
             _ => {}
         }
@@ -353,6 +390,27 @@ impl Guest {
 impl Inner {
     pub fn machine(&mut self) -> Result<&mut Machine, Refusal> {
         self.machine.as_mut().ok_or_else(|| Refusal::new("no guest has arrived yet"))
+    }
+
+    /// Does all of running the guest that can fail. A guest that its operator paused needs its disks
+    /// too: as far as
+    /// locks reach, two vmruns never write one image, even if both are told that the guest is theirs.
+    fn make_ready(&mut self) -> Result<(), Refusal> {
+        let wanted = self.wanted;
+        let machine = self.machine()?;
+        let ready = if wanted { machine.make_ready() } else { machine.acquire_disks() };
+        ready.map_err(refusal)
+    }
+
+    /// What is known of the migration by which the guest was handed over.
+    pub fn handover(&self) -> Option<Handover> {
+        let State::HandedOver(_) = self.ownership.state() else { return None };
+        let age = self.migration.as_ref().map(|migration| migration.began.elapsed());
+        Some(Handover {
+            taken_by: self.ownership.taken_by(),
+            // It lasts as long as the state does.
+            age: age.unwrap_or(Duration::MAX),
+        })
     }
 }
 

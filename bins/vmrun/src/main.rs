@@ -56,9 +56,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
         None => place::socket_of(&args.name)?,
     };
     let records = Records::of_this_host();
-    if args.incoming {
-        records.make_dir()?;
-    }
+    // For a guest that may arrive: its records are kept from now on, and whose they are is known.
+    let host = args.incoming.then(|| records.identity()).transpose()?.map(|host| host.id);
     let departures = Departures::of_this_host();
     if let Err(error) = departures.make_dir() {
         // A guest that never leaves needs none.
@@ -76,7 +75,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     confinement::service(&socket, args.incoming.then_some(&records), &departures)?;
     let notes = Notes::new(departures);
     notes.start(args.name.clone()).context("cannot start a thread")?;
-    let guest = Guest::new(first, records, Arc::clone(&notes), socket, args.go_timeout);
+    let guest = Guest::new(first, records, Arc::clone(&notes), host, socket, args.go_timeout.0);
     signals.end(&guest)?;
     vigil::start(&guest).context("cannot start a thread")?;
     let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);

@@ -5,9 +5,10 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mig_engine::ownership::{Input, State};
+use mig_engine::handover::Form;
+use mig_engine::ownership::{Authority, Input, State};
 use tracing::info;
-use units::{Bytes, MigrationId};
+use units::{Acknowledged, Bytes, MigrationId, Nonce};
 use vm_control::departure::Departure;
 use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Service};
@@ -46,9 +47,16 @@ impl Service for Guest {
             Request::Status => Ok(Reply::Status(self.status()).into()),
             Request::Own(Input::Quit { force }) => self.quit(force).map(|()| Reply::Done.into()),
             Request::FlushDisks => self.flush_disks(),
-            Request::Receive { id, description, overrides, saved } => {
-                let input = if saved { Input::Restore(id) } else { Input::Receive(id) };
-                self.receive(peer, input, description, overrides)
+            Request::Receive { id, description, overrides, form } => {
+                let input = match form {
+                    Form::Saved => Input::Restore(id),
+                    _ => Input::Receive(id),
+                };
+                let received = self.receive(peer, input, description, overrides);
+                if received.is_ok() {
+                    self.lock().acknowledged = form.is_answered();
+                }
+                received
             }
             request => self.answer(peer.id(), request),
         };
@@ -152,8 +160,10 @@ impl Guest {
             Request::Prepare { id, sections, paused_for } => {
                 self.prepare(inner, id, &sections, paused_for)?.into()
             }
-            Request::Go(id) => self.go(inner, id)?.into(),
-            Request::Inquire(id) => Reply::Standing(inner.ownership.standing(id)).into(),
+            Request::Go { id, by } => self.go(inner, id, by)?.into(),
+            Request::Inquire { id, nonce } => {
+                Reply::Standing(inner.ownership.standing(id, nonce)).into()
+            }
             Request::PostProgress { id, progress } => inner.post(id, progress)?.into(),
             Request::Order(order) => {
                 self.order(inner, order)?;
@@ -200,12 +210,14 @@ impl Guest {
                 self.notes.leaves(Departure::now(id, ""));
                 inner.migration = Some(Migration {
                     client: from,
+                    began: Instant::now(),
                     log: None,
                     paused: false,
                     saved: false,
                     signs: 0,
                     pauses: 0,
                     flushed_in: None,
+                    given_out: false,
                     progress: None,
                     orders: Vec::new(),
                 });
@@ -213,7 +225,7 @@ impl Guest {
             }
             Input::Release(id) if inner.is_withdrawn(id) => Ok(()),
             Input::Release(id) => self.release(inner, id),
-            Input::Commit(_) => {
+            Input::Commit(..) => {
                 let State::Migrating(_) = inner.ownership.state() else {
                     return self.step(inner, input);
                 };
@@ -239,8 +251,8 @@ impl Guest {
             Input::Confirm(_) | Input::Refuse(_) => self.step(inner, input),
             Input::Receive(_)
             | Input::Restore(_)
-            | Input::Prepared(_)
-            | Input::Go(_)
+            | Input::Prepared(..)
+            | Input::Go(..)
             | Input::Quit { .. } => Err(Refusal::new("this step has a request of its own")),
         }
     }
@@ -343,7 +355,13 @@ impl Guest {
         paused_for: Option<Duration>,
     ) -> Result<Reply, Refusal> {
         let started = Instant::now();
-        let expected = inner.ownership.step(Input::Prepared(id)).map_err(Refusal::new)?;
+        let acknowledge = match (inner.acknowledged, self.host) {
+            (true, Some(host)) => Some(Acknowledged { host, nonce: Nonce::random() }),
+            (true, None) => return Err(Refusal::new("this vmrun waits for no guest")),
+            (false, _) => None,
+        };
+        let prepared = Input::Prepared(id, acknowledge.map(|by| by.nonce));
+        let expected = inner.ownership.step(prepared).map_err(Refusal::new)?;
         let mut sections = sections
             .iter()
             .map(|section| Section::decode(section).map_err(refusal))
@@ -351,16 +369,16 @@ impl Guest {
         inner.wanted = RunState::take(&mut sections)?.wanted;
         inner.machine()?.load_after(sections, paused_for).map_err(refusal)?;
         debug_assert_eq!(expected.before, None);
-        self.step(inner, Input::Prepared(id))?;
+        self.step(inner, prepared)?;
         if let Some(arrival) = &inner.arrival {
             arrival.prepared();
         }
-        Ok(Reply::Prepared(Loaded { load: started.elapsed() }))
+        Ok(Reply::Prepared(Loaded { load: started.elapsed(), acknowledge }))
     }
 
-    fn go(&self, inner: &mut Inner, id: MigrationId) -> Result<Reply, Refusal> {
+    fn go(&self, inner: &mut Inner, id: MigrationId, by: Authority) -> Result<Reply, Refusal> {
         let started = Instant::now();
-        self.step(inner, Input::Go(id))?;
+        self.step(inner, Input::Go(id, by))?;
         inner.receiver = None;
         let go = started.elapsed();
         let first_instruction = match inner.machine() {
@@ -428,6 +446,7 @@ impl Inner {
         sections.push(RunState { wanted }.section()?);
         if let Ok(migration) = self.migration_of(connection) {
             migration.saved = migration.paused;
+            migration.given_out = true;
         }
         let encoded = sections
             .iter()
@@ -481,6 +500,8 @@ impl Inner {
                 .as_ref()
                 .and_then(Machine::balloon)
                 .map(|vm_machine::Balloon { target, actual }| Balloon { target, actual }),
+            handover: self.handover(),
+            released: self.released.iter().copied().collect(),
         }
     }
 }

@@ -142,11 +142,13 @@ impl Inner {
         request: &Request,
     ) -> Result<(), Refusal> {
         let concerns = |known: &&Withdrawn| match request {
-            Request::PostProgress { id, .. } | Request::Own(Input::Commit(id)) => known.id == *id,
+            Request::PostProgress { id, .. } | Request::Own(Input::Commit(id, _)) => {
+                known.id == *id
+            }
             Request::Hello { .. }
             | Request::Describe
             | Request::Status
-            | Request::Inquire(_)
+            | Request::Inquire { .. }
             | Request::Own(_) => false,
             _ => known.client == connection,
         };

@@ -17,9 +17,11 @@ mod complete;
 mod manual;
 mod usage;
 
+use std::fmt;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -229,8 +231,8 @@ fn documentation<P: Program>() -> Option<io::Result<()>> {
 /// Reads one of a few words, which the shell completes.
 pub fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
-    T: std::str::FromStr + Clone + Send + Sync + 'static,
-    T::Err: std::fmt::Display,
+    T: FromStr + Clone + Send + Sync + 'static,
+    T::Err: fmt::Display,
 {
     PossibleValuesParser::new(words)
         .try_map(|word| word.parse::<T>().map_err(|error| Usage::new(&error)))
@@ -242,6 +244,30 @@ where
 /// What to write instead.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     duration(text, 1.0, "seconds")
+}
+
+/// A time limit in seconds, or `never`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<Duration>);
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(Self(None)),
+            text => seconds(text).map(|limit| Self(Some(limit))).map_err(|why| why + ", or never"),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("never"),
+            Some(limit) => limit.as_secs_f64().fmt(f),
+        }
+    }
 }
 
 /// A number of milliseconds, as an option takes it.
@@ -270,6 +296,14 @@ mod tests {
         for text in ["", "-1", "1s", "nan", "inf"] {
             assert!(seconds(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_limit_is_a_time_or_never() {
+        for text in ["never", "0.5", "60"] {
+            assert_eq!(text.parse::<Limit>().unwrap().to_string(), text);
+        }
+        assert!("soon".parse::<Limit>().is_err());
     }
 
     #[test]

@@ -9,19 +9,24 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
-use mig_engine::ownership::{Input, Standing, State};
+use mig_engine::handover::Form;
+use mig_engine::ownership::{Authority, Input, Standing, State};
 use mig_stream::{
-    Flags, FormatVersion, Header, MemoryDigest, Message, Outcome, Preamble, Record, RegionDigest,
-    ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
+    Flags, FormatVersion, Header, MemoryDigest, Message, Outcome, Preamble, Question, Record,
+    RegionDigest, ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
 };
 use serde::Serialize;
-use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
-use vm_control::{Event, Loaded, Order, Overrides, Refusal, Reply, Request, Started, Status};
+use units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId};
+use vm_control::{
+    Event, Handover, Loaded, Order, Overrides, Refusal, Reply, Request, Started, Status,
+};
 use vm_state::{MachineDescription, MemoryRegion};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
+const BY: Acknowledged =
+    Acknowledged { host: HostId::from_bytes([3; 16]), nonce: Nonce::from_bytes([4; 16]) };
 
 /// Pages that are kept of a stream.
 const PAGES: usize = 1;
@@ -122,10 +127,15 @@ fn streams(guest: &Guest, corpus: &Corpus) -> Result<()> {
             corpus.add("stream_raw", name, &stream)?;
         }
     }
-    let question = Header { guest: "web".to_owned(), ..Header::default() };
-    let mut stream = StreamWriter::new(Vec::new(), Preamble::resolve(ID), question)?;
-    stream.go()?;
-    corpus.add("stream", "question", &stream.into_inner())?;
+    let question = Question { to: Some(BY), age: Duration::from_secs(9) };
+    for (name, preamble, asked) in [
+        ("question", Preamble::resolve(ID), question),
+        ("question-one-way", Preamble::resolve(ID), Question { to: None, ..question }),
+        ("release", Preamble::release(ID), question),
+    ] {
+        let stream = StreamWriter::new(Vec::new(), preamble, asked.header())?;
+        corpus.add("stream", name, &stream.into_inner())?;
+    }
     let mut stream = StreamWriter::new(Vec::new(), Preamble::migrate(ID, both), small)?;
     stream.abort("cancelled")?;
     let mut aborted = stream.into_inner();
@@ -161,7 +171,7 @@ fn stream(guest: &Guest, flags: Flags, header: &Header, whole: bool) -> Result<V
     }
     stream.end()?;
     if flags.go_follows() {
-        stream.go()?;
+        stream.go(BY.nonce)?;
     }
     Ok(stream.into_inner())
 }
@@ -171,7 +181,7 @@ fn answers(corpus: &Corpus) -> Result<()> {
     let digest = StreamDigest(0x0123_4567_89ab_cdef);
     let good = [
         Message::Ready { version: FormatVersion::NEWEST },
-        Message::Ack { digest, timings: timings.clone() },
+        Message::Ack { digest, by: BY, timings: timings.clone() },
         Message::Running { timings },
     ];
     let bad = [
@@ -183,6 +193,7 @@ fn answers(corpus: &Corpus) -> Result<()> {
         Message::Resolved(Outcome::Running),
         Message::Resolved(Outcome::Refused),
         Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".to_owned() }),
+        Message::Resolved(Outcome::OtherHost { host: BY.host }),
     ];
     for (name, messages) in [("good", &good[..]), ("bad", &bad), ("resolved", &resolved)] {
         let mut writer = ReturnWriter::new(Vec::new(), ID)?;
@@ -222,7 +233,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Pause,
         Request::SaveState,
         Request::DirtyLogStop,
-        Request::Own(Input::Commit(ID)),
+        Request::Own(Input::Commit(ID, Some(BY))),
         Request::Own(Input::Confirm(ID)),
     ];
     let replacement = ["block", "disk0", "path", "/dev/null"].map(str::to_owned);
@@ -233,10 +244,10 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         device_params: vec![(kind, device, param, value)],
     };
     let destination = [
-        Request::Receive { id: ID, description: machine.clone(), overrides, saved: true },
+        Request::Receive { id: ID, description: machine.clone(), overrides, form: Form::BothWays },
         Request::Prepare { id: ID, sections: sections.clone(), paused_for: None },
-        Request::Go(ID),
-        Request::Inquire(ID),
+        Request::Go { id: ID, by: Authority::Source(Some(BY.nonce)) },
+        Request::Inquire { id: ID, nonce: Some(BY.nonce) },
         Request::Announce,
         Request::Own(Input::Refuse(ID)),
         Request::Own(Input::Quit { force: true }),
@@ -259,6 +270,8 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         progress: Some("{}".to_owned()),
         balloon: None,
         held: None,
+        handover: Some(Handover { taken_by: Some(BY), age: Duration::from_secs(9) }),
+        released: vec![ID],
     };
     let replies = [
         Reply::Description(small),
@@ -274,7 +287,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Reply::Orders(vec![Order::Cancel]),
         Reply::Refused(Refusal::new("no migration is under way")),
         Reply::Done,
-        Reply::Prepared(Loaded { load: Duration::from_micros(400) }),
+        Reply::Prepared(Loaded { load: Duration::from_micros(400), acknowledge: Some(BY) }),
         Reply::Started(Started::default()),
         Reply::Done,
     ];

@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use mig_engine::ownership::{Input, Ownership};
+use mig_engine::handover::Form;
+use mig_engine::ownership::{Authority, Input, Ownership};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use units::{Gfn, MigrationId, Pages, RegionId};
@@ -111,7 +112,7 @@ impl Vmrun {
         let mut ownership = self.ownership.lock().unwrap_or_else(PoisonError::into_inner);
         match ownership.step(input) {
             Ok(transition) => {
-                ownership.enter(&transition);
+                ownership.enter(input, &transition);
                 Reply::Done
             }
             Err(denied) => Reply::Refused(Refusal::new(denied)),
@@ -127,10 +128,10 @@ impl Service for Vmrun {
             }
             Request::Describe => Reply::Description(machine()),
             Request::Own(input) => self.own(input),
-            Request::Go(id) => self.own(Input::Go(id)),
-            Request::Inquire(id) => {
+            Request::Go { id, by } => self.own(Input::Go(id, by)),
+            Request::Inquire { id, nonce } => {
                 let ownership = self.ownership.lock().unwrap_or_else(PoisonError::into_inner);
-                Reply::Standing(ownership.standing(id))
+                Reply::Standing(ownership.standing(id, nonce))
             }
             Request::Prepare { sections, .. } => Reply::State(sections),
             Request::Receive { overrides, .. } => {
@@ -201,13 +202,13 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.dirty_log_put_back())?;
     heard(client.pause())?;
     let sections = heard(client.save_state())?.unwrap_or_default();
-    heard(client.own(Input::Commit(ID)))?;
-    heard(client.inquire(ID))?;
+    heard(client.own(Input::Commit(ID, None)))?;
+    heard(client.inquire(ID, None))?;
     heard(client.post_progress(ID, String::new()))?;
     heard(client.order(Order::Cancel))?;
-    heard(client.receive(ID, machine, Overrides::default(), false))?;
+    heard(client.receive(ID, machine, Overrides::default(), Form::BothWays))?;
     heard(client.prepare(ID, sections, None))?;
-    heard(client.go(ID))?;
+    heard(client.go(ID, Authority::Operator))?;
     if let Some(mut events) = heard(client.subscribe())? {
         while events.next(Some(PATIENCE)).is_some() {}
     }

@@ -126,7 +126,7 @@ fn write(accepted: &Accepted) -> Result<Vec<u8>, WriteError> {
             Record::Section(section) => out.section(section)?,
             Record::Digest(digest) => out.digest(digest)?,
             Record::End(_) => drop(out.end()?),
-            Record::Go(_) => out.go()?,
+            Record::Go { nonce, .. } => out.go(*nonce)?,
             Record::Abort { reason } => out.abort(reason)?,
         }
     }

@@ -16,22 +16,28 @@
 //!             |      TakeBack(id)  [handed-over]       | Prepared(id)    | Refuse(id):
 //!             +-------------------------+  |           v                 | record "refused"
 //!                                          |       [prepared] -----------+
-//!                             Confirm(id)  v           | Go(id)          v
+//!                             Confirm(id)  v           | Go(id, nonce)   v
 //!                                        exit          v             [refused] -> exit
 //!                                                   [owned]
 //! ```
 //!
-//! Two rules carry the safety of the handover:
+//! Four rules carry the safety of the handover:
 //! - the source records [`State::HandedOver`] before anyone writes `Go`, and only the
 //!   destination's own refusal ([`Input::TakeBack`]) leads back from there;
 //! - the destination runs from [`State::Prepared`] alone, and a refusal is on disk before it
-//!   takes effect.
+//!   takes effect;
+//! - `Go` is for the copy of the guest that was acknowledged: it carries the nonce which that one
+//!   made, so that a copy of the stream which came to another vmrun waits in vain;
+//! - a guest that is prepared waits for as long as nobody decides. It may be the last whole copy:
+//!   its source may have committed and crashed then. It is refused by its source, which says that
+//!   it took the guest back, or by an operator's word, never by the lapse of time, unless the user
+//!   asked for that (`--go-timeout`).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use units::MigrationId;
+use units::{Acknowledged, MigrationId, Nonce};
 
 /// What one vmrun is to its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,8 +83,9 @@ pub enum Input {
     Begin(MigrationId),
     /// The migration ends before its commit: cancelled, failed, or its client went away.
     Release(MigrationId),
-    /// The point of no return at the source.
-    Commit(MigrationId),
+    /// The point of no return at the source, with what the destination's ACK said of who gave it;
+    /// one way there was none.
+    Commit(MigrationId, Option<Acknowledged>),
     /// The destination runs the guest.
     Confirm(MigrationId),
     /// The destination has refused this migration, durably.
@@ -88,10 +95,11 @@ pub enum Input {
     /// A saved guest starts to arrive: its file is left if it does not run here, and nobody will
     /// ask.
     Restore(MigrationId),
-    /// Pages and state are loaded and every check passed.
-    Prepared(MigrationId),
-    /// The source has committed: run.
-    Go(MigrationId),
+    /// Pages and state are loaded and every check passed. What is to be acknowledged has a fresh
+    /// nonce for it.
+    Prepared(MigrationId, Option<Nonce>),
+    /// Run.
+    Go(MigrationId, Authority),
     /// Give this migration up, for ever.
     Refuse(MigrationId),
     /// The operator ends the guest. `force` ends it where it may be the last copy too.
@@ -99,6 +107,15 @@ pub enum Input {
         /// Whether the operator insists.
         force: bool,
     },
+}
+
+/// By whose word a prepared guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Authority {
+    /// A source has committed, with the nonce of the ACK that it got; one way there was none.
+    Source(Option<Nonce>),
+    /// The operator says so, whatever the source does.
+    Operator,
 }
 
 /// What a vmrun has to do for a transition.
@@ -157,6 +174,12 @@ pub enum Denied {
     /// This migration was refused, and a refusal is for ever.
     #[error("this host has refused the migration {0}, for ever: send the guest again")]
     Refused(MigrationId),
+    /// GO is for a copy of the guest that another vmrun has.
+    #[error(
+        "the GO of migration {0} is for another copy of the guest: the stream of this one is a \
+         copy, and its source has heard of another ACK"
+    )]
+    NotAcknowledged(MigrationId),
     /// The request names another migration.
     #[error("this is not about the migration {asked}: the guest is {state}")]
     OtherMigration {
@@ -186,6 +209,8 @@ pub enum Standing {
     Receiving,
     /// The guest waits for GO.
     Prepared,
+    /// A copy of the guest waits for GO, and not for the one of who asks.
+    PreparedForAnother,
     /// The guest runs here, or ran here and went on from here.
     Running,
     /// The guest was refused here.
@@ -203,17 +228,25 @@ pub struct Ownership {
     arrived_by: Option<MigrationId>,
     /// The guest that arrives comes from a file.
     saved: bool,
+    /// What GO must bring for the guest that arrives or arrived.
+    nonce: Option<Nonce>,
+    /// Who took the guest that was handed over, as far as that is known.
+    taken_by: Option<Acknowledged>,
 }
 
 impl Ownership {
+    const fn new(state: State) -> Self {
+        Self { state, arrived_by: None, saved: false, nonce: None, taken_by: None }
+    }
+
     /// A vmrun that booted its guest.
     pub const fn booted() -> Self {
-        Self { state: State::Owned, arrived_by: None, saved: false }
+        Self::new(State::Owned)
     }
 
     /// A vmrun that waits for a guest.
     pub const fn incoming() -> Self {
-        Self { state: State::Incoming, arrived_by: None, saved: false }
+        Self::new(State::Incoming)
     }
 
     /// The state now.
@@ -231,14 +264,21 @@ impl Ownership {
         self.saved
     }
 
-    /// What is known here of the migration `id`.
-    pub fn standing(&self, id: MigrationId) -> Standing {
+    /// Who took the guest that is handed over: what every question about it carries. Nothing one
+    /// way.
+    pub fn taken_by(&self) -> Option<Acknowledged> {
+        self.taken_by.filter(|_| matches!(self.state, State::HandedOver(_)))
+    }
+
+    /// What is known here of the migration `id`, for one whose ACK had this nonce.
+    pub fn standing(&self, id: MigrationId, nonce: Option<Nonce>) -> Standing {
         if self.arrived_by == Some(id) {
             return Standing::Running;
         }
         match self.state {
             State::Receiving(mine) if mine == id => Standing::Receiving,
-            State::Prepared(mine) if mine == id => Standing::Prepared,
+            State::Prepared(mine) if mine == id && self.nonce == nonce => Standing::Prepared,
+            State::Prepared(mine) if mine == id => Standing::PreparedForAnother,
             State::Refused(mine) if mine == id => Standing::Refused,
             _ => Standing::NotMine,
         }
@@ -256,9 +296,11 @@ impl Ownership {
             (State::Migrating(id), Release(asked)) if id == asked => {
                 Transition { after: Some(Effect::Run), ..to(State::Owned) }
             }
-            (State::Migrating(id), Commit(asked)) if id == asked => to(State::HandedOver(id)),
+            (State::Migrating(id), Commit(asked, _)) if id == asked => to(State::HandedOver(id)),
             // A client that lost the answer to its commit may ask again.
-            (State::HandedOver(id), Commit(asked)) if id == asked => to(self.state),
+            (State::HandedOver(id), Commit(asked, by)) if id == asked && by == self.taken_by => {
+                to(self.state)
+            }
             (State::HandedOver(id), Confirm(asked)) if id == asked => {
                 Transition { after: Some(Effect::Exit), ..to(State::Finished) }
             }
@@ -274,16 +316,22 @@ impl Ownership {
                 before: Some(Effect::Record(id, Decision::Restoring)),
                 ..to(State::Receiving(id))
             },
-            (State::Receiving(id), Prepared(asked)) if id == asked => to(State::Prepared(id)),
-            (State::Prepared(id), Go(asked)) if id == asked => Transition {
-                // Up to here the saved guest has run nowhere and its file is good; a crash from here
-                // on must not let it run twice. Nobody's downtime waits for this.
-                before: self.saved.then_some(Effect::Record(id, Decision::MayRun)),
-                after: Some(Effect::Run),
-                later: Some(Effect::Record(id, Decision::Ran)),
-                ..to(State::Owned)
-            },
-            (_, Go(asked)) if self.arrived_by == Some(asked) => to(self.state),
+            (State::Receiving(id), Prepared(asked, _)) if id == asked => to(State::Prepared(id)),
+            (State::Prepared(id), Go(asked, by)) if id == asked => {
+                self.check(id, by)?;
+                Transition {
+                    // Up to here the saved guest has run nowhere and its file is good; a crash from
+                    // here on must not let it run twice. Nobody's downtime waits for this.
+                    before: self.saved.then_some(Effect::Record(id, Decision::MayRun)),
+                    after: Some(Effect::Run),
+                    later: Some(Effect::Record(id, Decision::Ran)),
+                    ..to(State::Owned)
+                }
+            }
+            (_, Go(asked, by)) if self.arrived_by == Some(asked) => {
+                self.check(asked, by)?;
+                to(self.state)
+            }
             (State::Receiving(id) | State::Prepared(id), Refuse(asked))
                 if self.saved && id == asked =>
             {
@@ -326,13 +374,23 @@ impl Ownership {
         }
     }
 
-    /// Takes on the state of `transition`, after its `before` effect is complete.
-    pub fn enter(&mut self, transition: &Transition) {
-        if let Some(Effect::Record(_, Decision::Restoring)) = transition.before {
-            self.saved = true;
+    /// Whether GO is for this copy of the guest.
+    fn check(&self, id: MigrationId, by: Authority) -> Result<(), Denied> {
+        match by {
+            Authority::Source(nonce) if nonce != self.nonce => Err(Denied::NotAcknowledged(id)),
+            Authority::Source(_) | Authority::Operator => Ok(()),
         }
-        if let (State::Prepared(id), State::Owned) = (self.state, transition.next) {
-            self.arrived_by = Some(id);
+    }
+
+    /// Takes on the state of `transition`, to which `input` led, after its `before` effect is
+    /// complete.
+    pub fn enter(&mut self, input: Input, transition: &Transition) {
+        match (self.state, input) {
+            (State::Migrating(_), Input::Commit(_, by)) => self.taken_by = by,
+            (State::Receiving(_), Input::Prepared(_, nonce)) => self.nonce = nonce,
+            (State::Incoming, Input::Restore(_)) => self.saved = true,
+            (State::Prepared(id), Input::Go(..)) => self.arrived_by = Some(id),
+            _ => {}
         }
         self.state = transition.next;
     }
@@ -350,8 +408,13 @@ impl Ownership {
             (_, Receive(_) | Restore(_)) => Denied::NotIncoming,
             (
                 state,
-                Release(asked) | Commit(asked) | Confirm(asked) | TakeBack(asked) | Prepared(asked)
-                | Go(asked) | Refuse(asked),
+                Release(asked)
+                | Commit(asked, _)
+                | Confirm(asked)
+                | TakeBack(asked)
+                | Prepared(asked, _)
+                | Go(asked, _)
+                | Refuse(asked),
             ) => Denied::OtherMigration { asked, state },
             (_, Begin(_) | Quit { .. }) => Denied::Finished,
         }
@@ -360,31 +423,41 @@ impl Ownership {
 
 #[cfg(test)]
 mod tests {
+    use units::HostId;
+
     use super::*;
 
     const ID: MigrationId = MigrationId::from_bytes([1; 16]);
     const OTHER: MigrationId = MigrationId::from_bytes([2; 16]);
+    const NONCE: Option<Nonce> = Some(Nonce::from_bytes([3; 16]));
+    const ACKNOWLEDGED: Option<Acknowledged> =
+        Some(Acknowledged { host: HostId::from_bytes([4; 16]), nonce: Nonce::from_bytes([3; 16]) });
+    const COMMIT: Input = Input::Commit(ID, ACKNOWLEDGED);
+    const GO: Input = Input::Go(ID, Authority::Source(NONCE));
+    const TO_PREPARED: [Input; 2] = [Input::Receive(ID), Input::Prepared(ID, NONCE)];
 
     fn drive(mut ownership: Ownership, inputs: &[Input]) -> Ownership {
         for input in inputs {
             let transition = ownership.step(*input).expect("the path is allowed");
-            ownership.enter(&transition);
+            ownership.enter(*input, &transition);
         }
         ownership
     }
 
-    fn every_input(id: MigrationId) -> [Input; 12] {
+    fn every_input(id: MigrationId) -> [Input; 14] {
         use Input::*;
         [
             Begin(id),
             Release(id),
-            Commit(id),
+            Commit(id, ACKNOWLEDGED),
             Confirm(id),
             TakeBack(id),
             Receive(id),
             Restore(id),
-            Prepared(id),
-            Go(id),
+            Prepared(id, NONCE),
+            Go(id, Authority::Source(NONCE)),
+            Go(id, Authority::Source(None)),
+            Go(id, Authority::Operator),
             Refuse(id),
             Quit { force: false },
             Quit { force: true },
@@ -393,7 +466,7 @@ mod tests {
 
     #[test]
     fn only_the_destinations_refusal_leads_back_from_handed_over() {
-        let source = drive(Ownership::booted(), &[Input::Begin(ID), Input::Commit(ID)]);
+        let source = drive(Ownership::booted(), &[Input::Begin(ID), COMMIT]);
         assert!(!source.may_run());
         for input in every_input(ID).into_iter().chain(every_input(OTHER)) {
             if let Ok(transition) = source.step(input) {
@@ -405,13 +478,14 @@ mod tests {
 
     #[test]
     fn a_destination_runs_after_go_alone() {
-        for path in [&[][..], &[Input::Receive(ID)], &[Input::Receive(ID), Input::Prepared(ID)]] {
+        for path in [&[][..], &TO_PREPARED[..1], &TO_PREPARED] {
             let destination = drive(Ownership::incoming(), path);
             assert!(!destination.may_run());
             for input in every_input(ID).into_iter().chain(every_input(OTHER)) {
                 if let Ok(transition) = destination.step(input) {
                     let runs = matches!(transition.next, State::Owned | State::Migrating(_));
-                    assert_eq!(runs, path.len() == 2 && input == Input::Go(ID), "{input:?}");
+                    let go = [GO, Input::Go(ID, Authority::Operator)].contains(&input);
+                    assert_eq!(runs, path.len() == 2 && go, "{input:?}");
                 }
             }
         }
@@ -419,32 +493,32 @@ mod tests {
 
     #[test]
     fn a_refusal_is_recorded_before_it_takes_effect_and_is_for_ever() {
-        let prepared = drive(Ownership::incoming(), &[Input::Receive(ID), Input::Prepared(ID)]);
+        let prepared = drive(Ownership::incoming(), &TO_PREPARED);
         for input in [Input::Refuse(ID), Input::Quit { force: false }] {
             let transition = prepared.step(input).unwrap();
             assert_eq!(transition.before, Some(Effect::Record(ID, Decision::Refused)));
             let mut refused = prepared;
-            refused.enter(&transition);
-            assert_eq!(refused.standing(ID), Standing::Refused);
-            assert_eq!(refused.step(Input::Go(ID)), Err(Denied::Refused(ID)));
+            refused.enter(input, &transition);
+            assert_eq!(refused.standing(ID, NONCE), Standing::Refused);
+            assert_eq!(refused.step(GO), Err(Denied::Refused(ID)));
         }
     }
 
     #[test]
     fn a_saved_guest_may_be_restored_again_until_it_may_have_run() {
         let receiving = drive(Ownership::incoming(), &[Input::Restore(ID)]);
-        let prepared = drive(receiving, &[Input::Prepared(ID)]);
+        let prepared = drive(receiving, &[Input::Prepared(ID, None)]);
         for here in [receiving, prepared] {
             for input in [Input::Refuse(ID), Input::Quit { force: false }] {
                 let transition = here.step(input).unwrap();
                 assert_eq!(transition.before, Some(Effect::Forget(ID)));
                 let mut ended = here;
-                ended.enter(&transition);
+                ended.enter(input, &transition);
                 // Whoever asks now must find the record, or that there is none.
-                assert_eq!(ended.standing(ID), Standing::NotMine);
+                assert_eq!(ended.standing(ID, None), Standing::NotMine);
             }
         }
-        let runs = prepared.step(Input::Go(ID)).unwrap();
+        let runs = prepared.step(Input::Go(ID, Authority::Source(None))).unwrap();
         assert_eq!(runs.before, Some(Effect::Record(ID, Decision::MayRun)));
         assert_eq!(runs.later, Some(Effect::Record(ID, Decision::Ran)));
     }
@@ -457,20 +531,51 @@ mod tests {
 
     #[test]
     fn a_second_go_is_answered_as_the_first_and_changes_nothing() {
-        let here =
-            drive(Ownership::incoming(), &[Input::Receive(ID), Input::Prepared(ID), Input::Go(ID)]);
-        let again = here.step(Input::Go(ID)).unwrap();
+        let here = drive(drive(Ownership::incoming(), &TO_PREPARED), &[GO]);
+        let again = here.step(GO).unwrap();
         assert_eq!((again.next, again.after), (State::Owned, None));
-        let gone_on = drive(here, &[Input::Begin(OTHER), Input::Commit(OTHER)]);
-        let again = gone_on.step(Input::Go(ID)).unwrap();
+        let gone_on = drive(here, &[Input::Begin(OTHER), Input::Commit(OTHER, None)]);
+        let again = gone_on.step(GO).unwrap();
         assert_eq!((again.next, again.after), (State::HandedOver(OTHER), None));
-        assert_eq!(gone_on.standing(ID), Standing::Running);
+        assert_eq!(gone_on.standing(ID, None), Standing::Running);
+    }
+
+    #[test]
+    fn go_is_for_the_copy_that_was_acknowledged() {
+        let prepared = drive(Ownership::incoming(), &TO_PREPARED);
+        let one_way = [Input::Receive(ID), Input::Prepared(ID, None)];
+        let one_way = drive(Ownership::incoming(), &one_way);
+        let another = Some(Nonce::from_bytes([9; 16]));
+        for (ownership, mine, others) in
+            [(prepared, NONCE, [another, None]), (one_way, None, [another, NONCE])]
+        {
+            assert_eq!(ownership.standing(ID, mine), Standing::Prepared);
+            let right = Input::Go(ID, Authority::Source(mine));
+            let runs = drive(ownership, &[right]);
+            for other in others {
+                let wrong = Input::Go(ID, Authority::Source(other));
+                assert_eq!(ownership.step(wrong), Err(Denied::NotAcknowledged(ID)));
+                assert_eq!(ownership.standing(ID, other), Standing::PreparedForAnother);
+                assert_eq!(runs.step(wrong), Err(Denied::NotAcknowledged(ID)), "a second GO");
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_knows_who_took_its_guest_for_as_long_as_it_is_handed_over() {
+        let source = drive(Ownership::booted(), &[Input::Begin(ID)]);
+        assert_eq!(source.taken_by(), None);
+        let source = drive(source, &[COMMIT]);
+        assert_eq!(source.taken_by(), ACKNOWLEDGED);
+        assert!(source.step(COMMIT).is_ok(), "the answer was lost");
+        assert!(source.step(Input::Commit(ID, None)).is_err(), "another commit");
+        assert_eq!(drive(source, &[Input::TakeBack(ID)]).taken_by(), None);
     }
 
     #[test]
     fn a_late_message_of_another_migration_does_nothing() {
         let source = drive(Ownership::booted(), &[Input::Begin(ID)]);
-        for input in [Input::Release(OTHER), Input::Commit(OTHER), Input::TakeBack(OTHER)] {
+        for input in [Input::Release(OTHER), Input::Commit(OTHER, None), Input::TakeBack(OTHER)] {
             assert!(matches!(source.step(input), Err(Denied::OtherMigration { .. })), "{input:?}");
         }
         assert_eq!(source.step(Input::Begin(OTHER)), Err(Denied::AlreadyMigrating(ID)));
@@ -478,7 +583,7 @@ mod tests {
 
     #[test]
     fn the_last_copy_is_thrown_away_by_force_alone() {
-        let source = drive(Ownership::booted(), &[Input::Begin(ID), Input::Commit(ID)]);
+        let source = drive(Ownership::booted(), &[Input::Begin(ID), COMMIT]);
         assert_eq!(source.step(Input::Quit { force: false }), Err(Denied::MayBeLastCopy(ID)));
         assert!(source.step(Input::Quit { force: true }).is_ok());
     }

@@ -78,7 +78,7 @@ fn build(world: &World) -> Graph {
         if number == next {
             graph.parents.push(parent);
             graph.incoming.push(0);
-            graph.settled.push(is_settled(state));
+            graph.settled.push(is_settled(world, state));
         }
         (number, number == next)
     };

@@ -22,8 +22,11 @@
 //!   recorded "later" may never be. A new mig-recv starts a new vmrun at the same socket.
 //! - The operator cancels, resumes, ends a guest, resolves (again and again, twice at once), starts
 //!   a second migration of the same guest, beside the first or after it.
-//! - The go-timeout comes at any moment at which the guest is prepared. Checks of the destination
-//!   fail before its ACK.
+//! - A second tunnel leads to another host than the first, at every question anew. A stream with
+//!   answers is copied on its way, and read on the same host or on another one.
+//! - A host loses its records while its vmruns live on, or not; it is another host then.
+//! - The go-timeout, if the user wants one, comes at any moment at which the guest is prepared.
+//!   Checks of the destination fail before its ACK.
 //!
 //! # What of the wiring matters for safety, and is therefore modelled
 //! - vmrun writes a record before it enters the state, with its lock held, and the first record of
@@ -49,31 +52,39 @@
 //! In every moment: see [`properties`]. Of the whole graph ([`graph`]): there is no circle but by
 //! the operator's asking again, so every run ends; and from every moment a good end can be reached
 //! by nothing but what goes on by itself and `--resolve`. A good end is one vmrun that runs the
-//! guest and no other copy; or the guest ended where it ran; or, if the one process that knew is
-//! dead, a source that is handed-over and says so.
+//! guest; or the guest ended where it ran; or, if the one process or record that knew is gone, a
+//! source that is handed-over and says so. Another copy may wait for GO there: the operator's, if
+//! the source died; one that the source disowns with its next migration, if it took the guest
+//! back.
 //!
 //! That the check can fail is tested as well: [`mutation`] has the mistakes, and each is found by
 //! the property that is there for it.
 //!
 //! # Bounds
-//! One guest, one or two migrations of it, two waiting vmruns on one other host, two questions on
-//! their way. "Faults" are failures, timeouts, losses and cancels.
+//! One guest, one or two migrations of it, two waiting vmruns on one other host or on two, two
+//! questions on their way. "Faults" are failures, timeouts, losses and cancels.
 //!
-//! | migrations | resolvers | crashes | ends by the operator | faults | moments | steps | depth |
-//! | --- | --- | --- | --- | --- | --- | --- | --- |
-//! | both ways, cuts spelled out | 1 | 0 | 0 | any | 103,658 | 870,406 | 40 |
-//! | both ways | 1 | 1 | 1 | any | 1,055,696 | 9,302,747 | 41 |
-//! | both ways | 1 | 2 | 0 | 2 | 688,464 | 4,221,153 | 43 |
-//! | both ways | 2 | 0 | 0 | any | 539,132 | 4,567,475 | 44 |
-//! | separate commit | 1 | 1 | 1 | any | 553,731 | 4,552,514 | 39 |
-//! | one way, delivered twice | 1 | 0 | 0 | any | 535,422 | 4,087,441 | 37 |
-//! | one way, delivered twice | 1 | 1 | 0 | 1 | 236,895 | 1,025,770 | 36 |
-//! | one way | 2 | 1 | 1 | 1 | 759,447 | 3,843,134 | 35 |
-//! | into a file, read once | 1 | 1 | 0 | 2 | 561,491 | 2,762,404 | 38 |
-//! | into a file, read twice | 1 | 1 | 0 | 0 | 201,772 | 877,003 | 40 |
-//! | both ways, and both ways at once | 1 | 0 | 0 | 1 | 858,834 | 3,499,575 | 63 |
-//! | both ways, then separate commit | 1 | 0 | 0 | 1 | 189,458 | 740,264 | 59 |
-//! | one way, then both ways | 1 | 0 | 0 | 1 | 212,594 | 834,291 | 55 |
+//! | migrations | resolvers | crashes | records lost | ends by the operator | faults | moments | steps | depth |
+//! | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 106,001 | 883,413 | 40 |
+//! | both ways | 1 | 1 | 0 | 1 | any | 716,127 | 6,223,389 | 40 |
+//! | both ways | 1 | 2 | 0 | 0 | 2 | 284,176 | 1,716,962 | 40 |
+//! | both ways | 2 | 0 | 0 | 0 | any | 177,222 | 1,552,884 | 43 |
+//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 212,345 | 1,075,662 | 39 |
+//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 59,568 | 218,682 | 38 |
+//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 10,202 | 35,657 | 32 |
+//! | both ways | 1 | 1 | 1 | 0 | 1 | 100,632 | 386,097 | 36 |
+//! | separate commit | 1 | 1 | 0 | 1 | any | 411,165 | 3,294,780 | 38 |
+//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 38,784 | 284,075 | 34 |
+//! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 510,830 | 3,872,185 | 37 |
+//! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 212,323 | 904,160 | 37 |
+//! | one way | 2 | 1 | 0 | 1 | 1 | 727,215 | 3,643,701 | 36 |
+//! | one way | 1 | 1 | 1 | 0 | 1 | 58,900 | 217,622 | 35 |
+//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 524,674 | 2,469,237 | 38 |
+//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 152,652 | 643,308 | 40 |
+//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 176,833 | 703,712 | 44 |
+//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 30,433 | 120,208 | 46 |
+//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 83,563 | 313,128 | 51 |
 //!
 //! All of it, mistakes included, takes some 45 s on 2 cores.
 //!
@@ -88,9 +99,10 @@
 //!   say. So does `vmctl commit` on a terminal, which is the operator's own GO.
 //! - A source that boots the guest again from its disk after a crash: it has no memory of a
 //!   handover, and that guest is another one.
-//! - Disks that fail, and state directories that are not the same for all tools of a host: a
-//!   resolve must see the records that the reception wrote.
-//! - The same stream restored on two hosts: a host knows its own records only.
+//! - Disks that fail. State directories that are not the same for all tools of a host are as
+//!   records that were lost.
+//! - A one-way stream that is read on two hosts, or resolved at another host than it was sent to: it
+//!   names none. Nor a host that loses a refusal: it takes the same stream when that comes again.
 //! - The operator's pause (a guest that is paused stays so, on either side), and what a guest does
 //!   to itself (power off, reset).
 //!

@@ -60,4 +60,16 @@ pub enum Mutation {
     TakesOverLiving,
     /// A guest whose sender goes away before the commit is not released.
     ForgetsClient,
+    /// GO is for whatever copy of the guest it comes to.
+    GoForAnyCopy,
+    /// A question does not say who acknowledged the guest.
+    AnyHostAnswers,
+    /// A host whose records are younger than the migration says "never heard of it".
+    YoungHostAnswers,
+    /// Only the record is looked at, and the vmrun that is named in it.
+    AsksItsRecordsOnly,
+    /// That the guest was released is taken for GO, as a question is.
+    ReleaseIsGo,
+    /// A prepared guest is given up after some time, whether its source can be asked or not.
+    GivesUpByItself,
 }

@@ -1,10 +1,11 @@
 //! What must hold in every moment, and what is a good end.
 
+use mig_engine::handover::Form;
 use mig_engine::ownership::{Decision, State as Owner};
 use stateright::Property;
 
 use crate::state::{Connection, Rule, SOURCE, Saved, State, VMS, number_of};
-use crate::world::{World, nobody_knows};
+use crate::world::{Bounds, World};
 
 /// The guest runs in at most one vmrun.
 pub const NEVER_TWO: &str = "never two running";
@@ -25,6 +26,9 @@ pub const MOVED: &str = "status 0 of mig-send is true";
 pub const RUNS: &str = "status 0 of mig-recv is true";
 /// mig-recv's status 1: the guest has not run and will not run here.
 pub const NEVER: &str = "status 1 of mig-recv is true";
+/// A guest that its source has committed to, and of which no other whole copy is left, is not given
+/// up but by somebody's word.
+pub const KEPT: &str = "the last whole copy is kept";
 /// A refusal is on the disk before it leaves the host.
 pub const RECORDED: &str = "a refusal is recorded before it is said";
 
@@ -34,9 +38,9 @@ pub const MOVES: &str = "the guest moves";
 /// The source runs on after a refusal that was resolved.
 pub const RETURNS: &str = "a guest that was handed over comes back";
 
-/// All of them, for the checker.
-pub fn all() -> Vec<Property<World>> {
-    vec![
+/// All that hold within these bounds, for the checker.
+pub fn of(bounds: &Bounds) -> Vec<Property<World>> {
+    let mut all = vec![
         Property::always(NEVER_TWO, |_, state: &State| {
             state.vms.iter().filter(|vm| vm.running).count() <= 1
         }),
@@ -53,15 +57,20 @@ pub fn all() -> Vec<Property<World>> {
         Property::always(RUNS, |_, state| keeps(state, Rule::RunsMeansRuns)),
         Property::always(NEVER, |_, state| keeps(state, Rule::RefusedMeansNever)),
         Property::always(RECORDED, |_, state| keeps(state, Rule::RecordedBeforeSaid)),
-        Property::sometimes(MOVES, |_, state: &State| {
+        Property::always(KEPT, |_, state| keeps(state, Rule::KeptForSomebody)),
+        Property::sometimes(MOVES, |world: &World, state: &State| {
             state.vms[SOURCE].ownership.state() == Owner::Finished
                 && state.vms[1].running
-                && is_settled(state)
+                && is_settled(world, state)
         }),
-        Property::sometimes(RETURNS, |_, state: &State| {
-            state.vms[SOURCE].running && state.ghost.committed[0] && is_settled(state)
-        }),
-    ]
+    ];
+    // What was acknowledged is refused by somebody's word alone, or by the time limit of a user.
+    if bounds.forms[0] == Some(Form::OneWay) || bounds.go_timeout || bounds.quits > 0 {
+        all.push(Property::sometimes(RETURNS, |world: &World, state: &State| {
+            state.vms[SOURCE].running && state.ghost.committed[0] && is_settled(world, state)
+        }));
+    }
+    all
 }
 
 fn keeps(state: &State, rule: Rule) -> bool {
@@ -77,12 +86,14 @@ pub fn is_quiet(state: &State) -> bool {
         && state.vms.iter().all(|vm| vm.busy.is_none() && vm.later.is_none())
 }
 
-/// A good end. At rest the guest runs in one vmrun, and no other holds a copy; or a vmrun that
-/// owned it was killed or ended by its operator; or the source is handed-over and the one process
-/// that knew whether the guest ran is dead: then only the operator's force goes on. Or the guest is
-/// in a file, from which it can be restored: at once, or as a copy if that one process is dead or
-/// somebody asked too early.
-pub fn is_settled(state: &State) -> bool {
+/// A good end. At rest the guest runs in one vmrun; or a vmrun that owned it was killed or ended by
+/// its operator; or the source is handed-over and the one process that knew whether the guest ran is
+/// dead: then only the operator's force goes on. Another copy may wait for a GO that nobody will
+/// send: after a source that died it may be the last, and is the operator's; a source that took
+/// its guest back tells it with the next migration.
+/// Or the guest is in a file, from which it can be restored: at once, or as a copy if that one
+/// process is dead or somebody asked too early.
+pub fn is_settled(world: &World, state: &State) -> bool {
     if !is_quiet(state) {
         return false;
     }
@@ -91,17 +102,22 @@ pub fn is_settled(state: &State) -> bool {
         match state.vms[vm].ownership.state() {
             Owner::Owned if state.vms[vm].running => owners += 1,
             Owner::HandedOver(id) => {
-                return vm == SOURCE && state.ghost.unsure && nobody_knows(state, number_of(id));
+                // As it is without the mistake.
+                let world = World::new(world.bounds);
+                return vm == SOURCE && world.nobody_knows(state, number_of(id));
             }
-            Owner::Incoming => {}
+            Owner::Incoming | Owner::Prepared(_) => {}
             _ => return false,
         }
     }
     let in_file = state.file != Saved::No
-        && match state.records[0].visible {
+        && match state.records[0][0].visible {
             Some(Decision::Ran) => false,
-            Some(Decision::MayRun) => state.ghost.unsure && nobody_knows(state, 0),
-            Some(Decision::Restoring) => state.is_free(0),
+            Some(Decision::MayRun) => {
+                let vm = state.records[0][0].vm;
+                state.ghost.unsure && vm.is_none_or(|vm| !state.is_alive(usize::from(vm)))
+            }
+            Some(Decision::Restoring) => state.is_free(0, 0),
             // Refused: somebody asked while mig-send was about to end.
             None | Some(Decision::Refused) => true,
         };

@@ -1,11 +1,12 @@
 //! mig-recv around its machine: `bins/mig-recv/src/reception.rs`.
 
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
-use mig_engine::ownership::{Decision, Input, Ownership, Standing};
+use mig_engine::ownership::{Authority, Decision, Input, Ownership, Standing};
+use units::Nonce;
 
 use crate::mutation::Mutation;
 use crate::state::{
-    ASKERS, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, Saved, State, Vm,
+    ASKERS, Ack, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, Saved, State, Vm,
     id_of, vm_of,
 };
 use crate::vmrun::Served;
@@ -22,18 +23,20 @@ impl World {
     pub fn start_reception(&self, state: &mut State, reception: usize) -> bool {
         let nameless = self.is_saved() && state.forward[reception].open;
         self.open_file(state, reception);
-        if state.forward[reception].queue[0] != Some(Forward::Header)
-            || nameless && !self.is(Mutation::AbandonsWhatIsRead)
-        {
+        let Some(Forward::Header(released)) = state.forward[reception].queue[0] else {
+            return false;
+        };
+        if nameless && !self.is(Mutation::AbandonsWhatIsRead) {
             return false;
         }
         state.forward[reception].read();
+        self.forget(state, self.host_of(vm_of(ASKERS + reception)), released);
         let number = self.number_of_stream(reception);
         let vm = vm_of(ASKERS + reception);
         if !state.is_alive(vm) {
             state.vms[vm] = Vm::new(Ownership::incoming());
             // Whoever asks there is told that this one knows nothing of it.
-            for record in &mut state.records {
+            for record in state.records.iter_mut().flatten() {
                 record.vm = record.vm.filter(|known| usize::from(*known) != vm);
             }
         }
@@ -70,7 +73,7 @@ impl World {
     fn open_file(&self, state: &mut State, reception: usize) {
         if self.can_open_file(state, reception) {
             state.reads -= 1;
-            let queue = [Some(Forward::Header), Some(Forward::End), None, None];
+            let queue = [Some(Forward::Header([false; 2])), Some(Forward::End), None, None];
             state.forward[reception] = Pipe { queue, open: false };
         }
     }
@@ -100,7 +103,9 @@ impl World {
                 None => return false,
             },
             DestinationStep::AwaitGo => match self.read(state, reception) {
-                Some(Ok(Forward::Go)) => Outcome::Done,
+                Some(Ok(Forward::Go(by))) if self.is_mine(reception, by) => Outcome::Done,
+                // GO is for another copy of the guest.
+                Some(Ok(Forward::Go(_))) => Outcome::Refused,
                 Some(Ok(Forward::Abort)) => Outcome::Refused,
                 Some(_) => self.without_go(state, reception),
                 None => return false,
@@ -118,6 +123,17 @@ impl World {
         true
     }
 
+    /// That of the ACK of this reception; nothing one way.
+    fn nonce(&self, reception: usize) -> Option<Nonce> {
+        let form = self.form(self.number_of_stream(reception));
+        let ack = Ack { vm: vm_of(ASKERS + reception) as u8, host: 0, lost: 0 };
+        (form != Form::OneWay).then(|| ack.nonce())
+    }
+
+    fn is_mine(&self, reception: usize, by: Option<Ack>) -> bool {
+        by.map(Ack::nonce) == self.nonce(reception) || self.is(Mutation::GoForAnyCopy)
+    }
+
     /// The next message, or that none will come.
     fn read(&self, state: &mut State, reception: usize) -> Option<Result<Forward, ()>> {
         match state.forward[reception].read() {
@@ -132,7 +148,7 @@ impl World {
         let Some(tool) = state.receptions[reception] else { return };
         let message = match tool.machine.step() {
             DestinationStep::SendReady => Back::Ready,
-            DestinationStep::SendAck => Back::Ack,
+            DestinationStep::SendAck => Back::Ack(self.ack_of(state, vm_of(ASKERS + reception))),
             DestinationStep::SendRunning => Back::Running,
             _ => return,
         };
@@ -149,13 +165,16 @@ impl World {
             if state.vms[vm].busy.is_some() {
                 return None;
             }
-            return match state.vms[vm].ownership.standing(id_of(number as u8)) {
+            return match state.vms[vm]
+                .ownership
+                .standing(id_of(number as u8), self.nonce(reception))
+            {
                 Standing::Running => Some(Outcome::Done),
                 Standing::Prepared => None,
                 _ => Some(Outcome::Refused),
             };
         }
-        Some(match state.records[number].visible {
+        Some(match state.records[self.host_of(vm)][number].visible {
             _ if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
             Some(Decision::Refused) => Outcome::Refused,
             Some(Decision::Ran) => Outcome::Done,
@@ -178,8 +197,8 @@ impl World {
         Some(Request::Own(match tool.machine.step() {
             DestinationStep::Receive if self.is_saved() => Input::Restore(id),
             DestinationStep::Receive => Input::Receive(id),
-            DestinationStep::Prepare => Input::Prepared(id),
-            DestinationStep::Go => Input::Go(id),
+            DestinationStep::Prepare => Input::Prepared(id, self.nonce(reception)),
+            DestinationStep::Go => Input::Go(id, Authority::Source(self.nonce(reception))),
             DestinationStep::Refuse if tool.received => Input::Refuse(id),
             _ => return None,
         }))
@@ -229,7 +248,7 @@ impl World {
     }
 
     fn not_restored(&self, state: &State, reception: usize) -> bool {
-        self.is_saved() && !state.is_alive(vm_of(ASKERS + reception)) && state.is_free(0)
+        self.is_saved() && !state.is_alive(vm_of(ASKERS + reception)) && state.is_free(0, 0)
     }
 
     /// vmrun's answer.

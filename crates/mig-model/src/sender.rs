@@ -5,7 +5,7 @@ use mig_engine::ownership::{Input, State as Owner};
 
 use crate::mutation::Mutation;
 use crate::state::{
-    Answer, Asker, Back, Connection, Forward, Line, NOBODY, Phase, Pipe, Question, RESOLVER,
+    Ack, Answer, Asker, Back, Connection, Forward, Line, NOBODY, Phase, Pipe, Question, RESOLVER,
     Request, Rule, SOURCE, Saved, State, id_of, number_of,
 };
 use crate::vmrun::Served;
@@ -26,7 +26,7 @@ impl World {
         if self.bounds.twice {
             state.forward[1] = Pipe::OPEN;
         }
-        self.start(state, sender, Source::new(form), sender);
+        self.start(state, sender, Source::new(form), sender, None);
         self.write_on(state, sender);
         true
     }
@@ -44,13 +44,21 @@ impl World {
         }
         let number = number_of(id);
         let form = self.bounds.forms[number].unwrap_or(Form::BothWays);
-        self.start(state, asker, Source::resolving(form), number);
+        let by = state.vms[SOURCE].ownership.taken_by().map(Ack::of);
+        self.start(state, asker, Source::resolving(form), number, by);
         true
     }
 
-    fn start(&self, state: &mut State, asker: usize, machine: Source, number: usize) {
+    fn start(
+        &self,
+        state: &mut State,
+        asker: usize,
+        machine: Source,
+        number: usize,
+        taken_by: Option<Ack>,
+    ) {
         state.connections[asker] = Connection { line: Line::Open, pending: [None; 2] };
-        state.askers[asker] = Some(Asker { machine, number: number as u8, asked: false });
+        state.askers[asker] = Some(Asker { machine, number: number as u8, asked: false, taken_by });
     }
 
     /// mig-send goes on, if what it waits for is there.
@@ -67,15 +75,29 @@ impl World {
             SourceStep::PreCopy => return self.ask(state, asker, Request::Own(Input::Begin(id))),
             SourceStep::Blackout => return self.ask(state, asker, Request::Save),
             SourceStep::End => self.write(state, asker, Forward::End),
-            SourceStep::AwaitAck => return self.hear(state, asker, Back::Ack),
+            SourceStep::AwaitAck => {
+                let expected = match state.back[asker].queue[0] {
+                    Some(Back::Ack(by)) => {
+                        state.askers[asker] = Some(Asker { taken_by: Some(by), ..tool });
+                        Back::Ack(by)
+                    }
+                    _ => Back::Ready,
+                };
+                return self.hear(state, asker, expected);
+            }
             SourceStep::Commit if self.writes_first(form) => {
-                let message = if form.is_answered() { Forward::Go } else { Forward::End };
+                let message = match form.is_answered() {
+                    true => Self::go_of(&tool),
+                    false => Forward::End,
+                };
                 self.write(state, asker, message);
             }
-            SourceStep::Commit => return self.ask(state, asker, Request::Own(Input::Commit(id))),
-            SourceStep::Go if form == Form::BothWays => self.write(state, asker, Forward::Go),
+            SourceStep::Commit => return self.ask(state, asker, Self::commit_of(&tool)),
+            SourceStep::Go if form == Form::BothWays => {
+                self.write(state, asker, Self::go_of(&tool))
+            }
             SourceStep::Go => {
-                if !self.question(state, asker) {
+                if !self.question(state, asker, 0) {
                     return false;
                 }
                 self.advance_sender(state, asker, Outcome::Done);
@@ -84,14 +106,14 @@ impl World {
                 return self.hear(state, asker, Back::Running);
             }
             SourceStep::AwaitRunning => return self.answer(state, asker),
-            SourceStep::Resolve if !tool.asked => {
+            SourceStep::Resolve | SourceStep::TellReleased if !tool.asked => {
                 self.drop_question(state, asker);
-                if !self.question(state, asker) {
+                if !self.question(state, asker, 0) {
                     return false;
                 }
                 state.askers[asker] = Some(Asker { asked: true, ..tool });
             }
-            SourceStep::Resolve => return self.answer(state, asker),
+            SourceStep::Resolve | SourceStep::TellReleased => return self.answer(state, asker),
             SourceStep::Confirm => return self.ask(state, asker, Request::Own(Input::Confirm(id))),
             SourceStep::TakeBack => {
                 return self.ask(state, asker, Request::Own(Input::TakeBack(id)));
@@ -120,7 +142,7 @@ impl World {
 
     /// What is written before its commit by mistake is committed in its own step.
     fn commits_last(&self, message: Forward) -> bool {
-        message == Forward::Go && self.is(Mutation::CommitAfterGo)
+        matches!(message, Forward::Go(_)) && self.is(Mutation::CommitAfterGo)
             || message == Forward::End && self.is(Mutation::EndBeforeCommit)
     }
 
@@ -129,11 +151,10 @@ impl World {
         let form = self.form(tool.number);
         let committing = tool.machine.step() == SourceStep::Commit;
         if self.commits_last(message) && !committing {
-            let request = Request::Own(Input::Commit(id_of(tool.number)));
-            self.ask(state, asker, request);
+            self.ask(state, asker, Self::commit_of(&tool));
             return;
         }
-        if message == Forward::Go || message == Forward::End && !form.is_answered() {
+        if matches!(message, Forward::Go(_)) || message == Forward::End && !form.is_answered() {
             self.lets_go(state, tool.number);
         }
         state.forward[asker].write(message);
@@ -173,6 +194,14 @@ impl World {
         true
     }
 
+    fn go_of(tool: &Asker) -> Forward {
+        Forward::Go(tool.taken_by)
+    }
+
+    fn commit_of(tool: &Asker) -> Request {
+        Request::Own(Input::Commit(id_of(tool.number), tool.taken_by.map(Ack::told)))
+    }
+
     /// Puts a request to vmrun. A client that was not answered once is not answered any more.
     fn ask(&self, state: &mut State, asker: usize, request: Request) -> bool {
         if state.connections[asker].line == Line::Deaf {
@@ -198,7 +227,7 @@ impl World {
             SourceStep::PreCopy => Request::Own(Input::Begin(id)),
             SourceStep::Blackout => Request::Save,
             SourceStep::Commit if !self.writes_first(self.form(tool.number)) => {
-                Request::Own(Input::Commit(id))
+                Self::commit_of(&tool)
             }
             SourceStep::Confirm => Request::Own(Input::Confirm(id)),
             SourceStep::TakeBack => Request::Own(Input::TakeBack(id)),
@@ -236,13 +265,45 @@ impl World {
         self.advance_sender(state, asker, outcome);
     }
 
-    /// Opens a second tunnel and asks what became of the migration. The question is GO as well.
-    fn question(&self, state: &mut State, asker: usize) -> bool {
+    /// The second tunnel leads to another host than the first.
+    pub fn ask_elsewhere(&self, state: &mut State, asker: usize) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
+        let asks = match tool.machine.step() {
+            SourceStep::Resolve | SourceStep::TellReleased => !tool.asked,
+            SourceStep::Go => self.form(tool.number) == Form::SeparateCommit,
+            _ => false,
+        };
+        if !asks {
+            return false;
+        }
+        self.drop_question(state, asker);
+        if !self.question(state, asker, 1) {
+            return false;
+        }
+        match tool.machine.step() {
+            SourceStep::Go => self.advance_sender(state, asker, Outcome::Done),
+            _ => state.askers[asker] = Some(Asker { asked: true, ..tool }),
+        }
+        true
+    }
+
+    /// Opens a second tunnel and asks what became of the migration, which is GO as well; or says
+    /// that its guest was released.
+    fn question(&self, state: &mut State, asker: usize, host: u8) -> bool {
         let Some(tool) = state.askers[asker] else { return false };
         let Some(free) = state.questions.iter().position(Option::is_none) else { return false };
-        self.lets_go(state, tool.number);
-        state.questions[free] =
-            Some(Question { asker: asker as u8, number: tool.number, phase: Phase::Look });
+        let released = tool.machine.step() == SourceStep::TellReleased;
+        if !released {
+            self.lets_go(state, tool.number);
+        }
+        state.questions[free] = Some(Question {
+            asker: asker as u8,
+            number: tool.number,
+            host,
+            released,
+            taken_by: tool.taken_by.filter(|_| !released || self.is(Mutation::ReleaseIsGo)),
+            phase: Phase::Look,
+        });
         true
     }
 
@@ -271,11 +332,13 @@ impl World {
             return false;
         };
         state.questions[slot] = None;
+        let tool_step = state.askers[asker].map_or(SourceStep::Open, |tool| tool.machine.step());
         let outcome = match answer {
             Answer::Running => Outcome::Done,
+            Answer::Refused if tool_step == SourceStep::TellReleased => Outcome::Done,
             Answer::Refused => Outcome::Refused,
             Answer::Unreadable if self.is(Mutation::UnreadableIsRefused) => Outcome::Refused,
-            Answer::MayHaveRun | Answer::Unreadable => Outcome::Failed,
+            Answer::MayHaveRun | Answer::OtherHost | Answer::Unreadable => Outcome::Failed,
         };
         self.advance_sender(state, asker, outcome);
         true
@@ -287,7 +350,8 @@ impl World {
         use SourceStep::*;
         let step = tool.machine.step();
         let may = match step {
-            AwaitReady | PreCopy | Blackout | End | AwaitAck | Go | AwaitRunning | Resolve => true,
+            AwaitReady | PreCopy | Blackout | End | AwaitAck | Go | AwaitRunning | Resolve
+            | TellReleased => true,
             // Whether a cancel came is looked at before vmrun is asked.
             Commit => outcome == Outcome::Cancelled,
             // The file has its name, and that may be lost in a power loss.
@@ -338,7 +402,10 @@ impl World {
     fn write_on(&self, state: &mut State, asker: usize) {
         let Some(tool) = state.askers[asker] else { return };
         match tool.machine.step() {
-            SourceStep::Open => self.write(state, asker, Forward::Header),
+            SourceStep::Open => {
+                let released = state.vms[SOURCE].released;
+                self.write(state, asker, Forward::Header(released));
+            }
             SourceStep::End if self.form(tool.number).is_answered() => {
                 self.write(state, asker, Forward::End);
             }

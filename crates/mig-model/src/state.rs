@@ -3,7 +3,7 @@
 
 use mig_engine::handover::{Destination, Source};
 use mig_engine::ownership::{Decision, Input, Ownership, State as Owner};
-use units::MigrationId;
+use units::{Acknowledged, HostId, MigrationId, Nonce};
 
 /// The vmrun that has the guest at first; the others wait for one, on the other host.
 pub const SOURCE: usize = 0;
@@ -28,6 +28,41 @@ pub const fn id_of(number: u8) -> MigrationId {
 /// The number of the sender whose migration has this id.
 pub fn number_of(id: MigrationId) -> usize {
     usize::from(id != id_of(0))
+}
+
+/// Hosts that a guest may come to.
+pub const HOSTS: usize = 2;
+
+/// What an ACK says: each copy of the guest has a nonce of its own, and a host whose records were
+/// lost is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ack {
+    /// The vmrun that has the copy.
+    pub vm: u8,
+    /// The host that it is on.
+    pub host: u8,
+    /// How often that host's records were lost before.
+    pub lost: u8,
+}
+
+impl Ack {
+    /// As it travels.
+    pub const fn told(self) -> Acknowledged {
+        let mut host = [0; 16];
+        (host[0], host[1]) = (self.host, self.lost);
+        Acknowledged { host: HostId::from_bytes(host), nonce: self.nonce() }
+    }
+
+    /// What GO must bring.
+    pub const fn nonce(self) -> Nonce {
+        Nonce::from_bytes([self.vm; 16])
+    }
+
+    /// What was told.
+    pub fn of(told: Acknowledged) -> Self {
+        let host = told.host.to_bytes();
+        Self { vm: told.nonce.to_bytes()[0], host: host[0], lost: host[1] }
+    }
 }
 
 /// The vmrun that a tool speaks to.
@@ -61,6 +96,8 @@ pub struct Vm {
     pub receiver: Option<u8>,
     /// A step whose record is being written: the lock is held.
     pub busy: Option<Busy>,
+    /// The migrations whose guest it took back, though their destination may be prepared.
+    pub released: [bool; 2],
     /// What is still to be recorded when somebody finds the time.
     pub later: Option<(u8, Decision)>,
 }
@@ -75,6 +112,7 @@ impl Vm {
             leaving: None,
             receiver: None,
             busy: None,
+            released: [false; 2],
             later: None,
         }
     }
@@ -152,12 +190,12 @@ impl Connection {
 /// between them is a cut before `End`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Forward {
-    /// The header.
-    Header,
+    /// The header, with the earlier migrations that the source released.
+    Header([bool; 2]),
     /// The last page and section, and `End`.
     End,
-    /// GO.
-    Go,
+    /// GO, for the copy of the guest that was acknowledged so.
+    Go(Option<Ack>),
     /// The source gave up before its commit.
     Abort,
 }
@@ -168,7 +206,7 @@ pub enum Back {
     /// READY.
     Ready,
     /// ACK.
-    Ack,
+    Ack(Ack),
     /// RUNNING.
     Running,
     /// The destination gave up.
@@ -227,6 +265,8 @@ pub struct Asker {
     pub number: u8,
     /// Whether its present question was asked.
     pub asked: bool,
+    /// The ACK that it has.
+    pub taken_by: Option<Ack>,
 }
 
 /// mig-recv, reading a migration.
@@ -247,6 +287,12 @@ pub struct Question {
     pub asker: u8,
     /// The number of the migration that it is about.
     pub number: u8,
+    /// The host that it came to.
+    pub host: u8,
+    /// The source took the guest back, and says so.
+    pub released: bool,
+    /// The ACK that the asker has.
+    pub taken_by: Option<Ack>,
     /// How far it got.
     pub phase: Phase,
 }
@@ -273,11 +319,13 @@ pub enum Answer {
     Refused,
     /// Nobody knows.
     MayHaveRun,
+    /// Another host acknowledged the guest.
+    OtherHost,
     /// The question could not be read: mig-recv says so, and nothing was decided.
     Unreadable,
 }
 
-/// What the destination host remembers of one migration.
+/// What a destination host remembers of one migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// What a reader sees.
@@ -286,6 +334,11 @@ pub struct Record {
     pub durable: Option<Decision>,
     /// The vmrun whose socket is in it.
     pub vm: Option<u8>,
+}
+
+impl Record {
+    /// Nothing is remembered.
+    pub const NONE: Self = Self { visible: None, durable: None, vm: None };
 }
 
 /// The file that a guest is saved to.
@@ -307,6 +360,8 @@ pub struct Ghost {
     pub continued: [u8; 2],
     /// The source was handed-over for this migration.
     pub committed: [bool; 2],
+    /// The vmrun whose ACK the source committed with.
+    pub taken_by: [Option<u8>; 2],
     /// GO was written, in whatever shape.
     pub released: [bool; 2],
     /// The operator's cancel was accepted, or the tool's status said that the guest stays.
@@ -340,12 +395,14 @@ pub enum Rule {
     RefusedMeansNever,
     /// A refusal left the host before it was on the disk.
     RecordedBeforeSaid,
+    /// The last whole copy of a guest was thrown away, and nobody had said so.
+    KeptForSomebody,
 }
 
 /// One moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    /// The vmruns: the source, then two that wait on the destination host.
+    /// The vmruns: the source, then two that wait on the destination host, or on one each.
     pub vms: [Vm; VMS],
     /// The tools' control connections.
     pub connections: [Connection; TOOLS],
@@ -359,8 +416,10 @@ pub struct State {
     pub back: [Pipe<Back>; 2],
     /// Questions.
     pub questions: [Option<Question>; QUESTIONS],
-    /// The destination host's records, by migration.
-    pub records: [Record; 2],
+    /// The records of each host that a guest may come to, by migration.
+    pub records: [[Record; 2]; HOSTS],
+    /// How often those of each were lost.
+    pub lost: [u8; HOSTS],
     /// The file that the guest is saved to.
     pub file: Saved,
     /// How often that file may still be read.
@@ -371,6 +430,8 @@ pub struct State {
     pub crashes: u8,
     /// Times that the operator may still end a guest.
     pub quits: u8,
+    /// Times that a host may still lose its records.
+    pub wipes: u8,
     /// Faults that may still come.
     pub faults: u8,
     /// For the properties.
@@ -379,7 +440,7 @@ pub struct State {
 
 impl State {
     /// A guest that runs at the source, and two vmruns that wait on another host.
-    pub fn initial(crashes: u8, quits: u8, faults: u8, reads: u8) -> Self {
+    pub fn initial(crashes: u8, quits: u8, wipes: u8, faults: u8, reads: u8) -> Self {
         Self {
             vms: [
                 Vm::new(Ownership::booted()),
@@ -392,16 +453,19 @@ impl State {
             forward: [Pipe::CLOSED; 2],
             back: [Pipe::CLOSED; 2],
             questions: [None; QUESTIONS],
-            records: [Record { visible: None, durable: None, vm: None }; 2],
+            records: [[Record::NONE; 2]; HOSTS],
+            lost: [0; HOSTS],
             file: Saved::No,
             reads,
             sent: [false; 2],
             crashes,
             quits,
+            wipes,
             faults,
             ghost: Ghost {
                 continued: [0; 2],
                 committed: [false; 2],
+                taken_by: [None; 2],
                 released: [false; 2],
                 stays: [false; 2],
                 ran: [false; VMS],
@@ -419,8 +483,8 @@ impl State {
     }
 
     /// Whether a saved guest may be restored: it was not decided, and nobody works on it.
-    pub fn is_free(&self, number: usize) -> bool {
-        let record = &self.records[number];
+    pub fn is_free(&self, host: usize, number: usize) -> bool {
+        let record = &self.records[host][number];
         // By the process, not by another that was started in its place.
         let held = record.vm.is_some_and(|vm| {
             let here = &self.vms[usize::from(vm)];

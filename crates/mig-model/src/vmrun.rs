@@ -4,10 +4,12 @@
 //! vmrun is busy (its lock is held), then the record is on the disk and the state is entered. A
 //! crash may come between.
 
-use mig_engine::ownership::{Decision, Effect, Input, State as Owner, Transition};
+use mig_engine::ownership::{Authority, Decision, Effect, Input, State as Owner, Transition};
 
 use crate::mutation::Mutation;
-use crate::state::{Busy, Leaving, Life, Line, NOBODY, Request, Rule, SOURCE, State, number_of};
+use crate::state::{
+    Ack, Busy, Leaving, Life, Line, NOBODY, Request, Rule, SOURCE, State, number_of,
+};
 use crate::world::World;
 
 /// What a client hears.
@@ -44,7 +46,7 @@ impl World {
                 }
                 served
             }
-            Request::Own(input @ Input::Commit(_)) => {
+            Request::Own(input @ Input::Commit(..)) => {
                 let owner = state.vms[vm].ownership.state();
                 if owner == Owner::Owned && self.is(Mutation::ReleasedAnswersCommit) {
                     return Served::Done;
@@ -59,9 +61,13 @@ impl World {
             }
             Request::Own(Input::TakeBack(_)) if self.is(Mutation::IgnoresTakeBack) => Served::Done,
             Request::Own(input @ (Input::Release(_) | Input::TakeBack(_))) => {
+                let saved = state.vms[vm].leaving.is_some_and(|it| it.saved);
                 let served = self.step(state, vm, client, input);
                 if served == Served::Done {
                     state.vms[vm].leaving = None;
+                    if let (Input::Release(id), true) = (input, saved) {
+                        state.vms[vm].released[number_of(id)] = true;
+                    }
                 }
                 served
             }
@@ -71,7 +77,7 @@ impl World {
 
     /// One step of the ownership machine with its effects in their order.
     pub fn step(&self, state: &mut State, vm: usize, client: u8, input: Input) -> Served {
-        if let (Input::Go(id), Owner::Refused(mine)) = (input, state.vms[vm].ownership.state())
+        if let (Input::Go(id, _), Owner::Refused(mine)) = (input, state.vms[vm].ownership.state())
             && self.is(Mutation::GoAfterRefusal)
             && id == mine
         {
@@ -95,7 +101,7 @@ impl World {
                     if !self.may_record(state, vm, number_of(id), decision) {
                         return Served::Refused;
                     }
-                    let record = &mut state.records[number_of(id)];
+                    let record = &mut state.records[self.host_of(vm)][number_of(id)];
                     record.visible = Some(decision);
                     record.vm = Some(vm as u8);
                     state.vms[vm].busy = Some(Busy { input, by: client });
@@ -104,12 +110,12 @@ impl World {
             }
         }
         if let Some(Effect::Forget(id)) = transition.before {
-            let record = &mut state.records[number_of(id)];
+            let record = &mut state.records[self.host_of(vm)][number_of(id)];
             if record.visible == Some(Decision::Restoring) && record.vm == Some(vm as u8) {
                 (record.visible, record.vm) = (None, None);
             }
         }
-        self.enter(state, vm, &transition);
+        self.enter(state, vm, input, &transition);
         self.received(state, vm, client, input);
         Served::Done
     }
@@ -117,12 +123,13 @@ impl World {
     /// The first decision about a migration wins; a restore that is over was none, and one that
     /// goes on is decided by its own vmrun.
     fn may_record(&self, state: &State, vm: usize, number: usize, decision: Decision) -> bool {
-        let record = &state.records[number];
+        let host = self.host_of(vm);
+        let record = &state.records[host][number];
         match decision {
             Decision::Restoring if self.is(Mutation::TakesOverLiving) => {
                 matches!(record.visible, None | Some(Decision::Restoring))
             }
-            Decision::Restoring => state.is_free(number),
+            Decision::Restoring => state.is_free(host, number),
             Decision::MayRun if state.vms[vm].ownership.is_saved() => {
                 let mine =
                     record.visible == Some(Decision::Restoring) && record.vm == Some(vm as u8);
@@ -138,10 +145,11 @@ impl World {
         let Some(Busy { input, by }) = state.vms[vm].busy.take() else { return };
         let transition = state.vms[vm].ownership.step(input).expect("the lock was held");
         if let Some(Effect::Record(id, _)) = transition.before {
-            let record = &mut state.records[number_of(id)];
+            let host = self.host_of(vm);
+            let record = &mut state.records[host][number_of(id)];
             record.durable = record.visible;
         }
-        self.enter(state, vm, &transition);
+        self.enter(state, vm, input, &transition);
         self.received(state, vm, by, input);
         if by != NOBODY {
             let tool = usize::from(by);
@@ -155,20 +163,28 @@ impl World {
     fn received(&self, state: &mut State, vm: usize, client: u8, input: Input) {
         match input {
             Input::Receive(_) | Input::Restore(_) => state.vms[vm].receiver = Some(client),
-            Input::Go(_) => state.vms[vm].receiver = None,
-            Input::Prepared(id) if self.is(Mutation::RunsWhenPrepared) => {
-                self.step(state, vm, client, Input::Go(id));
+            Input::Go(..) => state.vms[vm].receiver = None,
+            Input::Prepared(id, nonce) if self.is(Mutation::RunsWhenPrepared) => {
+                self.step(state, vm, client, Input::Go(id, Authority::Source(nonce)));
             }
             _ => {}
         }
     }
 
-    fn enter(&self, state: &mut State, vm: usize, transition: &Transition) {
+    fn enter(&self, state: &mut State, vm: usize, input: Input, transition: &Transition) {
         let before = state.vms[vm].ownership.state();
-        state.vms[vm].ownership.enter(transition);
+        state.vms[vm].ownership.enter(input, transition);
+        if let (Owner::Prepared(id), Input::Refuse(_)) = (before, input)
+            && state.ghost.taken_by[number_of(id)] == Some(vm as u8)
+            && !state.is_alive(SOURCE)
+        {
+            state.broke(Rule::KeptForSomebody);
+        }
         if let (Owner::Migrating(id), Owner::HandedOver(_)) = (before, transition.next) {
             let number = number_of(id);
             state.ghost.committed[number] = true;
+            let taken_by = state.vms[vm].ownership.taken_by();
+            state.ghost.taken_by[number] = taken_by.map(|by| Ack::of(by).vm);
             if state.ghost.stays[number] {
                 state.broke(Rule::StaysMeansStays);
             }
@@ -241,6 +257,11 @@ impl World {
                 self.serve(state, vm, client, Request::Own(Input::TakeBack(id)));
             }
             Owner::Receiving(id) if state.vms[vm].receiver == Some(client) => {
+                self.step(state, vm, NOBODY, Input::Refuse(id));
+            }
+            Owner::Prepared(id)
+                if state.vms[vm].receiver == Some(client) && state.vms[vm].ownership.is_saved() =>
+            {
                 self.step(state, vm, NOBODY, Input::Refuse(id));
             }
             Owner::Prepared(id)

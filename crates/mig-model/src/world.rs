@@ -1,14 +1,14 @@
 //! Everything that may happen next.
 
 use mig_engine::handover::{Form, Outcome};
-use mig_engine::ownership::{Decision, Input, State as Owner};
+use mig_engine::ownership::{Authority, Decision, Input, State as Owner};
 use stateright::{Model, Property};
 
 use crate::mutation::Mutation;
 use crate::properties;
 use crate::state::{
-    ASKERS, Answer, Connection, Life, Line, NOBODY, Phase, Pipe, QUESTIONS, RESOLVER, Request,
-    SOURCE, Saved, State, TOOLS, VMS, vm_of,
+    ASKERS, Ack, Answer, Connection, HOSTS, Life, Line, NOBODY, Phase, Pipe, QUESTIONS, RESOLVER,
+    Record, Request, SOURCE, Saved, State, TOOLS, VMS, vm_of,
 };
 use crate::vmrun::Served;
 
@@ -20,8 +20,15 @@ pub struct Bounds {
     pub forms: [Option<Form>; 2],
     /// The second sender may start while the first is at work.
     pub at_once: bool,
-    /// The one stream is delivered twice, to two vmruns of the same host.
+    /// The one stream is delivered twice, to two vmruns; both ways, the second one is a copy whose
+    /// answers reach nobody.
     pub twice: bool,
+    /// The second vmrun is on another host, to which every question may come by mistake.
+    pub other_host: bool,
+    /// Times that a host loses its records.
+    pub wipes: u8,
+    /// The destination gives a prepared guest up by itself (`--go-timeout`).
+    pub go_timeout: bool,
     /// How often a file that the guest is saved to may be read ([`Form::Saved`]): again after a
     /// restore that failed, and by two at once. It has no name before it is whole: nobody reads it
     /// earlier, and until then it can be given up.
@@ -55,8 +62,8 @@ pub struct World {
 pub enum Host {
     /// The source's.
     Source,
-    /// The destination's.
-    Destination,
+    /// The one that a guest may come to with this number.
+    Destination(usize),
 }
 
 /// One thing that happens.
@@ -70,6 +77,8 @@ pub enum Action {
     Resolve(usize),
     /// A tool goes on.
     Go(usize),
+    /// A tool goes on, and its question comes to another host than it should.
+    GoElsewhere(usize),
     /// What a tool does fails, or it waited too long for the other side.
     Fail(usize),
     /// A tool stops waiting for its vmrun, which serves the request later.
@@ -108,6 +117,8 @@ pub enum Action {
     KillVm(usize),
     /// A host loses its power and starts again.
     KillHost(Host),
+    /// A host loses its records, and who it was with them.
+    Wipe(usize),
     /// The operator wants the guest to run at the source.
     Resume,
     /// The operator ends a guest.
@@ -209,7 +220,8 @@ impl World {
 
     fn record_later(&self, state: &mut State, vm: usize) -> bool {
         let Some((number, decision)) = state.vms[vm].later.take() else { return false };
-        let record = &mut state.records[usize::from(number)];
+        let host = self.host_of(vm);
+        let record = &mut state.records[host][usize::from(number)];
         (record.visible, record.durable) = (Some(decision), Some(decision));
         record.vm = Some(vm as u8);
         true
@@ -232,6 +244,7 @@ impl World {
         let leaving = vm.leaving.is_some_and(|it| it.client == client);
         let matters = leaving && matches!(vm.ownership.state(), Owner::Migrating(_))
             || vm.receiver == Some(client) && matches!(vm.ownership.state(), Owner::Receiving(_))
+            || vm.receiver == Some(client) && vm.ownership.is_saved()
             || vm.receiver == Some(client)
                 && matches!(vm.ownership.state(), Owner::Prepared(_))
                 && vm.ownership.is_saved()
@@ -244,6 +257,34 @@ impl World {
         };
     }
 
+    /// The host on which a vmrun that waits for a guest is.
+    pub(crate) const fn host_of(&self, vm: usize) -> usize {
+        if self.bounds.other_host && vm == 2 { 1 } else { 0 }
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = usize> {
+        0..if self.bounds.other_host { HOSTS } else { 1 }
+    }
+
+    /// What the ACK of this vmrun says.
+    pub(crate) fn ack_of(&self, state: &State, vm: usize) -> Ack {
+        let host = self.host_of(vm);
+        Ack { vm: vm as u8, host: host as u8, lost: state.lost[host] }
+    }
+
+    /// The directory of a host's records is gone; its vmruns live on. A host that forgets a refusal
+    /// takes the same stream when it is sent again, as the first that reads a saved guest does.
+    fn wipe(state: &mut State, host: usize) -> bool {
+        if state.records[host].iter().any(|record| record.visible == Some(Decision::Refused)) {
+            return false;
+        }
+        let Some(left) = state.wipes.checked_sub(1) else { return false };
+        state.wipes = left;
+        state.records[host] = [Record::NONE; 2];
+        state.lost[host] += 1;
+        true
+    }
+
     fn end_tool(&self, state: &mut State, tool: usize) {
         if tool < ASKERS {
             self.end_sender(state, tool);
@@ -253,7 +294,10 @@ impl World {
     }
 
     fn kill_host(&self, state: &mut State, host: Host) {
-        let here = |vm: usize| (vm == SOURCE) == (host == Host::Source);
+        let here = |vm: usize| match host {
+            Host::Source => vm == SOURCE,
+            Host::Destination(number) => vm != SOURCE && self.host_of(vm) == number,
+        };
         for tool in (0..TOOLS).filter(|tool| here(vm_of(*tool))) {
             if self.exists(state, tool) {
                 self.end_tool(state, tool);
@@ -267,15 +311,18 @@ impl World {
         if host == Host::Source && state.file == Saved::Visible {
             state.file = Saved::No;
         }
-        if host == Host::Destination {
-            for record in &mut state.records {
+        if let Host::Destination(number) = host {
+            for record in &mut state.records[number] {
                 record.visible = record.durable;
                 if record.visible.is_none() {
                     record.vm = None;
                 }
             }
             for slot in &mut state.questions {
-                if slot.is_some_and(|question| !matches!(question.phase, Phase::Answer(_))) {
+                if slot.is_some_and(|question| {
+                    usize::from(question.host) == number
+                        && !matches!(question.phase, Phase::Answer(_))
+                }) {
                     *slot = None;
                 }
             }
@@ -289,6 +336,8 @@ impl World {
             Action::Resolve(resolver) => self.start_resolver(state, resolver),
             Action::Go(tool) if tool < ASKERS => self.send(state, tool),
             Action::Go(tool) => self.receive(state, tool - ASKERS),
+            Action::GoElsewhere(tool) => self.ask_elsewhere(state, tool),
+            Action::Wipe(host) => Self::wipe(state, host),
             Action::Fail(tool) if tool < ASKERS => self.sender_stops(state, tool, Outcome::Failed),
             Action::Fail(tool) => self.reception_stops(state, tool - ASKERS),
             Action::TimeOut(tool) if tool < ASKERS => self.sender_times_out(state, tool),
@@ -353,7 +402,8 @@ impl World {
             }
             Action::Commit(vm) => {
                 let Owner::Prepared(id) = state.vms[vm].ownership.state() else { return false };
-                self.serve(state, vm, NOBODY, Request::Own(Input::Go(id))) == Served::Done
+                let go = Input::Go(id, Authority::Operator);
+                self.serve(state, vm, NOBODY, Request::Own(go)) == Served::Done
             }
         }
     }
@@ -379,7 +429,9 @@ impl World {
                 return;
             }
             Owner::Prepared(_) => {
-                actions.push(Action::GoTimeout(vm));
+                if self.bounds.go_timeout || self.is(Mutation::GivesUpByItself) {
+                    actions.push(Action::GoTimeout(vm));
+                }
                 if self.is(Mutation::OperatorsGo) {
                     actions.push(Action::Commit(vm));
                 }
@@ -406,6 +458,9 @@ impl World {
         if tool < RESOLVER {
             actions.extend([Action::Cancel(tool), Action::Abandon(tool)]);
         }
+        if tool < ASKERS && self.bounds.other_host {
+            actions.push(Action::GoElsewhere(tool));
+        }
         if state.crashes > 0 {
             actions.push(Action::KillTool(tool));
         }
@@ -417,8 +472,8 @@ impl Model for World {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let Bounds { crashes, quits, faults, reads, .. } = self.bounds;
-        vec![State::initial(crashes, quits, faults, reads)]
+        let Bounds { crashes, quits, wipes, faults, reads, .. } = self.bounds;
+        vec![State::initial(crashes, quits, wipes, faults, reads)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -456,7 +511,11 @@ impl Model for World {
             }
         }
         if state.crashes > 0 {
-            actions.extend([Action::KillHost(Host::Source), Action::KillHost(Host::Destination)]);
+            actions.push(Action::KillHost(Host::Source));
+            actions.extend(self.hosts().map(|host| Action::KillHost(Host::Destination(host))));
+        }
+        if state.wipes > 0 && state.sent[0] {
+            actions.extend(self.hosts().map(Action::Wipe));
         }
         if state.is_alive(SOURCE) {
             actions.push(Action::Resume);
@@ -475,13 +534,6 @@ impl Model for World {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties::all()
+        properties::of(&self.bounds)
     }
-}
-
-/// Whether the destination host may have run this migration and nobody is left who knows.
-pub fn nobody_knows(state: &State, number: usize) -> bool {
-    let record = &state.records[number];
-    record.visible == Some(Decision::MayRun)
-        && record.vm.is_none_or(|vm| !state.is_alive(usize::from(vm)))
 }

@@ -16,6 +16,9 @@ const fn bounds(form: Form) -> Bounds {
         forms: [Some(form), None],
         at_once: false,
         twice: matches!(form, OneWay),
+        other_host: false,
+        wipes: 0,
+        go_timeout: false,
         reads: 0,
         resolvers: 1,
         crashes: 1,
@@ -75,22 +78,24 @@ fn a_one_way_end_before_the_commit() {
 
 #[test]
 fn a_go_timeout_without_a_record() {
-    breaks(bounds(SeparateCommit), TimeoutUnrecorded, RECORDED);
+    let limited = Bounds { go_timeout: true, ..bounds(SeparateCommit) };
+    breaks(limited, TimeoutUnrecorded, RECORDED);
 }
 
 #[test]
 fn may_run_recorded_after_the_first_page() {
-    breaks(bounds(BothWays), MayRunRecordedLate, NEVER_TWO);
+    breaks(bounds(OneWay), MayRunRecordedLate, CONTINUED_ONCE);
 }
 
 #[test]
 fn may_run_not_recorded_at_all() {
-    breaks(bounds(BothWays), MayRunUnrecorded, NEVER_TWO);
+    breaks(bounds(OneWay), MayRunUnrecorded, CONTINUED_ONCE);
 }
 
 #[test]
 fn a_second_go_that_runs_after_a_refusal() {
-    breaks(bounds(BothWays), GoAfterRefusal, CONTINUED_ONCE);
+    let limited = Bounds { go_timeout: true, ..bounds(BothWays) };
+    breaks(limited, GoAfterRefusal, CONTINUED_ONCE);
 }
 
 #[test]
@@ -152,7 +157,8 @@ fn an_operators_go_at_the_destination_before_the_commit() {
 
 #[test]
 fn a_source_that_does_not_take_its_guest_back() {
-    breaks(bounds(BothWays), IgnoresTakeBack, STAYS);
+    let limited = Bounds { go_timeout: true, ..bounds(BothWays) };
+    breaks(limited, IgnoresTakeBack, STAYS);
 }
 
 #[test]
@@ -184,6 +190,52 @@ fn a_restore_that_takes_over_what_another_works_on() {
 fn a_saved_guest_that_runs_before_its_record_says_so() {
     breaks(file(), MayRunUnrecorded, CONTINUED_ONCE);
     breaks(file(), MayRunRecordedLate, CONTINUED_ONCE);
+}
+
+#[test]
+fn a_copy_of_a_stream_that_takes_the_go_of_another() {
+    for other_host in [true, false] {
+        let copied =
+            Bounds { twice: true, other_host, wipes: 1, crashes: 0, faults: 1, ..bounds(BothWays) };
+        if other_host {
+            breaks(copied, GoForAnyCopy, NEVER_TWO);
+        }
+        breaks(copied, GoForAnyCopy, CONTINUED_ONCE);
+    }
+}
+
+#[test]
+fn a_question_that_another_host_answers() {
+    for form in [BothWays, SeparateCommit] {
+        let elsewhere = Bounds { other_host: true, crashes: 0, faults: 1, ..bounds(form) };
+        breaks(elsewhere, AnyHostAnswers, NEVER_TWO);
+    }
+}
+
+#[test]
+fn a_host_with_a_young_memory_that_answers() {
+    let lost = Bounds { twice: false, wipes: 1, ..bounds(OneWay) };
+    breaks(lost, YoungHostAnswers, CONTINUED_ONCE);
+}
+
+#[test]
+fn a_host_that_asks_no_vmrun_but_that_of_its_record() {
+    let lost = Bounds { twice: false, wipes: 1, crashes: 0, ..bounds(OneWay) };
+    let found = graph::explore(&World::with(lost, AsksItsRecordsOnly));
+    assert!(found.stuck.is_some(), "what runs here is found");
+}
+
+#[test]
+fn a_release_that_is_taken_for_go() {
+    breaks(bounds(BothWays), ReleaseIsGo, NEVER_TWO);
+    breaks(bounds(BothWays), ReleaseIsGo, GO_BEFORE_RUNNING);
+}
+
+#[test]
+fn a_prepared_guest_that_is_given_up_by_the_lapse_of_time() {
+    for form in [BothWays, SeparateCommit] {
+        breaks(bounds(form), GivesUpByItself, KEPT);
+    }
 }
 
 #[test]

@@ -13,6 +13,9 @@ const ALONE: Bounds = Bounds {
     forms: [Some(BothWays), None],
     at_once: false,
     twice: false,
+    other_host: false,
+    wipes: 0,
+    go_timeout: false,
     reads: 0,
     resolvers: 1,
     crashes: 0,
@@ -55,7 +58,7 @@ fn holds(bounds: Bounds) {
 
 #[test]
 fn both_ways_with_tunnels_that_break_anywhere() {
-    holds(Bounds { cuts: true, ..alone(BothWays) });
+    holds(Bounds { cuts: true, go_timeout: true, ..alone(BothWays) });
 }
 
 #[test]
@@ -101,6 +104,36 @@ fn into_a_file_that_may_be_given_up_with_a_crash_anywhere() {
 #[test]
 fn out_of_a_file_that_is_read_twice_with_a_crash_anywhere() {
     holds(Bounds { reads: 2, crashes: 1, faults: 0, ..alone(Saved) });
+}
+
+#[test]
+fn both_ways_with_a_second_host_that_may_be_asked_and_a_crash_anywhere() {
+    holds(Bounds { other_host: true, crashes: 1, faults: 2, ..alone(BothWays) });
+}
+
+#[test]
+fn a_separate_commit_with_a_second_host_that_may_be_asked() {
+    holds(Bounds { other_host: true, ..alone(SeparateCommit) });
+}
+
+#[test]
+fn both_ways_with_a_copy_of_the_stream_on_another_host() {
+    holds(Bounds { twice: true, other_host: true, faults: 1, ..alone(BothWays) });
+}
+
+#[test]
+fn both_ways_with_a_copy_of_the_stream_on_the_same_host() {
+    holds(Bounds { twice: true, faults: 1, ..alone(BothWays) });
+}
+
+#[test]
+fn both_ways_with_records_that_are_lost_and_a_crash_anywhere() {
+    holds(Bounds { wipes: 1, crashes: 1, faults: 1, ..alone(BothWays) });
+}
+
+#[test]
+fn one_way_with_records_that_are_lost_and_a_crash_anywhere() {
+    holds(Bounds { wipes: 1, crashes: 1, faults: 1, ..alone(OneWay) });
 }
 
 #[test]

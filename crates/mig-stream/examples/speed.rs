@@ -35,7 +35,7 @@ fn parts(page_sums: bool) -> (Preamble, Header) {
     let flags = Flags { page_sums, ..Flags::default() };
     let pages = Bytes(AMOUNT as u64).pages();
     let regions = vec![Region { id: RegionId(0), base: Gfn(0), pages }];
-    let header = Header { guest: "speed".into(), machine: vec![], regions };
+    let header = Header { guest: "speed".into(), machine: vec![], regions, released: vec![] };
     (Preamble::migrate(MigrationId::from_bytes([1; 16]), flags), header)
 }
 

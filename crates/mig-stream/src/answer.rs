@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use units::{Acknowledged, HostId};
 
 use crate::bytes::{Malformed, Put, Take};
 use crate::checksum::StreamDigest;
@@ -34,6 +35,12 @@ pub enum Outcome {
         /// Why it cannot.
         why: String,
     },
+    /// Another host than the one that acknowledged the guest was asked, and it knows of none that
+    /// runs or is complete.
+    OtherHost {
+        /// The host that was asked.
+        host: HostId,
+    },
 }
 
 /// One message of the return path.
@@ -48,6 +55,8 @@ pub enum Message {
     Ack {
         /// The digest that `End` carried.
         digest: StreamDigest,
+        /// Who acknowledges: `Go` and every question bring it back.
+        by: Acknowledged,
         /// How long the destination took, by phase.
         timings: Timings,
     },
@@ -94,8 +103,9 @@ impl Message {
         let mut bytes = Vec::new();
         match self {
             Self::Ready { version } => bytes.u16(version.0),
-            Self::Ack { digest, timings } => {
+            Self::Ack { digest, by, timings } => {
                 bytes.u64(digest.0);
+                bytes.acknowledged(by);
                 encode_timings(&mut bytes, timings);
             }
             Self::Running { timings } => encode_timings(&mut bytes, timings),
@@ -103,14 +113,18 @@ impl Message {
                 bytes.raw(clean(reason, MAX_REASON).as_bytes());
             }
             Self::Resolved(outcome) => {
-                let (number, why) = match outcome {
-                    Outcome::Prepared => (1, ""),
-                    Outcome::Running => (2, ""),
-                    Outcome::Refused => (3, ""),
-                    Outcome::MayHaveRun { why } => (4, why.as_str()),
-                };
-                bytes.u8(number);
-                bytes.raw(clean(why, MAX_REASON).as_bytes());
+                bytes.u8(match outcome {
+                    Outcome::Prepared => 1,
+                    Outcome::Running => 2,
+                    Outcome::Refused => 3,
+                    Outcome::MayHaveRun { .. } => 4,
+                    Outcome::OtherHost { .. } => 5,
+                });
+                match outcome {
+                    Outcome::Prepared | Outcome::Running | Outcome::Refused => {}
+                    Outcome::MayHaveRun { why } => bytes.raw(clean(why, MAX_REASON).as_bytes()),
+                    Outcome::OtherHost { host } => bytes.raw(&host.to_bytes()),
+                }
             }
         }
         bytes
@@ -121,9 +135,11 @@ impl Message {
         let mut take = Take::new(payload);
         let message = match number {
             READY => Self::Ready { version: FormatVersion(take.u16()?) },
-            ACK => {
-                Self::Ack { digest: StreamDigest(take.u64()?), timings: decode_timings(&mut take)? }
-            }
+            ACK => Self::Ack {
+                digest: StreamDigest(take.u64()?),
+                by: take.acknowledged()?,
+                timings: decode_timings(&mut take)?,
+            },
             RUNNING => Self::Running { timings: decode_timings(&mut take)? },
             REFUSED => {
                 return Ok(Some(Self::Refused { reason: decode_text(payload)? }));
@@ -139,6 +155,7 @@ impl Message {
                     let why = decode_text(&payload[1..])?;
                     return Ok(Some(Self::Resolved(Outcome::MayHaveRun { why })));
                 }
+                5 => Outcome::OtherHost { host: take.host()? },
                 _ => return Err(Malformed("it names an outcome that is not known")),
             }),
             _ => return Ok(None),

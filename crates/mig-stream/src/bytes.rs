@@ -1,6 +1,7 @@
 //! Little-endian fields, taken from and put into byte strings without a panic.
 
 use thiserror::Error;
+use units::{Acknowledged, HostId, MigrationId, Nonce};
 
 /// What is wrong with the fields of a record, a header or a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -47,8 +48,20 @@ impl<'a> Take<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(crate) fn id(&mut self) -> Result<units::MigrationId, Malformed> {
-        self.array().map(units::MigrationId::from_bytes)
+    pub(crate) fn id(&mut self) -> Result<MigrationId, Malformed> {
+        self.array().map(MigrationId::from_bytes)
+    }
+
+    pub(crate) fn host(&mut self) -> Result<HostId, Malformed> {
+        self.array().map(HostId::from_bytes)
+    }
+
+    pub(crate) fn nonce(&mut self) -> Result<Nonce, Malformed> {
+        self.array().map(Nonce::from_bytes)
+    }
+
+    pub(crate) fn acknowledged(&mut self) -> Result<Acknowledged, Malformed> {
+        Ok(Acknowledged { host: self.host()?, nonce: self.nonce()? })
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
@@ -83,6 +96,11 @@ pub(crate) trait Put {
 
     fn u64(&mut self, value: u64) {
         self.raw(&value.to_le_bytes());
+    }
+
+    fn acknowledged(&mut self, value: &Acknowledged) {
+        self.raw(&value.host.to_bytes());
+        self.raw(&value.nonce.to_bytes());
     }
 }
 

@@ -1,16 +1,23 @@
 //! The header behind the preamble: which guest, which machine, which memory.
 
 use thiserror::Error;
-use units::{Gfn, PAGE_SIZE, PageRange, Pages, RegionId};
+use units::{Gfn, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
 
 use crate::bytes::{Malformed, Put, Take};
-use crate::preamble::MAX_HEADER;
+use crate::preamble::{Kind, MAX_HEADER};
+use crate::question::Question;
 
 /// The longest name of a guest (bytes).
 pub const MAX_NAME: usize = 255;
 
 /// The most regions that a guest has; real ones have two or three.
 pub const MAX_REGIONS: usize = 256;
+
+/// The most earlier migrations that one header names.
+pub const MAX_RELEASED: usize = 16;
+
+/// Length of the id of a migration (bytes).
+const ID_BYTES: usize = 16;
 
 /// Past the last guest frame: x86-64 physical addresses have at most 52 bits (AMD64 Architecture
 /// Programmer's Manual, volume 2, section 5.1).
@@ -35,10 +42,14 @@ pub struct Region {
 pub struct Header {
     /// The guest's name on the source: 1 to 255 bytes without control characters.
     pub guest: String,
-    /// The encoded machine description, which this crate carries and does not read.
+    /// The encoded machine description, which this crate carries and does not read; in a question
+    /// the encoded [`Question`].
     pub machine: Vec<u8>,
     /// Guest memory, in address order.
     pub regions: Vec<Region>,
+    /// Earlier migrations of this guest, [`MAX_RELEASED`] at most, that the source took back before
+    /// its commit: a destination that still waits for the GO of one has it refused.
+    pub released: Vec<MigrationId>,
 }
 
 /// Why a header is of no use.
@@ -61,9 +72,12 @@ pub enum HeaderError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A question carries memory or a machine.
-    #[error("a question about a migration carries no machine and no memory")]
-    NotEmpty,
+    /// It names more migrations than a source remembers.
+    #[error("the header names {0} earlier migrations; at most {MAX_RELEASED} travel")]
+    TooManyReleased(usize),
+    /// What stands in the place of the machine is no question.
+    #[error("the header is none of a question about a migration")]
+    Question(#[source] Malformed),
     /// The machine description is longer than a header may be.
     #[error("the header has {0} bytes; at most {MAX_HEADER} are sent")]
     TooLong(usize),
@@ -103,6 +117,9 @@ impl Header {
         if self.regions.len() > MAX_REGIONS {
             return Err(HeaderError::TooManyRegions(self.regions.len()));
         }
+        if self.released.len() > MAX_RELEASED {
+            return Err(HeaderError::TooManyReleased(self.released.len()));
+        }
         let mut free = 0;
         for (index, region) in self.regions.iter().enumerate() {
             let end = region.base.0.checked_add(region.pages.0);
@@ -123,8 +140,16 @@ impl Header {
         Ok(())
     }
 
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.machine.is_empty() && self.regions.is_empty()
+    /// Whether a stream of this kind can have this header: a question asks something, and carries
+    /// nothing else.
+    pub(crate) fn check_kind(&self, kind: Kind) -> Result<(), HeaderError> {
+        if !kind.is_question() {
+            return Ok(());
+        }
+        if !self.regions.is_empty() || !self.released.is_empty() {
+            return Err(HeaderError::Question(Malformed("a question carries no guest")));
+        }
+        Question::decode(&self.machine).map(drop).map_err(HeaderError::Question)
     }
 
     /// Whether the guest has all of these pages.
@@ -157,7 +182,11 @@ impl Header {
 
     pub(crate) fn encode(&self) -> Result<Vec<u8>, HeaderError> {
         self.check()?;
-        let length = 8 + self.guest.len() + self.machine.len() + self.regions.len() * REGION_BYTES;
+        let length = 8
+            + self.guest.len()
+            + self.machine.len()
+            + self.regions.len() * REGION_BYTES
+            + self.released.len() * ID_BYTES;
         if length > MAX_HEADER as usize {
             return Err(HeaderError::TooLong(length));
         }
@@ -171,6 +200,9 @@ impl Header {
             bytes.u16(region.id.0);
             bytes.u64(region.base.0);
             bytes.u64(region.pages.0);
+        }
+        for id in &self.released {
+            bytes.raw(&id.to_bytes());
         }
         Ok(bytes)
     }
@@ -200,8 +232,14 @@ impl Header {
                 pages: Pages(take.u64()?),
             });
         }
-        take.finish()?;
-        Ok(Self { guest: guest.to_owned(), machine: machine.to_owned(), regions })
+        let mut released = Vec::new();
+        while !take.is_empty() {
+            if released.len() == MAX_RELEASED {
+                return Err(Malformed("it names more earlier migrations than a header may"));
+            }
+            released.push(take.id()?);
+        }
+        Ok(Self { guest: guest.to_owned(), machine: machine.to_owned(), regions, released })
     }
 }
 
@@ -218,6 +256,7 @@ mod tests {
             guest: "web".into(),
             machine: vec![1, 2, 3],
             regions: vec![region(0, 0, 160), region(1, 256, 1000)],
+            released: vec![MigrationId::from_bytes([7; 16])],
         }
     }
 
@@ -225,8 +264,9 @@ mod tests {
     fn a_header_is_these_bytes() {
         let bytes = header().encode().unwrap();
         assert_eq!(bytes[..14], [3, 0, b'w', b'e', b'b', 3, 0, 0, 0, 1, 2, 3, 2, 0]);
-        assert_eq!(bytes.len(), 14 + 2 * REGION_BYTES);
-        assert_eq!(bytes[32..], [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xe8, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes.len(), 14 + 2 * REGION_BYTES + ID_BYTES);
+        assert_eq!(bytes[32..50], [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xe8, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[50..], [7; 16]);
         assert_eq!(Header::decode(&bytes), Ok(header()));
     }
 

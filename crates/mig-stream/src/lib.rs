@@ -31,15 +31,23 @@
 //!    preamble, header  ──────────────────────────────>
 //!    <───────────────────────────  Ready (or Refused)
 //!    Pages, Fill, Round, ..., Section, [Digest], End ─>
-//!    <──────────────────  Ack, with the digest of End (or Failed)
-//!    (commit)  Go  ──────────────────────────────────>
+//!    <──────  Ack: the digest of End, host, nonce (or Failed)
+//!    (commit)  Go, with that nonce  ─────────────────>
 //!    <────────────────────────────────────  Running
 //! ```
 //!
 //! With [`Flags::separate_commit`] the forward path is closed behind `End`, which flushes every
-//! filter in it, and `Go` comes by another command. A question ([`Kind::Resolve`]) is a preamble
-//! and a header without machine and regions; the answer is [`Message::Resolved`], and where that
-//! is [`Outcome::Prepared`], `Go` may follow the question.
+//! filter in it, and a question brings GO.
+//!
+//! A question is a preamble and a header without machine and regions, and nothing behind it; the
+//! answer is [`Message::Resolved`]. With [`Kind::Resolve`] a source that has committed asks what
+//! became of the guest, and that is GO for a destination which waits for it. With
+//! [`Kind::Release`] a source says that it took the guest back before its commit.
+//!
+//! The stream of a migration can be copied on its way (`tee`), and be read again later, and the
+//! name of a destination can lead to another host at the second call. So a destination puts into
+//! `Ack` who it is, and a nonce that nobody else can know: `Go` carries the nonce, and a question
+//! both ([`Question`]). One way there is no `Ack`, and nothing to carry.
 //!
 //! # Forward path
 //!
@@ -54,7 +62,7 @@
 //! | 8 | 2 | oldest format version whose readers can read this |
 //! | 10 | 2 | format version written |
 //! | 12 | 4 | flags: 1 return path, 2 page sums, 4 separate commit, 8 verify, 16 saved; a reader refuses unknown bits of 0-15 and ignores those of 16-31 |
-//! | 16 | 2 | kind: 1 migrate, 2 resolve |
+//! | 16 | 2 | kind: 1 migrate, 2 resolve, 3 release |
 //! | 18 | 2 | reserved, 0; ignored by readers |
 //! | 20 | 16 | migration id |
 //! | 36 | 4 | length of the header, at most 2 MiB |
@@ -66,9 +74,13 @@
 //! | size | field |
 //! | --- | --- |
 //! | 2 + n | length and bytes of the guest's name: UTF-8, 1 to 255 bytes, no control characters |
-//! | 4 + n | length and bytes of the encoded machine description, opaque |
+//! | 4 + n | length and bytes of the encoded machine description, opaque; of kinds 2 and 3, the question |
 //! | 2 | number of regions, at most 256 |
 //! | 18 each | region: number (2), first guest frame (8), pages (8); numbered from 0, in address order, apart |
+//! | 16 each | to the end of the header, at most 16: earlier migrations of this guest that the source released. A destination that still waits for the GO of one refuses it |
+//!
+//! **Question**: acknowledged (1): 0 or 1; then, if 1, host id (16) and nonce (16) of the `Ack`; the
+//! age of the migration at its source in nanoseconds (8).
 //!
 //! **Frame**, 32 bytes in front of the payload of every record:
 //!
@@ -99,7 +111,7 @@
 //! | 6 | `Section` | an encoded section, opaque |
 //! | 7 | `Digest` | CRC-64/NVME of each region's bytes, 8 bytes each, in order; there if and only if the verify flag is set |
 //! | 8 | `End` | records, pages raw, pages filled, sections, bytes in front of `End`, digest (8 each) |
-//! | 9 | `Go` | migration id (16) |
+//! | 9 | `Go` | migration id (16), nonce of the `Ack` (16) |
 //! | 10 | `Abort` | why: UTF-8, at most 4096 bytes |
 //!
 //! `Pages`, `Fill`, `Section` and the hints come in any order. Nothing follows `End` but `Go` or
@@ -123,11 +135,11 @@
 //! | type | name | payload |
 //! | --- | --- | --- |
 //! | 1 | `Ready` | format version (2) |
-//! | 2 | `Ack` | digest of `End` (8), timings |
+//! | 2 | `Ack` | digest of `End` (8), host id (16), nonce (16), timings |
 //! | 3 | `Running` | timings |
 //! | 4 | `Refused` | why: UTF-8, at most 4096 bytes |
 //! | 5 | `Failed` | why: UTF-8, at most 4096 bytes |
-//! | 6 | `Resolved` | outcome (1): 1 prepared, 2 running, 3 refused, 4 may have run, then why: UTF-8 |
+//! | 6 | `Resolved` | outcome (1): 1 prepared, 2 running, 3 refused, 4 may have run, then why: UTF-8, 5 another host, then its id (16) |
 //!
 //! Timings: count (2, at most 64), then for each phase the length (1, at most 64) and bytes of its
 //! name and its nanoseconds (8).
@@ -169,6 +181,7 @@ mod memory;
 mod open;
 mod order;
 mod preamble;
+mod question;
 mod read_error;
 mod reader;
 mod record;
@@ -182,11 +195,12 @@ pub use bytes::Malformed;
 pub use checksum::{StreamDigest, checksum_implementation};
 pub use foreign::Foreign;
 pub use frame::{MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
-pub use header::{Header, HeaderError, MAX_NAME, MAX_REGIONS, RangeError, Region};
+pub use header::{Header, HeaderError, MAX_NAME, MAX_REGIONS, MAX_RELEASED, RangeError, Region};
 pub use memory::{MemoryDigest, RegionDigest};
 pub use open::{OpenError, OpenProblem};
 pub use order::{MAX_ALL_SECTIONS, MAX_SECTIONS, MOST_FILLS, OrderError};
 pub use preamble::{Flags, FormatVersion, Kind, MAX_HEADER, Preamble, PreambleError};
+pub use question::Question;
 pub use read_error::{Inside, ReadError};
 pub use reader::StreamReader;
 pub use record::{MAX_EXTENTS, Record, RoundStats};

@@ -10,7 +10,7 @@ use crate::checksum::crc32c;
 use crate::foreign::Foreign;
 use crate::header::{Header, HeaderError};
 use crate::io_util::{read_full, read_growing};
-use crate::preamble::{Kind, MAGIC, PREAMBLE_BYTES, Preamble, PreambleError, RawPreamble};
+use crate::preamble::{MAGIC, PREAMBLE_BYTES, Preamble, PreambleError, RawPreamble};
 use crate::tally::Tally;
 
 /// Why a stream could not be opened. The text is that of [`OpenProblem`].
@@ -104,9 +104,7 @@ fn open_inner(
         return Err(OpenProblem::HeaderDamaged);
     }
     let header = Header::decode(&body).map_err(OpenProblem::Header)?;
-    if preamble.kind == Kind::Resolve && !header.is_empty() {
-        return Err(OpenProblem::Header(HeaderError::NotEmpty));
-    }
+    header.check_kind(preamble.kind).map_err(OpenProblem::Header)?;
     Ok((preamble, header, Tally::new(&leading, body.len())))
 }
 

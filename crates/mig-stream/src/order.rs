@@ -4,7 +4,7 @@ use thiserror::Error;
 use units::Pages;
 
 use crate::frame::RecordType;
-use crate::preamble::{Kind, Preamble};
+use crate::preamble::Preamble;
 
 /// The most sections in one stream: a thousand vCPUs with room for their devices.
 pub const MAX_SECTIONS: u64 = 4096;
@@ -38,7 +38,7 @@ pub enum OrderError {
     #[error("Go before the guest's memory and state are complete")]
     GoBeforeEnd,
     /// Something follows the last word.
-    #[error("something follows behind Go or Abort")]
+    #[error("something follows behind Go or Abort, or behind a question")]
     BehindLast,
     /// The second `Digest`.
     #[error("a second Digest")]
@@ -64,9 +64,9 @@ pub enum OrderError {
 enum Phase {
     /// Memory and state are on their way.
     Guest,
-    /// They are complete, or the stream is a question and has none.
+    /// They are complete.
     Complete,
-    /// `Go` or `Abort` was said.
+    /// `Go` or `Abort` was said, or the stream is a question.
     Over,
 }
 
@@ -89,10 +89,7 @@ impl Order {
     pub(crate) const fn new(preamble: &Preamble, memory: Pages) -> Self {
         Self {
             fills_left: memory.0.saturating_mul(MOST_FILLS),
-            phase: match preamble.kind {
-                Kind::Migrate => Phase::Guest,
-                Kind::Resolve => Phase::Complete,
-            },
+            phase: if preamble.kind.is_question() { Phase::Over } else { Phase::Guest },
             go_follows: preamble.flags.go_follows(),
             verify: preamble.flags.verify,
             digest_seen: false,
@@ -263,12 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn a_question_carries_no_guest_and_may_end_with_go() {
-        let order =
-            Order::new(&Preamble::resolve(MigrationId::from_bytes([1; 16])), units::Pages(0));
-        assert!(order.may_end());
-        assert!(follow(order, &[Go]).unwrap().may_end());
-        assert_eq!(follow(order, &[Pages]).unwrap_err(), OrderError::BehindEnd(Pages));
+    fn a_question_carries_nothing_behind_its_header() {
+        let id = MigrationId::from_bytes([1; 16]);
+        for preamble in [Preamble::resolve(id), Preamble::release(id)] {
+            let order = Order::new(&preamble, units::Pages(0));
+            assert!(order.may_end() && !order.may_continue());
+            for record in [Go, Abort, Pages, End] {
+                assert_eq!(follow(order, &[record]).unwrap_err(), OrderError::BehindLast);
+            }
+        }
     }
 
     #[test]

@@ -39,8 +39,18 @@ impl fmt::Display for FormatVersion {
 pub enum Kind {
     /// It carries a guest.
     Migrate,
-    /// It asks what became of a migration; no memory follows, only perhaps `Go`.
+    /// The source has committed, and asks what became of the guest. A destination that waits for GO
+    /// is given it.
     Resolve,
+    /// The source has released the guest before its commit: the destination is to forget it.
+    Release,
+}
+
+impl Kind {
+    /// Whether nothing follows but an answer.
+    pub const fn is_question(self) -> bool {
+        matches!(self, Self::Resolve | Self::Release)
+    }
 }
 
 /// How both ends go about it. Bits 0 to 15 of the field must be known to the reader; bits 16 to
@@ -187,6 +197,16 @@ impl Preamble {
 
     /// The preamble of a question: what became of this migration? It has a return path.
     pub const fn resolve(id: MigrationId) -> Self {
+        Self::question(id, Kind::Resolve)
+    }
+
+    /// The preamble of the message that this migration was given up before its commit. It is
+    /// answered as a question is.
+    pub const fn release(id: MigrationId) -> Self {
+        Self::question(id, Kind::Release)
+    }
+
+    const fn question(id: MigrationId, kind: Kind) -> Self {
         Self {
             oldest: FormatVersion(1),
             written: FormatVersion::NEWEST,
@@ -197,7 +217,7 @@ impl Preamble {
                 verify: false,
                 saved: false,
             },
-            kind: Kind::Resolve,
+            kind,
             id,
         }
     }
@@ -218,9 +238,9 @@ impl Preamble {
             "its oldest version is not one of those up to the version written"
         } else if self.flags.separate_commit && !self.flags.return_path {
             "a separate commit needs a return path"
-        } else if self.kind == Kind::Resolve && !self.flags.return_path {
+        } else if self.kind.is_question() && !self.flags.return_path {
             "a question needs a return path"
-        } else if self.kind == Kind::Resolve && self.flags.verify {
+        } else if self.kind.is_question() && self.flags.verify {
             "a question carries no memory to verify"
         } else if self.flags.saved && self.flags.return_path {
             "nobody waits for answers to a saved guest"
@@ -238,6 +258,7 @@ impl Preamble {
             kind: match self.kind {
                 Kind::Migrate => 1,
                 Kind::Resolve => 2,
+                Kind::Release => 3,
             },
             id: self.id,
             header_length: header.len() as u32,
@@ -304,6 +325,7 @@ impl RawPreamble {
             kind: match self.kind {
                 1 => Kind::Migrate,
                 2 => Kind::Resolve,
+                3 => Kind::Release,
                 other => return Err(PreambleError::UnknownKind(other)),
             },
             id: self.id,
@@ -340,7 +362,7 @@ mod tests {
     #[test]
     fn what_is_in_the_preamble_decides_who_reads_the_stream() {
         type Change = fn(&mut RawPreamble);
-        let cases: [(Change, PreambleError); 9] = [
+        let cases: [(Change, PreambleError); 10] = [
             (
                 |raw| (raw.oldest, raw.written) = (FormatVersion(3), FormatVersion(4)),
                 PreambleError::TooNew { oldest: FormatVersion(3) },
@@ -363,6 +385,10 @@ mod tests {
             ),
             (
                 |raw| (raw.kind, raw.flags) = (2, 0),
+                PreambleError::Contradiction("a question needs a return path"),
+            ),
+            (
+                |raw| (raw.kind, raw.flags) = (3, 0),
                 PreambleError::Contradiction("a question needs a return path"),
             ),
             (

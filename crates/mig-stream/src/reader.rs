@@ -12,6 +12,7 @@ use crate::io_util::{read_full, read_growing};
 use crate::open::{OpenError, open};
 use crate::order::Order;
 use crate::preamble::Preamble;
+use crate::question::Question;
 use crate::read_error::{Inside, ReadError};
 use crate::record::Record;
 use crate::tally::{Tally, Totals};
@@ -251,7 +252,7 @@ impl<R: Read> StreamReader<R> {
                 None => Ok(()),
                 Some((what, counted, stated)) => Err(ReadError::Totals { what, counted, stated }),
             },
-            Record::Go(found) if *found != self.preamble.id => {
+            Record::Go { id: found, .. } if *found != self.preamble.id => {
                 Err(ReadError::WrongId { found: *found, expected: self.preamble.id })
             }
             _ => Ok(()),
@@ -368,6 +369,14 @@ impl<R> StreamReader<R> {
     /// Which guest, which machine, which memory.
     pub const fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// What is asked, if the stream is a question.
+    pub fn question(&self) -> Option<Question> {
+        match self.preamble.kind.is_question() {
+            true => Question::decode(&self.header.machine).ok(),
+            false => None,
+        }
     }
 
     /// How many bytes of stream were read, with the payload of the last record, read or not.

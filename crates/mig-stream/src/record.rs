@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use units::{Bytes, MigrationId, PageRange, Pages, RegionId};
+use units::{Bytes, MigrationId, Nonce, PageRange, Pages, RegionId};
 
 use crate::bytes::{Malformed, Put, Take};
 use crate::frame::{Frame, RecordType};
@@ -59,7 +59,13 @@ pub enum Record {
     /// Everything was sent; the reader has compared these totals with what it read.
     End(Totals),
     /// The destination may run the guest.
-    Go(MigrationId),
+    Go {
+        /// The migration.
+        id: MigrationId,
+        /// That of the `Ack` which the source has: GO is for the copy of the guest that was
+        /// acknowledged, and for no other that the stream may have come to.
+        nonce: Nonce,
+    },
     /// The source gives up; the guest goes on there.
     Abort {
         /// Why.
@@ -79,7 +85,7 @@ impl Record {
             Self::Section(_) => RecordType::Section,
             Self::Digest(_) => RecordType::Digest,
             Self::End(_) => RecordType::End,
-            Self::Go(_) => RecordType::Go,
+            Self::Go { .. } => RecordType::Go,
             Self::Abort { .. } => RecordType::Abort,
         }
     }
@@ -118,7 +124,7 @@ impl Record {
                 }
                 Self::Digest(MemoryDigest { regions })
             }
-            RecordType::Go => Self::Go(take.id()?),
+            RecordType::Go => Self::Go { id: take.id()?, nonce: take.nonce()? },
         };
         take.finish()?;
         Ok(record)

@@ -259,6 +259,8 @@ impl Frame {
 mod tests {
     use std::time::Duration;
 
+    use units::{Acknowledged, HostId, Nonce};
+
     use super::*;
     use crate::answer::{MAX_PHASE_NAME, MAX_PHASES, Outcome};
     use crate::checksum::StreamDigest;
@@ -274,7 +276,14 @@ mod tests {
         ];
         vec![
             Message::Ready { version: FormatVersion(1) },
-            Message::Ack { digest: StreamDigest(0x0123_4567_89ab_cdef), timings: timings.clone() },
+            Message::Ack {
+                digest: StreamDigest(0x0123_4567_89ab_cdef),
+                by: Acknowledged {
+                    host: HostId::from_bytes([3; 16]),
+                    nonce: Nonce::from_bytes([4; 16]),
+                },
+                timings: timings.clone(),
+            },
             Message::Running { timings },
             Message::Refused { reason: "the guest uses avx512f, this host has no avx512f".into() },
             Message::Failed { reason: String::new() },
@@ -282,6 +291,7 @@ mod tests {
             Message::Resolved(Outcome::Running),
             Message::Resolved(Outcome::Refused),
             Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".into() }),
+            Message::Resolved(Outcome::OtherHost { host: HostId::from_bytes([5; 16]) }),
         ]
     }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use thiserror::Error;
-use units::{Bytes, PAGE_SIZE, PageRange, Pages, RegionId};
+use units::{Bytes, Nonce, PAGE_SIZE, PageRange, Pages, RegionId};
 
 use crate::checksum::crc32c;
 use crate::frame::{Frame, MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
@@ -11,7 +11,7 @@ use crate::header::{Header, HeaderError, RangeError};
 use crate::io_util::write_both;
 use crate::memory::MemoryDigest;
 use crate::order::{Order, OrderError};
-use crate::preamble::{Kind, Preamble, PreambleError};
+use crate::preamble::{Preamble, PreambleError};
 use crate::record::{MAX_EXTENTS, RoundStats, encode_extents};
 use crate::tally::{Tally, Totals};
 use crate::text::{MAX_REASON, clean};
@@ -88,6 +88,7 @@ pub enum WriteError {
 ///     guest: "web".into(),
 ///     machine: vec![],
 ///     regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: Pages(16) }],
+///     ..Header::default()
 /// };
 /// let preamble = Preamble::migrate(MigrationId::random(), flags);
 /// let mut stream = StreamWriter::new(Vec::new(), preamble, header)?;
@@ -115,9 +116,7 @@ impl<W: Write> StreamWriter<W> {
     /// nothing written; [`WriteError::Io`].
     pub fn new(mut out: W, preamble: Preamble, header: Header) -> Result<Self, WriteError> {
         preamble.check().map_err(WriteError::Preamble)?;
-        if preamble.kind == Kind::Resolve && !header.is_empty() {
-            return Err(WriteError::Header(HeaderError::NotEmpty));
-        }
+        header.check_kind(preamble.kind).map_err(WriteError::Header)?;
         let body = header.encode().map_err(WriteError::Header)?;
         let leading = preamble.encode(&body);
         write_both(&mut out, &leading, &body).map_err(|source| WriteError::Io {
@@ -264,14 +263,15 @@ impl<W: Write> StreamWriter<W> {
         Ok(totals)
     }
 
-    /// Lets the destination run the guest, and flushes: the commit must be recorded before.
+    /// Lets the destination run the guest that it acknowledged with this nonce, and flushes: the
+    /// commit must be recorded before.
     ///
     /// # Errors
     /// [`WriteError::Order`] before [`Self::end`] or in a stream that has no place for it,
     /// [`WriteError::Io`].
-    pub fn go(&mut self) -> Result<(), WriteError> {
-        let id = self.preamble.id.to_bytes();
-        self.put_payload(RecordType::Go, &id)?;
+    pub fn go(&mut self, nonce: Nonce) -> Result<(), WriteError> {
+        let payload = [self.preamble.id.to_bytes(), nonce.to_bytes()].concat();
+        self.put_payload(RecordType::Go, &payload)?;
         self.flush()
     }
 
@@ -384,6 +384,7 @@ mod tests {
     use super::*;
     use crate::header::Region;
     use crate::preamble::Flags;
+    use crate::question::Question;
 
     fn writer<W: Write>(out: W, flags: Flags) -> StreamWriter<W> {
         let region =
@@ -392,6 +393,7 @@ mod tests {
             guest: "web".into(),
             machine: vec![],
             regions: vec![region(0, 0, 512), region(1, 1 << 20, 1 << 33)],
+            ..Header::default()
         };
         let preamble = Preamble::migrate(MigrationId::from_bytes([1; 16]), flags);
         StreamWriter::new(out, preamble, header).unwrap()
@@ -421,14 +423,14 @@ mod tests {
             Err(WriteError::RunTooLong(Pages(257)))
         ));
         assert!(matches!(stream.begin_unsummed_pages(run(0, 0, 1)), Err(WriteError::SumsPromised)));
-        assert!(matches!(stream.go(), Err(WriteError::Order(_))));
+        assert!(matches!(stream.go(Nonce::from_bytes([2; 16])), Err(WriteError::Order(_))));
         let too_long = vec![0; MAX_PAYLOAD as usize + 1];
         assert!(matches!(stream.section(&too_long), Err(WriteError::SectionTooLong(_))));
         assert_eq!(stream.bytes_written(), before);
         assert_eq!(stream.get_mut().len() as u64, before.0);
         stream.pages(run(0, 511, 1), &page).unwrap();
         stream.end().unwrap();
-        stream.go().unwrap();
+        stream.go(Nonce::from_bytes([2; 16])).unwrap();
     }
 
     #[test]
@@ -442,7 +444,12 @@ mod tests {
     #[test]
     fn a_sender_knows_when_it_may_fill_no_more() {
         let region = Region { id: RegionId(0), base: Gfn(0), pages: Pages(8) };
-        let header = Header { guest: "web".into(), machine: vec![], regions: vec![region] };
+        let header = Header {
+            guest: "web".into(),
+            machine: vec![],
+            regions: vec![region],
+            ..Header::default()
+        };
         let preamble = Preamble::migrate(MigrationId::from_bytes([1; 16]), SUMS);
         let mut stream = StreamWriter::new(Vec::new(), preamble, header).unwrap();
         while stream.has_room_for_fill(Pages(8)) {
@@ -475,9 +482,20 @@ mod tests {
 
     #[test]
     fn a_question_with_a_guest_in_it_is_not_begun() {
-        let header = Header { guest: "web".into(), machine: vec![1], regions: vec![] };
         let preamble = Preamble::resolve(MigrationId::from_bytes([1; 16]));
-        let result = StreamWriter::new(Vec::new(), preamble, header);
-        assert!(matches!(result, Err(WriteError::Header(HeaderError::NotEmpty))));
+        for header in [
+            Header { guest: "web".into(), machine: vec![1], ..Header::default() },
+            Header {
+                regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: Pages(1) }],
+                ..Question::default().header()
+            },
+            Header {
+                released: vec![MigrationId::from_bytes([2; 16])],
+                ..Question::default().header()
+            },
+        ] {
+            let result = StreamWriter::new(Vec::new(), preamble, header);
+            assert!(matches!(result, Err(WriteError::Header(HeaderError::Question(_)))));
+        }
     }
 }

@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{BOTH_WAYS, ONE_WAY, Stopped, page, reached_end, read, run, sample};
-use mig_stream::{Flags, Header, Preamble, Record, StreamWriter};
+use mig_stream::{Flags, Header, Preamble, Question, Record, StreamReader, StreamWriter};
 use proptest::prelude::*;
 
 const UNSUMMED: Flags = Flags { page_sums: false, ..ONE_WAY };
@@ -73,7 +75,7 @@ fn a_stream_that_stops_inside_pages_says_so() {
 #[test]
 fn a_stream_that_stops_between_end_and_go_has_an_end_and_no_go() {
     let bytes = sample(BOTH_WAYS);
-    let go = 32 + 16;
+    let go = 32 + 32;
     let whole = read(&bytes[..bytes.len() - go]).unwrap();
     assert!(matches!(whole.records.last(), Some(Record::End(_))));
     for cut in 1..go {
@@ -83,7 +85,7 @@ fn a_stream_that_stops_between_end_and_go_has_an_end_and_no_go() {
 
 /// Where each record of a stream begins, and where the stream ends.
 fn boundaries(bytes: &[u8]) -> Vec<usize> {
-    let mut reader = mig_stream::StreamReader::open(bytes).unwrap();
+    let mut reader = StreamReader::open(bytes).unwrap();
     let mut starts = vec![];
     while reader.next_record().unwrap().is_some() {
         starts.push(reader.record_at().0 as usize);
@@ -139,8 +141,8 @@ fn the_end_of_another_stream_does_not_fit() {
     assert!(said.contains("digest by its own account"), "{said}");
 }
 
-fn reader_of(bytes: &[u8]) -> mig_stream::StreamReader<&[u8]> {
-    mig_stream::StreamReader::open(bytes).unwrap()
+fn reader_of(bytes: &[u8]) -> StreamReader<&[u8]> {
+    StreamReader::open(bytes).unwrap()
 }
 
 fn header_of(bytes: &[u8]) -> Header {
@@ -160,16 +162,19 @@ fn bytes_behind_the_end_are_refused() {
 }
 
 #[test]
-fn a_question_ends_behind_its_header_or_with_go() {
-    let header = Header { guest: "web".into(), ..Header::default() };
-    let preamble = Preamble::resolve(common::ID);
-    let mut stream = StreamWriter::new(Vec::new(), preamble, header).unwrap();
-    let question = stream.get_mut().clone();
-    assert_eq!(read(&question).unwrap().records, []);
-    stream.go().unwrap();
-    assert_eq!(read(&stream.into_inner()).unwrap().records, [Record::Go(common::ID)]);
-    for length in 0..question.len() {
-        assert!(matches!(read(&question[..length]), Err(Stopped::Open(_))), "{length}");
+fn a_question_ends_behind_its_header() {
+    let asked = Question { to: Some(common::BY), age: Duration::from_secs(7) };
+    for preamble in [Preamble::resolve(common::ID), Preamble::release(common::ID)] {
+        let stream = StreamWriter::new(Vec::new(), preamble, asked.header()).unwrap();
+        let mut question = stream.into_inner();
+        assert_eq!(read(&question).unwrap().records, []);
+        let reader = StreamReader::open(&question[..]).unwrap();
+        assert_eq!((reader.preamble().kind, reader.question()), (preamble.kind, Some(asked)));
+        for length in 0..question.len() {
+            assert!(matches!(read(&question[..length]), Err(Stopped::Open(_))), "{length}");
+        }
+        question.push(0);
+        assert!(read(&question).is_err());
     }
 }
 

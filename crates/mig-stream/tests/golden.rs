@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{BOTH_WAYS, ID, memory_digest, page, read, round, run, sample};
+use common::{BOTH_WAYS, BY, ID, memory_digest, page, read, round, run, sample};
 use mig_stream::{
     FormatVersion, Message, Outcome, Record, ReturnReader, ReturnWriter, StreamDigest, Totals,
 };
@@ -28,7 +28,7 @@ fn answers() -> Vec<Message> {
     let digest = StreamDigest(0x0123_4567_89ab_cdef);
     vec![
         Message::Ready { version: FormatVersion(1) },
-        Message::Ack { digest, timings: timings.clone() },
+        Message::Ack { digest, by: BY, timings: timings.clone() },
         Message::Running { timings },
         Message::Refused { reason: "this host has no avx512f".into() },
         Message::Failed { reason: "no space left on device".into() },
@@ -36,6 +36,7 @@ fn answers() -> Vec<Message> {
         Message::Resolved(Outcome::Running),
         Message::Resolved(Outcome::Refused),
         Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".into() }),
+        Message::Resolved(Outcome::OtherHost { host: BY.host }),
     ]
 }
 
@@ -60,8 +61,8 @@ fn format_1_is_read_as_it_always_was() {
         pages: Pages(3),
         filled: Pages(900),
         sections: 2,
-        bytes: Bytes(12_806),
-        digest: StreamDigest(0x35b1_0760_bec8_6ab5),
+        bytes: Bytes(12_822),
+        digest: StreamDigest(0x7285_343b_03d0_5f32),
     };
     let expected = [
         Record::Extents(vec![run(0, 0, 2), run(1, 0, 1000)]),
@@ -74,7 +75,7 @@ fn format_1_is_read_as_it_always_was() {
         Record::Section(vec![]),
         Record::Digest(memory_digest()),
         Record::End(totals),
-        Record::Go(ID),
+        Record::Go { id: ID, nonce: BY.nonce },
     ];
     assert_eq!(whole.records, expected);
     assert_eq!(whole.payloads, [[page(1), page(2)].concat(), page(3)]);

@@ -155,10 +155,10 @@ fn go_for_another_migration_is_refused() {
     let flags = Flags { return_path: true, ..ONE_WAY };
     let stream = |id: &[u8; 16]| {
         let mut bytes = common::sample(flags);
-        bytes.truncate(bytes.len() - 48);
+        bytes.truncate(bytes.len() - 64);
         let sequence = 9;
         let mut raw = Raw { bytes, sequence };
-        raw = raw.record(GO, NOWHERE, id);
+        raw = raw.record(GO, NOWHERE, &[&id[..], &common::BY.nonce.to_bytes()].concat());
         raw.read()
     };
     assert!(stream(b"0123456789abcdef").is_ok());

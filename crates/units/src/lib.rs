@@ -1,5 +1,5 @@
-//! Types for the quantities that could be confused: pages, bytes, frame numbers, rates, migration
-//! ids.
+//! Types for the quantities that could be confused: pages, bytes, frame numbers, rates, and the
+//! identities of a handover.
 //!
 //! No bare `u64` crosses a crate border in this project. A [`Gfn`] is not a count of pages and a
 //! count of pages is not a count of bytes; the compiler keeps them apart.
@@ -10,7 +10,7 @@ mod id;
 mod quantity;
 mod range;
 
-pub use id::MigrationId;
+pub use id::{Acknowledged, HostId, MigrationId, Nonce};
 pub use quantity::{Bytes, BytesPerSec, Pages, ParseQuantityError};
 pub use range::{Gfn, PageRange, RegionId};
 

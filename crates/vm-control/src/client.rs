@@ -7,9 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mig_engine::ownership::{Input, Standing};
+use mig_engine::handover::Form;
+use mig_engine::ownership::{Authority, Input, Standing};
 use thiserror::Error;
-use units::{Bytes, MigrationId, Pages};
+use units::{Bytes, MigrationId, Nonce, Pages};
 use vm_state::MachineDescription;
 
 use crate::frame::{self, FrameError};
@@ -346,10 +347,10 @@ impl Client {
         id: MigrationId,
         description: MachineDescription,
         overrides: Overrides,
-        saved: bool,
+        form: Form,
     ) -> Result<(GuestMemory, Vec<String>), ClientError> {
         let memory = description.memory.clone();
-        match self.call_with_fds(&Request::Receive { id, description, overrides, saved })? {
+        match self.call_with_fds(&Request::Receive { id, description, overrides, form })? {
             (Reply::Received { notes }, fds) => {
                 Ok((GuestMemory::map(&memory, fds, Access::ReadWrite)?, notes))
             }
@@ -376,20 +377,21 @@ impl Client {
     /// Runs the prepared guest.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] if the migration was refused here before.
-    pub fn go(&self, id: MigrationId) -> Result<Started, ClientError> {
-        match self.call(&Request::Go(id))? {
+    /// [`ClientError::Refused`] if the migration was refused here before, or GO is for another copy
+    /// of the guest.
+    pub fn go(&self, id: MigrationId, by: Authority) -> Result<Started, ClientError> {
+        match self.call(&Request::Go { id, by })? {
             Reply::Started(started) => Ok(started),
             _ => Err(self.out_of_turn()),
         }
     }
 
-    /// What vmrun knows of a migration.
+    /// What vmrun knows of a migration, for one whose ACK had this nonce.
     ///
     /// # Errors
     /// [`ClientError`], as for every request.
-    pub fn inquire(&self, id: MigrationId) -> Result<Standing, ClientError> {
-        match self.call(&Request::Inquire(id))? {
+    pub fn inquire(&self, id: MigrationId, nonce: Option<Nonce>) -> Result<Standing, ClientError> {
+        match self.call(&Request::Inquire { id, nonce })? {
             Reply::Standing(standing) => Ok(standing),
             _ => Err(self.out_of_turn()),
         }

@@ -39,6 +39,7 @@ mod client;
 pub mod departure;
 mod durable;
 mod frame;
+pub mod identity;
 pub mod known_files;
 pub mod memory;
 mod message;
@@ -49,6 +50,6 @@ pub mod server;
 pub use client::{Client, ClientError, Subscription};
 pub use frame::{FrameError, MAX_FRAME};
 pub use message::{
-    Balloon, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, RefusalKind, Reply,
-    Request, Started, Status,
+    Balloon, Event, Handover, Loaded, MAX_RELEASED, Order, Overrides, PROTOCOL_VERSION, Refusal,
+    RefusalKind, Reply, Request, Started, Status,
 };

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use mig_engine::ownership::{Input, Standing, State};
+use mig_engine::handover::Form;
+use mig_engine::ownership::{Authority, Input, Standing, State};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
-use units::{Bytes, BytesPerSec, MigrationId, Pages};
+use units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use vm_state::MachineDescription;
 
 use crate::frame::MAX_FRAME;
@@ -72,8 +73,10 @@ pub enum Request {
         description: MachineDescription,
         /// What differs on this host.
         overrides: Overrides,
-        /// Whether the guest comes from a file: it may be received again until it has run.
-        saved: bool,
+        /// How it comes. A guest from a file may be received again until it has run; one whose
+        /// source hears of it when it is prepared runs for a GO that says so: see
+        /// [`Loaded::acknowledge`].
+        form: Form,
     },
     /// Load this state into the machine being received: it is prepared then. Answered by
     /// [`Reply::Prepared`].
@@ -86,10 +89,20 @@ pub enum Request {
         /// How long ago the stream said that the guest is paused; nothing of a guest from a file.
         paused_for: Option<Duration>,
     },
-    /// The source has committed: run. Answered by [`Reply::Started`].
-    Go(MigrationId),
+    /// Run. Answered by [`Reply::Started`].
+    Go {
+        /// The migration.
+        id: MigrationId,
+        /// Who says so.
+        by: Authority,
+    },
     /// What is known here of a migration. Answered by [`Reply::Standing`].
-    Inquire(MigrationId),
+    Inquire {
+        /// The migration.
+        id: MigrationId,
+        /// That of the ACK which the asker has.
+        nonce: Option<Nonce>,
+    },
     /// What `vmctl info` shows of the migration `id`, as JSON. Answered by [`Reply::Orders`].
     PostProgress {
         /// The migration.
@@ -241,6 +254,8 @@ pub enum Reply {
 pub struct Loaded {
     /// Loading and checking every section.
     pub load: Duration,
+    /// What the ACK is to say; nothing where there is none ([`Request::Receive`]).
+    pub acknowledge: Option<Acknowledged>,
 }
 
 /// How long the parts of starting took.
@@ -251,6 +266,9 @@ pub struct Started {
     /// From there until the first vCPU entered the guest.
     pub first_instruction: Duration,
 }
+
+/// So many migrations that ended before their commit are remembered.
+pub const MAX_RELEASED: usize = 16;
 
 /// How a guest is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +293,21 @@ pub struct Status {
     pub balloon: Option<Balloon>,
     /// Why it is held back, if it is: a guest of its name has left this host.
     pub held: Option<String>,
+    /// How it was handed over, if it was.
+    pub handover: Option<Handover>,
+    /// Migrations that ended before their commit, [`MAX_RELEASED`] at most and the oldest first: the
+    /// destination of one may still wait for GO.
+    pub released: Vec<MigrationId>,
+}
+
+/// What a source knows of the migration by which its guest was handed over: what a question about
+/// it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// Who acknowledged the guest; nothing one way.
+    pub taken_by: Option<Acknowledged>,
+    /// How long ago the migration began.
+    pub age: Duration,
 }
 
 /// How much of its memory a guest with a balloon has for itself.

@@ -161,8 +161,18 @@ impl Machine {
     /// Lets the guest run. Does nothing if it runs.
     ///
     /// # Errors
-    /// [`MachineError`] if it has no state yet, or has ended.
+    /// As [`Self::make_ready`].
     pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.make_ready()?;
+        self.start();
+        Ok(())
+    }
+
+    /// Does all of a resume that can fail; nothing of the guest runs yet. Does nothing if it runs.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it has no state yet, has ended, or cannot run.
+    pub fn make_ready(&mut self) -> Result<(), MachineError> {
         match self.life {
             Life::Whole => {}
             Life::Empty => return Err(MachineError::NotLoaded(self.description.name.clone())),
@@ -182,11 +192,18 @@ impl Machine {
                 tell_paused(&vcpu).map_err(MachineError::Build)?;
             }
         }
+        Ok(())
+    }
+
+    /// Starts the devices and the vCPUs of a machine that is ready. Does nothing if it runs.
+    pub fn start(&mut self) {
+        if self.vcpus.is_running() {
+            return;
+        }
         self.serial.resume();
         self.virtio.resume();
         self.resumed_at = Some(Moment::now());
         self.vcpus.resume();
-        Ok(())
     }
 
     /// Stops the guest: when this returns no vCPU is in guest mode or in the middle of an

@@ -282,7 +282,12 @@ fn spoil(case: Case, seed: &mut Seed, source: &Host, destination: &Host) {
 
 /// Puts a file where a directory is wanted: nothing can be written below it, not by root either.
 fn occupy(host: &Host, name: &str) {
-    fs::write(host.path(name), "").expect("a file");
+    let path = host.path(name);
+    // What a host remembers before it has heard of any migration.
+    if path.is_dir() {
+        fs::remove_dir_all(&path).expect("a directory can go");
+    }
+    fs::write(path, "").expect("a file");
 }
 
 /// The timeouts of a case, in seconds: short where one is to come, long where one that came would

@@ -15,10 +15,10 @@
 //!      | <---- pause --- |                                  |                  |
 //!      |                 | -- last pages, sections, End --> |                  |
 //!      |                 |                                  | -- load -------> | prepared
-//!      |                 | <-------------------------- ACK  |                  |
-//!      | <--- commit --- |                                  |                  |
+//!      |                 | <------------ ACK(host, nonce)  | <----- nonce --- |
+//!      | <--- commit --- | (keeps host and nonce)           |                  |
 //! handed-over            |                                  |                  |
-//!      |                 | -- GO -------------------------> | -- go ---------> | owned, runs
+//!      |                 | -- GO(nonce) ------------------> | -- go(nonce) --> | owned, runs
 //!      |                 | <---------------------- RUNNING  |                  |
 //!      | <-- confirm --- |                                  |                  |
 //!    exits               |                                  |                  |
@@ -28,8 +28,17 @@
 //! the end of the file. With a separate commit (`--commit`), the forward path is closed after
 //! `End` and GO goes through a second command.
 //!
-//! Before the commit every failure ends with the source running and the destination gone. After
-//! it, what is not known is resolved: see [`resolve`].
+//! ACK says who acknowledges: the host whose records have the migration, and a nonce that the
+//! destination's vmrun made for this copy of the guest. It is in ACK and not in READY because ACK
+//! is what all forms have that ask for an answer, because vmrun alone knows whose records it
+//! writes, and because the source commits to what it was told last. The source's vmrun keeps both
+//! with the hand-over, so that they outlive mig-send; GO carries the nonce, and every question both.
+//!
+//! Before the commit every failure ends with the source running and the destination gone. A
+//! destination that may be prepared by then is told so, by a question of its own kind and with the
+//! guest's next migration; until it hears of that it waits, for it cannot tell a source that took
+//! its guest back from one that crashed behind its commit. After the commit, what is not known is
+//! resolved: see [`resolve`].
 
 mod destination;
 pub mod resolve;
@@ -38,8 +47,10 @@ mod source;
 pub use destination::{Destination, DestinationEnding, DestinationStep};
 pub use source::{Source, SourceEnding, SourceStep};
 
+use serde::{Deserialize, Serialize};
+
 /// Which way the messages of the handover go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Form {
     /// Through the stream and a prompt return path.
     BothWays,

@@ -33,6 +33,9 @@ pub enum SourceStep {
     TakeBack,
     /// Give the guest back to the source's vmrun: it runs.
     Release,
+    /// Tell a destination that may be prepared that the guest was given back: it would wait for
+    /// GO for ever. Nobody's guest depends on it.
+    TellReleased,
     /// All done.
     Finished(SourceEnding),
 }
@@ -69,17 +72,19 @@ pub struct Source {
     step: SourceStep,
     /// Where a release leads: whether the operator asked for it.
     cancelled: bool,
+    /// Whether the destination may be prepared when the guest is given back.
+    may_be_prepared: bool,
 }
 
 impl Source {
     /// A migration that is about to start.
     pub const fn new(form: Form) -> Self {
-        Self { form, step: SourceStep::Open, cancelled: false }
+        Self { form, step: SourceStep::Open, cancelled: false, may_be_prepared: false }
     }
 
     /// A source that is handed-over already and whose outcome is to be found.
     pub const fn resolving(form: Form) -> Self {
-        Self { form, step: SourceStep::Resolve, cancelled: false }
+        Self { form, step: SourceStep::Resolve, cancelled: false, may_be_prepared: false }
     }
 
     /// What is to be done now.
@@ -134,24 +139,40 @@ impl Source {
             (AwaitRunning | Resolve, _) => Confirm,
             (Confirm, _) => Finished(SourceEnding::Moved),
             (TakeBack, _) => Finished(SourceEnding::Stayed),
-            (Release, _) if self.cancelled => Finished(SourceEnding::Cancelled),
-            (Release, _) => Finished(SourceEnding::Stayed),
+            (Release, _) if self.may_be_prepared => TellReleased,
+            (Release | TellReleased, _) => self.given_back(),
             (Finished(ending), _) => Finished(ending),
         }
+    }
+
+    /// How a migration ends whose guest runs on at the source.
+    const fn given_back(&self) -> SourceStep {
+        SourceStep::Finished(match self.cancelled {
+            true => SourceEnding::Cancelled,
+            false => SourceEnding::Stayed,
+        })
     }
 
     fn after_early_failure(&mut self, outcome: Outcome) -> SourceStep {
         match self.step {
             SourceStep::Finished(ending) => SourceStep::Finished(ending),
             // Even if nobody hears the release, the vmrun runs on by itself when its client goes.
-            SourceStep::Release if self.cancelled => SourceStep::Finished(SourceEnding::Cancelled),
-            SourceStep::Release => SourceStep::Finished(SourceEnding::Stayed),
+            // If it is dead, the destination may have the last whole copy: that is not taken away.
+            SourceStep::Release | SourceStep::TellReleased => self.given_back(),
             // Whether the vmrun recorded the commit is not known, so neither copy may be given up.
             SourceStep::Commit if outcome == Outcome::Failed => {
                 SourceStep::Finished(SourceEnding::Unknown)
             }
-            _ => {
+            step => {
                 self.cancelled = outcome == Outcome::Cancelled;
+                self.may_be_prepared = self.form != Form::OneWay
+                    && matches!(
+                        step,
+                        SourceStep::End
+                            | SourceStep::Close
+                            | SourceStep::AwaitAck
+                            | SourceStep::Commit
+                    );
                 SourceStep::Release
             }
         }
@@ -191,6 +212,37 @@ mod tests {
             steps.push(source.step());
         }
         steps
+    }
+
+    const fn at(form: Form, step: SourceStep) -> Source {
+        Source { form, step, cancelled: false, may_be_prepared: false }
+    }
+
+    #[test]
+    fn a_destination_that_may_be_prepared_is_told_that_the_guest_stays() {
+        for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
+            for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
+                for step in path(form) {
+                    let mut source = at(form, step);
+                    source.advance(outcome);
+                    if source.step() != Release {
+                        continue;
+                    }
+                    let told =
+                        form != Form::OneWay && matches!(step, End | Close | AwaitAck | Commit);
+                    source.advance(Outcome::Done);
+                    assert_eq!(source.step() == TellReleased, told, "{form:?} {step:?}");
+                    let ending = match outcome {
+                        Outcome::Cancelled => SourceEnding::Cancelled,
+                        _ => SourceEnding::Stayed,
+                    };
+                    while source.step() == TellReleased {
+                        source.advance(outcome);
+                    }
+                    assert_eq!(source.step(), Finished(ending));
+                }
+            }
+        }
     }
 
     #[test]
@@ -242,7 +294,7 @@ mod tests {
         for form in FORMS {
             for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
                 for step in path(form).into_iter().take_while(|step| *step != Commit) {
-                    let mut source = Source { form, step, cancelled: false };
+                    let mut source = at(form, step);
                     source.advance(outcome);
                     assert_eq!(source.step(), Release, "{form:?} {step:?} {outcome:?}");
                     source.advance(Outcome::Failed);
@@ -261,7 +313,7 @@ mod tests {
         for form in FORMS {
             let after = path(form).into_iter().skip_while(|step| *step != Commit).skip(1);
             for step in after.chain([Resolve, TakeBack]) {
-                let source = Source { form, step, cancelled: false };
+                let source = at(form, step);
                 for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
                     let mut source = source;
                     source.advance(outcome);
@@ -279,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_lost_answer_to_the_commit_leaves_the_outcome_open() {
-        let mut source = Source { form: Form::BothWays, step: Commit, cancelled: false };
+        let mut source = at(Form::BothWays, Commit);
         source.advance(Outcome::Failed);
         assert_eq!(source.step(), Finished(SourceEnding::Unknown));
         assert_eq!(SourceEnding::Unknown.exit_status(), 4);

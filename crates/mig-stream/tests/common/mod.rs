@@ -10,9 +10,14 @@ use mig_stream::{
     Flags, Header, MemoryDigest, Preamble, ReadError, Record, Region, RegionDigest, RoundStats,
     StreamReader, StreamWriter,
 };
-use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
+use units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId};
 
 pub const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
+
+pub const BY: Acknowledged = Acknowledged {
+    host: HostId::from_bytes(*b"a host with disk"),
+    nonce: Nonce::from_bytes(*b"a number of once"),
+};
 
 pub const BOTH_WAYS: Flags = Flags {
     return_path: true,
@@ -41,6 +46,7 @@ pub fn header() -> Header {
         guest: "web".into(),
         machine: b"a machine".to_vec(),
         regions: vec![region(0, 0, 160), region(1, 0x10_0000, 1000)],
+        released: vec![MigrationId::from_bytes(*b"an earlier trial")],
     }
 }
 
@@ -85,7 +91,7 @@ pub fn sample(flags: Flags) -> Vec<u8> {
     }
     stream.end().unwrap();
     if flags.go_follows() {
-        stream.go().unwrap();
+        stream.go(BY.nonce).unwrap();
     }
     stream.into_inner()
 }

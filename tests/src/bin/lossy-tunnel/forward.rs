@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Read, StdinLock};
 use std::sync::mpsc::Sender;
 
-use mig_stream::{Kind, Record, StreamReader};
+use mig_stream::{Record, StreamReader};
 use migpipe_tests::faults::Point;
 use units::MigrationId;
 
@@ -46,7 +46,7 @@ fn records(
     control.at(Point::Connect, far);
     let mut reader = StreamReader::open(Tap { from: io::stdin().lock(), held }).ok()?;
     let _ = id.send(reader.preamble().id);
-    let question = reader.preamble().kind == Kind::Resolve;
+    let question = reader.preamble().kind.is_question();
     if question {
         control.at(Point::Question, far);
     }
@@ -79,7 +79,7 @@ fn records(
                 sections += 1;
             }
             Record::End(_) => control.at(Point::End, far),
-            Record::Go(_) => {
+            Record::Go { .. } => {
                 control.at(Point::Go, far);
                 pass(control, far, held)?;
                 control.at(Point::AfterGo, far);
