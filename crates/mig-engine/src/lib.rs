@@ -7,3 +7,6 @@ pub mod handover;
 pub mod ownership;
 pub mod precopy;
 pub mod report;
+
+#[cfg(test)]
+mod ownership_table;
