@@ -89,7 +89,8 @@ fn a_live_socket_is_refused_and_stays_usable() {
     let interrupt = Interrupt::new().unwrap();
     let first = prepare_receiver(&endpoint, &interrupt).unwrap();
     let second = prepare_receiver(&endpoint, &interrupt).unwrap_err();
-    assert!(second.to_string().contains("another program listens"), "{second}");
+    let why = std::error::Error::source(&second).expect("what is in the way").to_string();
+    assert!(why.contains("another program listens"), "{second}: {why}");
     talk(first, &endpoint);
 }
 

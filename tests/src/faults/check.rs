@@ -20,15 +20,16 @@ fn record(host: &Host) -> Option<String> {
         .map(|name| host.path("state/vmrun").join(name))
         .into_iter()
         .find(|dir| dir.is_dir())?;
-    let records = files(&dir).into_iter().filter(|it| !is_draft(it));
+    let records = files(&dir).into_iter().filter(|it| is_record(it));
     let texts: Vec<_> = records.filter_map(|it| fs::read_to_string(it).ok()).collect();
     assert!(texts.len() <= 1, "more than one record: {texts:?}");
     texts.into_iter().next()
 }
 
-/// A killed vmrun may leave one.
-fn is_draft(file: &Path) -> bool {
-    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+/// Beside the records is the host's identity, and a killed vmrun may leave a draft.
+fn is_record(file: &Path) -> bool {
+    file.file_name()
+        .is_some_and(|name| name != "host-id" && !name.to_string_lossy().starts_with('.'))
 }
 
 fn files(dir: &Path) -> Vec<std::path::PathBuf> {

@@ -277,7 +277,9 @@ fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
         (Freeze(Destination), ACKED | COMMITTED) => &[Prepared, Running],
         // Nobody can reach the vmrun on a new connection.
         (NoMoreMemory, COPYING..=SAVED) => &[Stays, Prepared, Doubtful],
-        // Whoever brings GO looks for the vmrun in the records.
+        // Whoever has begun to ask finds the vmrun without the records; nobody can begin without
+        // the host's identity, which is beside them.
+        (StateLost, _) if step == Point::Question => &[Moved],
         (StateLost, COPYING..=COMMITTED) => &[Prepared],
         // The path is closed anyway.
         (Net(CloseForward | DropTail), SAVED) if step == Point::Eof => &[Moved],
@@ -413,9 +415,8 @@ fn resolve(step: Step, fault: Fault) -> &'static [Outcome] {
         Say(QuitThere) if answered => &[EndedThere],
         Say(QuitThere) => &[Stays],
         Say(QuitForce) => &[Moved],
-        // Whoever answers looks for the vmrun in the records.
-        StateLost if answered => &[Moved],
-        StateLost => &[Prepared],
+        // Whoever has begun to answer finds the vmrun without the records.
+        StateLost => &[Moved],
         // The mig-recv that answers may not be there yet, or not any more.
         Kill(Recv) | Freeze(Recv) => &[],
         _ => &[],
