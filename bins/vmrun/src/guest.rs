@@ -373,14 +373,6 @@ impl Guest {
                     self.end(End::Failed(refusal.message));
                 }
             }
-            State::Prepared(id)
-                if inner.receiver == Some(connection) && inner.ownership.is_saved() =>
-            {
-                // Nobody else will ever bring its GO: its file is good as long as it has not run.
-                if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
-                    warn!("cannot give the saved guest up: {refusal}");
-                }
-            }
             State::Incoming if inner.parent == Some(connection) => self.end(End::NothingCame),
             _ => {}
         }
