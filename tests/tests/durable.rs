@@ -12,6 +12,8 @@ const CALLS: &str = "fsync,fdatasync,link,linkat,rename,renameat,renameat2,mkdir
 /// What was done to files, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Done {
+    /// Something was written to this file.
+    Wrote(String),
     /// The content of this file, or the names in this directory, are on the disk.
     Synced(String),
     /// The file got a name: from, to.
@@ -22,12 +24,17 @@ enum Done {
 
 /// `strace` with which a script is prefixed, writing to a file of the host.
 fn strace(host: &Host) -> Option<String> {
+    strace_of(host, CALLS)
+}
+
+/// The same, of these system calls.
+fn strace_of(host: &Host, calls: &str) -> Option<String> {
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         println!("SKIPPED: there is no strace");
         return None;
     }
     let trace = host.path("trace").display().to_string();
-    Some(format!("strace -f -y -qq -e trace={CALLS} -o {trace}"))
+    Some(format!("strace -f -y -qq -s 0 -e trace={calls} -o {trace}"))
 }
 
 /// What the trace says, but for what failed. A call that others interrupt counts where it ends.
@@ -46,9 +53,8 @@ fn trace(host: &Host) -> Vec<Done> {
             Some((_, tail)) => begun.remove(thread).unwrap_or_default() + tail,
             None => rest.to_owned(),
         };
-        if !call.trim_end().ends_with("= 0") {
-            continue;
-        }
+        let result = call.rsplit_once("= ").and_then(|(_, result)| result.trim().parse().ok());
+        let Some::<u64>(_) = result else { continue };
         done.extend(read(&call));
     }
     done
@@ -57,11 +63,11 @@ fn trace(host: &Host) -> Vec<Done> {
 fn read(call: &str) -> Option<Done> {
     let name = call.split('(').next()?;
     let quoted: Vec<_> = call.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    // As the file is called then: a draft is renamed later.
+    let open = || Some(call.split('<').nth(1)?.split('>').next()?.to_owned());
     Some(match name {
-        "fsync" | "fdatasync" => {
-            // As the file is called when it is synced: a draft is renamed later.
-            Done::Synced(call.split('<').nth(1)?.split('>').next()?.to_owned())
-        }
+        "write" | "writev" => Done::Wrote(open()?),
+        "fsync" | "fdatasync" => Done::Synced(open()?),
         "mkdir" | "mkdirat" => Done::Made(quoted.first()?.clone()),
         _ => Done::Named(quoted.first()?.clone(), quoted.get(1)?.clone()),
     })
@@ -151,18 +157,21 @@ fn a_saved_guest_is_on_the_disk_before_its_source_ends() {
     needs_kvm!();
     for (to, named) in [("file:", 1), (">", 0)] {
         let host = Host::new();
-        let Some(strace) = strace(&host) else { return };
+        let calls = format!("{CALLS},write,writev");
+        let Some(strace) = strace_of(&host, &calls) else { return };
         let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
         let file = host.path("a.mig").display().to_string();
         host.sh(&format!("exec {strace} mig-send -q --confine=off a {to}{file}")).expect(0);
         assert_eq!(a.ended(), Some(0));
         let done = trace(&host);
         assert_names_are_durable(&done, "a.mig", named);
-        // The last of all: what is synced after it got its name, and where the name is.
+        // The end of the stream too, which is written after all else was synced; and the name last.
         let written = if named == 1 { format!("{file}.part") } else { file.clone() };
-        let content = done.iter().rposition(|step| *step == Done::Synced(written.clone()));
-        let name = done.iter().rposition(|step| *step == Done::Synced(parent(&file).to_owned()));
-        assert!(content.is_some() && content < name, "{done:?}");
+        let last = |step: Done| done.iter().rposition(|it| *it == step);
+        let end = last(Done::Wrote(written.clone()));
+        let content = last(Done::Synced(written));
+        let name = last(Done::Synced(parent(&file).to_owned()));
+        assert!(end.is_some() && end < content && content < name, "{done:?}");
     }
 }
 

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use mig_engine::ownership::Authority;
 use migpipe_tests::{
     Console, Guest, Host, PATIENCE, assert_one_story, needs_kvm, spec, wait, wait_within,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use units::{MigrationId, Nonce};
+use vm_control::Client;
 
 fn small(host: &Host) -> Guest {
     Guest::boot(host, "a", &spec(64, "500", 8), &["--mem", "64M"])
@@ -269,6 +272,27 @@ fn a_copy_that_waits_for_go_does_not_take_that_of_another() {
     b.wait_ticks(3);
     assert_eq!(c.text(), "", "the copy ran");
     elsewhere.run("vmctl", &["quit", "b"]).expect(0);
+    assert_one_story(&[&a.console, &b]);
+}
+
+#[test]
+fn a_vmrun_takes_no_go_that_is_for_another_copy() {
+    needs_kvm!();
+    let (source, there) = (Host::new(), Host::new());
+    let mut a = small(&source);
+    let (ask, b) = hand_over(&source, &there);
+    let record = there.records()[0].file_stem().unwrap().to_str().unwrap().to_owned();
+    let id: MigrationId = record.parse().unwrap();
+    let vmrun = Client::connect(&there.runtime_dir().join("b.sock"), "a receiver").unwrap();
+    for nonce in [Some(Nonce::random()), None] {
+        let error = vmrun.go(id, Authority::Source(nonce)).unwrap_err().to_string();
+        assert!(error.contains("another copy"), "{error}");
+    }
+    assert_eq!(there.state("b").as_deref(), Some("prepared"));
+    assert_eq!(b.text(), "", "it ran");
+    source.run("mig-send", &["--resolve", "a", &ask]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    b.wait_ticks(3);
     assert_one_story(&[&a.console, &b]);
 }
 

@@ -4,11 +4,14 @@
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
+use mig_engine::ownership::Input;
 use migpipe_tests::{
     Console, Guest, Host, PATIENCE, assert_one_story, finish, needs_kvm, spec, wait, wait_within,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use units::MigrationId;
+use vm_control::{Client, ClientError, Order};
 
 /// Sends the guest as far as its blackout, which lasts: what the destination says is held up.
 fn into_blackout(host: &Host, guest: &str) -> Child {
@@ -93,15 +96,13 @@ fn a_guest_comes_back_by_itself_from_a_sender_that_does_nothing_and_not_from_one
 
 #[test]
 fn the_word_of_a_sender_that_was_given_up_counts_for_nothing() {
-    use mig_engine::ownership::Input;
-    use vm_control::{Client, ClientError, Order};
     needs_kvm!();
     let host = Host::new();
     let mut a = boot(&host, "a");
     let socket = host.runtime_dir().join("a.sock");
     let sender = Client::connect(&socket, "a sender").expect("vmrun listens");
     let operator = Client::connect(&socket, "an operator").expect("vmrun listens");
-    let id = units::MigrationId::random();
+    let id = MigrationId::random();
     let machine = sender.describe().expect("a guest");
     sender.own(Input::Begin(id)).expect("the guest may go");
     sender.dirty_log_start(&machine).expect("a log");
@@ -123,12 +124,38 @@ fn the_word_of_a_sender_that_was_given_up_counts_for_nothing() {
     sender.own(Input::Release(id)).expect("it is over");
     a.assert_runs();
     // Another migration is none of its business, even by the same id's owner.
-    let again = units::MigrationId::random();
+    let again = MigrationId::random();
     operator.own(Input::Begin(again)).expect("the guest may go");
     cancelled(sender.pause().map(drop));
     operator.own(Input::Release(again)).expect("the migration is its own");
     a.assert_runs();
     assert_one_story(&[&a.console]);
+}
+
+#[test]
+fn a_guest_is_committed_only_with_the_state_of_this_pause() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = boot(&host, "a");
+    let sender = Client::connect(&host.runtime_dir().join("a.sock"), "a sender").unwrap();
+    let id = MigrationId::random();
+    let assert_refused = |when: &str| {
+        let error = sender.own(Input::Commit(id, None)).expect_err(when).to_string();
+        assert!(error.contains("before the state was saved"), "{when}: {error}");
+        assert_eq!(host.state("a").as_deref(), Some("migrating, paused"), "{when}");
+    };
+    sender.own(Input::Begin(id)).unwrap();
+    sender.pause().unwrap();
+    assert_refused("without a state");
+    sender.save_state().unwrap();
+    sender.resume().unwrap();
+    a.assert_runs();
+    sender.pause().unwrap();
+    assert_refused("with the state of an earlier pause");
+    sender.save_state().unwrap();
+    sender.own(Input::Commit(id, None)).unwrap();
+    assert_eq!(host.state("a").as_deref(), Some("handed-over"));
+    a.assert_stands_still();
 }
 
 #[test]

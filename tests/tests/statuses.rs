@@ -1,10 +1,13 @@
 //! The exit status says what became of the guest, whatever else goes wrong.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
 
+use mig_stream::{Message, ReturnWriter, StreamReader};
 use migpipe_tests::{Guest, Host, finish, needs_kvm, spec, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -84,6 +87,30 @@ fn a_destination_that_cannot_read_its_records_says_that_and_nothing_of_the_guest
     fs::rename(&away, records(&host)).unwrap();
     let done = host.run("mig-send", &ask).expect(4);
     assert!(done.stderr.contains("may have run"), "{}", done.stderr);
+    a.assert_stands_still();
+}
+
+#[test]
+fn a_question_that_the_destination_cannot_use_is_no_refusal_of_the_guest() {
+    needs_kvm!();
+    let host = Host::new();
+    let a = small(&host);
+    host.sh("mig-send -q a | cat >/dev/null").expect(0);
+    let path = host.path("destination");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            let connection = connection.unwrap();
+            let id = StreamReader::open(&connection).unwrap().preamble().id;
+            let reason = "too many questions".to_owned();
+            let mut back = ReturnWriter::new(&connection, id).unwrap();
+            back.send(&Message::Refused { reason }).unwrap();
+        }
+    });
+    let ask = format!("unix:{}", path.display());
+    let done = host.run("mig-send", &["--resolve", "--resolve-for", "1", "a", &ask]).expect(4);
+    assert!(done.stderr.contains("too many questions"), "{}", done.stderr);
+    assert_eq!(host.state("a").as_deref(), Some("handed-over"));
     a.assert_stands_still();
 }
 

@@ -142,3 +142,60 @@ fn out_of_turn(expected: &str, found: &Message) -> Stop {
 pub fn phase(timings: &Timings, name: &str) -> Option<Duration> {
     timings.iter().find(|(phase, _)| phase == name).map(|(_, time)| *time)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use mig_channel::{Endpoint, Interrupt, open_sender};
+    use mig_stream::ReturnWriter;
+    use units::{HostId, Nonce};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+    const SENT: StreamDigest = StreamDigest(1);
+
+    /// What a source reads of a destination that says this and closes.
+    fn answers(message: &Message) -> Answers {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("destination");
+        let listener = UnixListener::bind(&path).unwrap();
+        let destination = Endpoint::Unix(path);
+        let channel = open_sender(&destination, None, false, &Interrupt::new().unwrap()).unwrap();
+        let (there, _) = listener.accept().unwrap();
+        let id = MigrationId::random();
+        ReturnWriter::new(there, id).unwrap().send(message).unwrap();
+        Answers::new(channel.back.unwrap(), id)
+    }
+
+    fn ack(digest: StreamDigest) -> Message {
+        let by =
+            Acknowledged { host: HostId::from_bytes([1; 16]), nonce: Nonce::from_bytes([2; 16]) };
+        Message::Ack { digest, by, timings: Timings::new() }
+    }
+
+    #[test]
+    fn an_ack_of_another_stream_is_none() {
+        assert!(answers(&ack(SENT)).ack(SENT, PATIENCE).is_ok());
+        for digest in [StreamDigest(0), StreamDigest(2), StreamDigest(1 << 63 | 1)] {
+            let stop = answers(&ack(digest)).ack(SENT, PATIENCE).unwrap_err();
+            assert!(stop.reason().contains("another stream"), "{digest}: {stop:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_outcome_says_that_the_guest_was_refused() {
+        let outcome = |message: &Message| answers(message).outcome(PATIENCE, || false);
+        let refused = outcome(&Message::Resolved(Outcome::Refused));
+        assert!(matches!(refused, Ok(Outcome::Refused)), "{refused:?}");
+        let reason = "the question cannot be read";
+        let refused = Message::Refused { reason: reason.to_owned() };
+        let failed = Message::Failed { reason: reason.to_owned() };
+        for (message, said) in [(refused, reason), (failed, reason), (ack(SENT), "Ack")] {
+            let stop = outcome(&message).unwrap_err();
+            assert!(matches!(stop, Stop::Failed(_)), "after {message:?}: {stop:?}");
+            assert!(stop.reason().contains(said), "after {message:?}: {stop:?}");
+        }
+    }
+}
