@@ -47,6 +47,23 @@ fn a_guest_that_moved_away_is_held_back_at_home_until_the_operator_says_so() {
 }
 
 #[test]
+fn a_guest_that_moved_within_its_host_may_be_started_again_when_it_has_ended() {
+    needs_kvm!();
+    let home = Host::new();
+    let mut a = Guest::boot(&home, "web", &small(), &["--mem", "64M"]);
+    home.run("mig-send", &["-q", "web", "exec:mig-recv -q --name b --console null"]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    // It runs here under another name.
+    let held = start(&home, &[]);
+    assert_eq!(home.state("web").as_deref(), Some("held"));
+    home.run("vmctl", &["quit", "web"]).expect(0);
+    drop(held);
+    home.run("vmctl", &["quit", "b"]).expect(0);
+    let _web = start(&home, &[]);
+    wait("the guest", || home.state("web").as_deref() == Some("running"));
+}
+
+#[test]
 fn a_word_beforehand_is_as_good() {
     needs_kvm!();
     let (home, _away) = moved();

@@ -208,6 +208,7 @@ fn every_option_that_a_message_names_exists() {
         "--completions",
         "--broker",
         "--ask",
+        "--about",
         "--control-stdin",
         "--named",
         "--user",

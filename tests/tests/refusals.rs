@@ -68,7 +68,7 @@ fn a_migration_that_was_refused_once_is_refused_for_ever() {
     fs::write(&bad, &good[..good.len() / 2]).unwrap();
     receive(&host, &bad).refused_with(&["ends"]);
     // Its source may have asked by now, and run on.
-    receive(&host, &file).refused_with(&["refused", "--clone"]);
+    receive(&host, &file).refused_with(&["has refused the migration"]);
     let copy = format!("file:{}", file.display());
     host.run("mig-recv", &["--clone", "--console", "null", &copy]).expect(0);
     assert_eq!(host.state("web").as_deref(), Some("running"));

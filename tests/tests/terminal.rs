@@ -206,8 +206,10 @@ fn ctrl_c_in_a_pipeline_is_a_cancel_though_the_reader_dies_first() {
         let host = Host::new();
         let mut a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
         let status = host.path("status");
+        // A script's shell has what it starts with '&' ignore the signal.
+        let handler = if round % 2 == 0 { ":" } else { "''" };
         let script = format!(
-            "trap : INT; mig-send -q --max-bandwidth 5M a | cat >/dev/null; \
+            "trap {handler} INT; mig-send -q --max-bandwidth 5M a | cat >/dev/null; \
              echo ${{PIPESTATUS[0]}} > {0}.new; mv {0}.new {0}",
             status.display()
         );

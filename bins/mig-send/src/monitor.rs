@@ -169,10 +169,13 @@ impl Shared {
 /// Blocks the signals that mean something here in this thread and in all that it starts.
 pub fn block_signals() -> nix::Result<SigSet> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
-        if !cli::is_ignored(signal) {
-            signals.add(signal);
-        }
+    // SIGINT also where it was ignored: a script's shell does that to all that it starts with '&', and
+    // who sends it there means it. SIGHUP is what nohup(1) is for.
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1] {
+        signals.add(signal);
+    }
+    if !cli::is_ignored(Signal::SIGHUP) {
+        signals.add(Signal::SIGHUP);
     }
     signals.thread_block()?;
     Ok(signals)

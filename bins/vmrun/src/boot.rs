@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, warn};
-use vm_control::departure::Departures;
+use vm_control::departure::{Departure, Departures};
+use vm_control::record::Records;
 use vm_control::{known_files, place};
 use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, MachineError, Places, VirtioSpec};
 
@@ -137,11 +138,27 @@ pub fn held(args: &Args, departures: &Departures) -> anyhow::Result<Option<Strin
         return Ok(None);
     }
     let Some(departure) = departures.read(name)? else { return Ok(None) };
+    if ended_here(&departure, departures)? {
+        return Ok(None);
+    }
     Ok(Some(format!(
         "{name} is held back and does not run: {departure}; vmctl resume {name} starts it here all \
          the same, vmctl quit {name} gives its name back (vmctl forget {name}, or vmrun --again, \
          beforehand)"
     )))
+}
+
+/// Whether the guest that left went to another name on this very host and is there no more: it has
+/// not left from there, and nobody answers at its socket.
+fn ended_here(departure: &Departure, departures: &Departures) -> anyhow::Result<bool> {
+    let Some(arrived) = Records::of_this_host().read(departure.id)? else { return Ok(false) };
+    if departures.read(&arrived.name)?.is_some() {
+        return Ok(false);
+    }
+    let answer = UnixStream::connect(&arrived.socket);
+    Ok(answer.is_err_and(|error| {
+        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+    }))
 }
 
 /// Lets a booted guest run.
