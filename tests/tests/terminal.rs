@@ -94,8 +94,9 @@ fn the_live_line_is_one_line_however_narrow_the_terminal() {
     needs_kvm!();
     let host = Host::new();
     let mut a = guest(&host);
-    let Some(terminal) = Terminal::open(&host, 36) else { return };
-    terminal.types("clear; mig-send -q --max-bandwidth 2M a exec:'mig-recv -q --name b'");
+    let Some(terminal) = Terminal::open(&host, 44) else { return };
+    // Slow enough to last until it is cancelled.
+    terminal.types("clear; mig-send -q --max-bandwidth 256K a exec:'mig-recv -q --name b'");
     terminal.wait_for("progress", |screen| screen.contains("pre-copy"));
     let shown = terminal.screen();
     terminal.wait_for("another line", |screen| screen.contains("pre-copy") && *screen != shown);
