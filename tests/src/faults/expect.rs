@@ -284,8 +284,10 @@ fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
         // The path is closed anyway.
         (Net(CloseForward | DropTail), SAVED) if step == Point::Eof => &[Moved],
         (Net(CloseForward | DropTail), ACKED | RAN) => &[Moved],
-        // The sender does not wait for anything before it begins.
+        // The sender does not wait for anything before it begins, and may have asked its vmrun for all
+        // but the commit by now.
         (Kill(Source), OPENING) => &[EndedHere],
+        (Freeze(Source), OPENING) => &[Stays, Moved],
         (Say(SecondSend | Cancel), OPENING) => &[],
         _ => both(phase, step, fault),
     }
