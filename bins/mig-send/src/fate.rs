@@ -1,5 +1,6 @@
 //! What became of a guest at its source, when its vmrun did not confirm it.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,5 +67,18 @@ impl Witness {
             }
             Err(_) => Fate::Gone,
         }
+    }
+}
+
+/// What became of a guest whose vmrun was reached a moment ago, and cannot be reached again.
+pub fn without_witness(error: &ClientError) -> Fate {
+    match error {
+        ClientError::Connect { source, .. } => match source.kind() {
+            // The socket of a vmrun that has ended, or none at all.
+            ErrorKind::ConnectionRefused | ErrorKind::NotFound => Fate::Gone,
+            _ => Fate::Silent,
+        },
+        error if error.is_end_of_vmrun() => Fate::Gone,
+        _ => Fate::Silent,
     }
 }

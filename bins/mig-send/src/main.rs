@@ -23,10 +23,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use confine::Outside;
-use vm_control::{Client, place};
+use vm_control::{Client, ClientError, place};
 
 use crate::args::Args;
-use crate::fate::Witness;
+use crate::fate::{Fate, Witness};
 use crate::migration::Migration;
 use crate::monitor::Shared;
 use crate::report::Draft;
@@ -69,19 +69,28 @@ fn connect(args: &Args) -> anyhow::Result<Client> {
 fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
     let mut draft = Draft::new(args);
     let opened = draft.open();
-    let connected =
-        connect(args).and_then(|client| Ok((Witness::new(client.path(), args.timeout)?, client)));
-    let (mut witness, client) = match connected {
-        Ok(connected) => connected,
-        Err(error) => return draft.not_begun(&error.into(), None),
+    let client = match connect(args) {
+        Ok(client) => client,
+        Err(error) => {
+            let ended = error.downcast_ref().is_some_and(ClientError::is_end_of_vmrun);
+            return draft.not_begun(&error.into(), ended.then_some(Fate::Gone));
+        }
     };
     draft.report.guest = client.name().to_owned();
+    let id = draft.report.migration;
+    let mut witness = match Witness::new(client.path(), args.timeout) {
+        Ok(witness) => witness,
+        Err(error) => {
+            let fate = fate::without_witness(&error);
+            return draft.not_begun(&error.into(), Some(fate));
+        }
+    };
     if let Err(error) = opened {
-        return draft.not_begun(&error.into(), Some(&mut witness));
+        return draft.not_begun(&error.into(), Some(witness.fate(id)));
     }
     let stop = match Migration::new(&draft, args, client, &mut witness, shared) {
         Ok(migration) => return migration.run(),
         Err(stop) => stop,
     };
-    draft.not_begun(&stop, Some(&mut witness))
+    draft.not_begun(&stop, Some(witness.fate(id)))
 }

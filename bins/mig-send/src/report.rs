@@ -13,7 +13,7 @@ use units::MigrationId;
 
 use crate::NAME;
 use crate::args::Args;
-use crate::fate::{Fate, Witness};
+use crate::fate::Fate;
 use crate::migration::Migration;
 use crate::stop::Stop;
 
@@ -89,11 +89,13 @@ impl<'a> Draft<'a> {
 
     /// Ends a migration that could not begin: writes the report, says why and where the guest is,
     /// and returns the exit status.
-    pub fn not_begun(mut self, stop: &Stop, witness: Option<&mut Witness>) -> u8 {
-        let fate = witness.map(|witness| witness.fate(self.report.migration));
+    ///
+    /// `fate` is the guest's, where its vmrun was reached.
+    pub fn not_begun(mut self, stop: &Stop, fate: Option<Fate>) -> u8 {
         let name = &self.report.guest;
         let reason = stop.reason();
         let complaint = match fate {
+            Some(Fate::Gone) => ended(name, &reason),
             Some(fate) => anyhow!("{reason}; {}", whereabouts(name, fate)),
             // Its vmrun was not reached, and the reason says so.
             None => anyhow!("{reason}"),
@@ -171,7 +173,7 @@ pub fn complaint(
     match ending {
         SourceEnding::Moved => None,
         SourceEnding::Stayed | SourceEnding::Cancelled if migration.fate == Fate::Gone => {
-            Some(anyhow!("{name} ended while it was being sent: {reason}"))
+            Some(ended(name, &reason))
         }
         SourceEnding::Stayed => Some(anyhow!("{reason}; {}", whereabouts(name, migration.fate))),
         SourceEnding::Cancelled => {
@@ -191,6 +193,10 @@ pub fn complaint(
             resolve_command(migration.args)
         )),
     }
+}
+
+fn ended(name: &str, reason: &str) -> anyhow::Error {
+    anyhow!("{name} ended while it was being sent: {reason}")
 }
 
 /// Where the guest is, in words.

@@ -68,6 +68,13 @@ pub enum ClientError {
     Memory(#[from] MemoryError),
 }
 
+impl ClientError {
+    /// Whether it is the end of vmrun that broke the connection: the guest has ended with it.
+    pub fn is_end_of_vmrun(&self) -> bool {
+        matches!(self, Self::Lost { source, .. } if !matches!(source, FrameError::TimedOut))
+    }
+}
+
 /// A connection to one vmrun.
 #[derive(Debug)]
 pub struct Client {
