@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use units::{Gfn, PAGE_SIZE, Pages, RegionId};
 use vm_devices::{
-    ConsoleSpec, Device, DeviceDirtyLog, GuestRam, VirtioDevice, VirtioKind, VirtioSpec,
+    ConsoleSpec, Device, DeviceDirtyLog, GuestRam, OpenedDevice, VirtioDevice, VirtioError,
+    VirtioSpec,
 };
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vm_state::{MemoryRegion, Section, SectionSet};
@@ -44,7 +45,10 @@ const MOST_TURNS: usize = 4;
 const HELD: usize = 4 << 20;
 
 struct Bench {
-    device: VirtioDevice,
+    spec: VirtioSpec,
+    /// Where its tap is.
+    network: Option<File>,
+    device: Option<VirtioDevice>,
     memory: GuestMemoryMmap,
     log: Arc<DeviceDirtyLog>,
 }
@@ -60,9 +64,10 @@ struct Benches {
 pub fn rings(bytes: &[u8]) {
     static BENCHES: OnceLock<Mutex<Benches>> = OnceLock::new();
     let benches = BENCHES.get_or_init(|| Mutex::new(benches()));
-    let benches = benches.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut benches = benches.lock().unwrap_or_else(PoisonError::into_inner);
     let [choice, set_up, steps @ ..] = bytes else { return };
-    let bench = &benches.all[usize::from(*choice) % benches.all.len()];
+    let count = benches.all.len();
+    let bench = &mut benches.all[usize::from(*choice) % count];
     within(HELD + 8 * bytes.len(), || {
         bench.begin(*set_up);
         bench.follow(Steps(steps));
@@ -87,14 +92,35 @@ impl<'a> Steps<'a> {
 }
 
 impl Bench {
+    fn device(&self) -> &VirtioDevice {
+        self.device.as_ref().expect("a device between two steps")
+    }
+
+    /// A device of the same kind over the same memory, beside which there must be no other.
+    fn open(&self) -> Result<OpenedDevice, VirtioError> {
+        let open = || {
+            let ram = GuestRam::new(self.memory.clone(), &REGIONS, Arc::clone(&self.log));
+            let line = EventFd::new(0o4000).expect("an eventfd");
+            OpenedDevice::open(&self.spec, 0, ram, line)
+        };
+        let Some(network) = &self.network else { return open() };
+        thread::scope(|scope| {
+            let opens = scope.spawn(|| {
+                setns(network, CloneFlags::CLONE_NEWNET).expect("the network of its tap");
+                open()
+            });
+            opens.join().expect("the thread that opens the tap")
+        })
+    }
+
     fn write(&self, register: u64, value: u32) {
-        self.device.write(register, &value.to_le_bytes());
+        self.device().write(register, &value.to_le_bytes());
     }
 
     /// The device as after power-on, stopped; with `set_up` odd, with a driver that has accepted
     /// everything, or all but event indices.
     fn begin(&self, set_up: u8) {
-        self.device.quiesce().expect("a device that does nothing can be stopped");
+        self.device().quiesce().expect("a device that does nothing can be stopped");
         self.write(0x70, 0);
         for region in REGIONS {
             let zeros = vec![0; region.pages.bytes().0 as usize];
@@ -107,13 +133,13 @@ impl Bench {
         for half in 0..2 {
             self.write(0x14, half);
             let mut offered = [0; 4];
-            self.device.read(0x10, &mut offered);
+            self.device().read(0x10, &mut offered);
             let without = if half == 0 && set_up & 2 != 0 { 1 << 29 } else { 0 };
             self.write(0x24, half);
             self.write(0x20, u32::from_le_bytes(offered) & !without);
         }
         self.write(0x70, 3 | 8);
-        for queue in 0..self.device.kicks().len() as u64 {
+        for queue in 0..self.device().kicks().len() as u64 {
             let rings = RINGS + queue * QUEUE_ROOM;
             self.write(0x30, queue as u32);
             self.write(0x38, QUEUE_SIZE);
@@ -130,13 +156,13 @@ impl Bench {
         let _ = self.memory.write_slice(bytes, GuestAddress(address));
     }
 
-    fn follow(&self, mut steps: Steps<'_>) {
+    fn follow(&mut self, mut steps: Steps<'_>) {
         let mut turns = 0;
         while turns < MOST_TURNS && self.step(&mut steps, &mut turns).is_some() {}
         self.turn();
     }
 
-    fn step(&self, steps: &mut Steps<'_>, turns: &mut usize) -> Option<()> {
+    fn step(&mut self, steps: &mut Steps<'_>, turns: &mut usize) -> Option<()> {
         match steps.number(1)? % 8 {
             0 | 1 => {
                 let (address, length) = (steps.number(3)?, steps.number(1)?);
@@ -168,7 +194,7 @@ impl Bench {
             }
             5 => {
                 let (register, length) = (steps.number(2)?, steps.number(1)? % 9);
-                self.device.read(register, &mut vec![0; length as usize]);
+                self.device().read(register, &mut vec![0; length as usize]);
             }
             6 => {
                 *turns += 1;
@@ -176,7 +202,7 @@ impl Bench {
             }
             _ => {
                 let length = steps.number(1)? as usize;
-                self.load(steps.bytes(length));
+                self.restore(steps.bytes(length));
             }
         }
         Some(())
@@ -187,15 +213,15 @@ impl Bench {
     fn turn(&self) {
         let before = self.contents();
         self.marked();
-        self.device.resume();
+        self.device().resume();
         let (done, end) = channel::<()>();
         thread::scope(|scope| {
             scope.spawn(move || {
                 // It ends early when the other end goes.
                 let _ = end.recv_timeout(BUSY);
-                self.device.quiesce().expect("a device can be stopped between two requests");
+                self.device().quiesce().expect("a device can be stopped between two requests");
             });
-            self.device.serve();
+            self.device().serve();
             drop(done);
         });
         let marked = self.marked();
@@ -205,14 +231,22 @@ impl Bench {
         }
     }
 
-    /// The state of another device of its kind arrives.
-    fn load(&self, payload: &[u8]) {
-        let mut section = self.device.save().expect("a stopped device can be saved");
-        section.payload = payload.to_vec();
-        if self.device.load(&mut only(section)).is_ok() {
-            let saved = self.device.save().expect("a device that was loaded can be saved");
-            self.device.load(&mut only(saved)).expect("a device takes what it saved");
-        }
+    /// The state of another device of its kind arrives; if none can be in it, the device stays as it
+    /// is.
+    fn restore(&mut self, payload: &[u8]) {
+        let saved = self.device().save().expect("a stopped device can be saved");
+        self.device = None;
+        let arriving = Section { payload: payload.to_vec(), ..saved.clone() };
+        let open = || self.open().expect("what could be opened before");
+        let restored = open().restore(&mut only(arriving));
+        let saved = match restored {
+            Ok(device) => device.save().expect("a device that was restored can be saved"),
+            Err(_) => saved,
+        };
+        let again = open().restore(&mut only(saved));
+        let device = again.expect("a device takes what it saved");
+        device.acquire().expect("the image of the device before");
+        self.device = Some(device);
     }
 
     /// All pages, region after region.
@@ -258,8 +292,9 @@ fn benches() -> Benches {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
         let ip = Command::new("ip").args(["tuntap", "add", "fuzz0", "mode", "tap"]).status();
         ip.map_err(|error| format!("ip: {error}"))?;
-        let card = VirtioSpec::net("tap=fuzz0", 0).expect("a network card");
-        open(&card).map_err(|error| error.to_string())
+        let network = File::open("/proc/thread-self/ns/net").map_err(|error| error.to_string())?;
+        let card = VirtioSpec::net("tap=fuzz0,mac=52:54:00:12:34:56", 0).expect("a network card");
+        powered_on(&card, Some(network)).map_err(|error| error.to_string())
     });
     match card.join().expect("the thread that opens the tap") {
         Ok(card) => all.push(card),
@@ -270,10 +305,10 @@ fn benches() -> Benches {
 }
 
 fn bench(spec: &VirtioSpec) -> Bench {
-    open(spec).expect("a device that needs nothing")
+    powered_on(spec, None).expect("a device that needs nothing")
 }
 
-fn open(spec: &VirtioSpec) -> Result<Bench, impl std::error::Error + use<>> {
+fn powered_on(spec: &VirtioSpec, network: Option<File>) -> Result<Bench, VirtioError> {
     // In files, as vmrun's: a balloon makes holes in them.
     let ranges = REGIONS.map(|region| {
         let bytes = region.pages.0 * PAGE_SIZE;
@@ -286,10 +321,9 @@ fn open(spec: &VirtioSpec) -> Result<Bench, impl std::error::Error + use<>> {
     let memory = GuestMemoryMmap::from_ranges_with_files(ranges).expect("memory");
     let log = Arc::new(DeviceDirtyLog::new(&REGIONS));
     log.start();
-    let ram = GuestRam::new(memory.clone(), &REGIONS, Arc::clone(&log));
-    let line = EventFd::new(0o4000).expect("an eventfd");
-    let device = VirtioDevice::open(spec, 0, ram, line)?;
+    let mut bench = Bench { spec: spec.clone(), network, device: None, memory, log };
+    let device = bench.open()?.power_on();
     device.acquire()?;
-    debug_assert_eq!(device.kind(), VirtioKind::of(spec.kind.name()).expect("a kind"));
-    Ok::<_, vm_devices::VirtioError>(Bench { device, memory, log })
+    bench.device = Some(device);
+    Ok(bench)
 }

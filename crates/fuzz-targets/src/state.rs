@@ -1,16 +1,17 @@
 //! The saved state of a machine: its description, and the sections of everything that it has.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use units::{Gfn, Pages, RegionId};
 use vm_devices::{
-    Console, ConsoleSpec, Device, DeviceDirtyLog, GuestRam, Serial, VirtioDevice, VirtioKind,
-    VirtioSpec,
+    Console, ConsoleSpec, Device, DeviceDirtyLog, GuestRam, OpenedDevice, Serial, VirtioSpec,
 };
 use vm_machine::arch::MachineState;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vm_state::{HostCapabilities, MachineDescription, MemoryRegion, Section, SectionSet, compat};
+use vm_state::{
+    HostCapabilities, LoadError, MachineDescription, MemoryRegion, Section, SectionSet, compat,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::within;
@@ -21,11 +22,31 @@ use crate::sums::repair_section;
 const PER_BYTE: usize = 80;
 const FIXED: usize = 1 << 20;
 
-/// Devices that live as long as the program: what was loaded into one before is overwritten.
+/// The virtio devices of the machine, one of each kind that needs no network.
 struct Devices {
-    all: Vec<Box<dyn Device>>,
+    specs: Vec<VirtioSpec>,
     /// The image behind the disk.
     _image: tempfile::NamedTempFile,
+}
+
+impl Devices {
+    /// The device whose section is called `name`, restored from it; nothing if none is.
+    fn restore(
+        &self,
+        name: &str,
+        sections: &mut SectionSet,
+    ) -> Option<Result<Arc<dyn Device>, LoadError>> {
+        let event = || EventFd::new(0).expect("an eventfd");
+        if name == "serial" {
+            let console = Arc::new(Console::open(&ConsoleSpec::Null).expect("no console"));
+            let restored = Serial::restore(event(), console, sections);
+            return Some(restored.map(|serial| -> Arc<dyn Device> { serial }));
+        }
+        let kind = name.strip_prefix("virtio-")?;
+        let (slot, spec) = (0..).zip(&self.specs).find(|(_, spec)| spec.kind.name() == kind)?;
+        let opened = OpenedDevice::open(spec, slot, ram(), event()).expect("a device");
+        Some(opened.restore(sections).map(|device| -> Arc<dyn Device> { Arc::new(device) }))
+    }
 }
 
 /// A machine description, then sections, each a part of its own. The checksums of the sections are
@@ -73,18 +94,20 @@ fn describe(bytes: &[u8]) -> Option<MachineDescription> {
 
 fn load<'a>(parts: impl Iterator<Item = &'a [u8]>, vcpus: u32, devices: &Devices) {
     let mut sections = SectionSet::default();
+    let mut names = BTreeSet::new();
     for part in parts {
         let _ = Section::decode(part);
         let Ok(section) = Section::decode(&repair_section(part)) else { continue };
         let encoded = section.encode().expect("what was decoded can be encoded");
         assert!(encoded == repair_section(part), "a section has one encoding");
+        names.insert(section.name.clone());
         if sections.add(section).is_err() {
             break;
         }
     }
-    for device in &devices.all {
-        if device.load(&mut sections).is_ok() {
-            settled(device.as_ref());
+    for name in &names {
+        if let Some(Ok(device)) = devices.restore(name, &mut sections) {
+            settled(name, device.as_ref(), devices);
         }
     }
     if let Ok(state) = MachineState::from_sections(&mut sections, vcpus) {
@@ -98,12 +121,14 @@ fn load<'a>(parts: impl Iterator<Item = &'a [u8]>, vcpus: u32, devices: &Devices
     }
 }
 
-/// A device that took a state saves one that it takes again, and that stays the same.
-fn settled(device: &dyn Device) {
-    let saved = device.save().expect("a device that was loaded can be saved");
+/// A device that was restored saves a state from which it is restored again, and that stays the
+/// same.
+fn settled(name: &str, device: &dyn Device, devices: &Devices) {
+    let saved = device.save().expect("a device that was restored can be saved");
     let mut sections = SectionSet::new([saved.clone()]).expect("one section");
-    device.load(&mut sections).expect("a device takes what it saved");
-    assert_eq!(device.save().expect("it can be saved again"), saved);
+    let again = devices.restore(name, &mut sections).expect("a device of that name");
+    let again = again.expect("a device takes what it saved");
+    assert_eq!(again.save().expect("it can be saved again"), saved);
 }
 
 fn devices() -> &'static Devices {
@@ -111,22 +136,10 @@ fn devices() -> &'static Devices {
     DEVICES.get_or_init(|| {
         let image = tempfile::NamedTempFile::new().expect("a file");
         image.as_file().set_len(1 << 20).expect("a disk that takes a hole");
-        let disk = VirtioSpec {
-            kind: VirtioKind::Block,
-            id: "disk0".to_owned(),
-            params: BTreeMap::from([("path".to_owned(), image.path().display().to_string())]),
-        };
-        let event = || EventFd::new(0).expect("an eventfd");
-        let console = Arc::new(Console::open(&ConsoleSpec::Null).expect("no console"));
-        let serial = Serial::new(event(), console);
-        let mut all: Vec<Box<dyn Device>> = vec![Box::new(Shared(serial))];
+        let disk = VirtioSpec::disk(&image.path().display().to_string(), 0).expect("a disk");
         let console = VirtioSpec::console(&ConsoleSpec::Null);
-        let specs = [disk, VirtioSpec::rng(), console, VirtioSpec::balloon()];
-        for (slot, spec) in (0..).zip(specs) {
-            let device = VirtioDevice::open(&spec, slot, ram(), event()).expect("a device");
-            all.push(Box::new(device));
-        }
-        Devices { all, _image: image }
+        let specs = vec![disk, VirtioSpec::rng(), console, VirtioSpec::balloon()];
+        Devices { specs, _image: image }
     })
 }
 
@@ -135,33 +148,4 @@ fn ram() -> GuestRam {
     let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(16) }];
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 * 4096)]).expect("memory");
     GuestRam::new(memory, &regions, Arc::new(DeviceDirtyLog::new(&regions)))
-}
-
-/// The serial port has another owner too: its console.
-struct Shared(Arc<Serial>);
-
-impl Device for Shared {
-    fn describe(&self) -> vm_state::DeviceDescription {
-        self.0.describe()
-    }
-
-    fn quiesce(&self) -> Result<(), vm_devices::DeviceError> {
-        self.0.quiesce()
-    }
-
-    fn save(&self) -> Result<Section, vm_state::SaveError> {
-        self.0.save()
-    }
-
-    fn load(&self, sections: &mut SectionSet) -> Result<(), vm_state::LoadError> {
-        self.0.load(sections)
-    }
-
-    fn resume(&self) {
-        self.0.resume();
-    }
-
-    fn announce(&self) {
-        self.0.announce();
-    }
 }

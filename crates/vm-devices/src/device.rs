@@ -1,7 +1,7 @@
 //! The contract that every device keeps.
 
 use thiserror::Error;
-use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
+use vm_state::{DeviceDescription, SaveError, Section};
 
 /// Why a device cannot be stopped.
 #[derive(Debug, Error)]
@@ -16,12 +16,13 @@ pub enum DeviceError {
     },
 }
 
-/// A device that can be stopped, saved, loaded into another process and set going there.
+/// A device that can be stopped, saved, restored in another process and set going there.
 ///
 /// The machine calls these methods in one order only: [`Self::quiesce`] after the last vCPU has
 /// left guest mode, then any number of [`Self::save`], then [`Self::resume`] before the first vCPU
-/// enters it again. On a destination [`Self::load`] comes instead, on a device that has never run,
-/// then `resume`, then [`Self::announce`].
+/// enters it again. On a destination each kind of device is made from its section: that returns the
+/// stopped device or an error, and so no device can be resumed that has half a state. Then comes
+/// `resume`, then [`Self::announce`].
 ///
 /// A device that writes guest memory itself gets a [`DeviceDirtyLog`](crate::DeviceDirtyLog) when
 /// it is made and marks every page *after* it has written it and before it tells the guest. After
@@ -44,14 +45,6 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`SaveError`] if it has no encoding.
     fn save(&self) -> Result<Section, SaveError>;
-
-    /// Takes its own section out of `sections` and makes it the device's state. The device stays
-    /// stopped.
-    ///
-    /// # Errors
-    /// [`LoadError`] if the section is missing or does not fit; the device must not be resumed
-    /// then.
-    fn load(&self, sections: &mut SectionSet) -> Result<(), LoadError>;
 
     /// Goes on with parked I/O. Resuming a running device does nothing.
     fn resume(&self);

@@ -21,6 +21,6 @@ pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
 pub use virtio::{
     BalloonSize, BalloonState, BlockState, ConsoleState, DiskFile, GuestRam, MmioWindow, NetState,
-    RingState, RngState, TransportState, VirtioDevice, VirtioError, VirtioKind, VirtioSpec,
-    VirtioSpecError,
+    OpenedDevice, RingState, RngState, TransportState, VirtioDevice, VirtioError, VirtioKind,
+    VirtioSpec, VirtioSpecError,
 };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vm_state::{
-    DeviceDescription, LoadError, PayloadError, SaveError, Section, SectionSet, Snapshot,
+    DeviceDescription, LoadError, PayloadError, SaveError, Section, SectionId, SectionSet, Snapshot,
 };
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
@@ -78,26 +78,68 @@ struct Port {
 /// The serial port of one guest.
 pub struct Serial {
     port: Mutex<Port>,
-    line: Line,
     console: Arc<Console>,
-    params: BTreeMap<String, String>,
 }
 
 impl Serial {
     /// A port in its state after power-on, stopped, which raises its interrupt by writing to
     /// `interrupt` and talks to `console`.
     pub fn new(interrupt: EventFd, console: Arc<Console>) -> Arc<Self> {
+        Self::stopped(Uart::new(Line(Arc::new(interrupt)), Vec::new()), console)
+    }
+
+    /// The stopped port in the state that its section says, which is taken out of `sections`.
+    ///
+    /// # Errors
+    /// [`LoadError`] if the section is missing or no port can be in that state.
+    pub fn restore(
+        interrupt: EventFd,
+        console: Arc<Console>,
+        sections: &mut SectionSet,
+    ) -> Result<Arc<Self>, LoadError> {
+        let saved: SerialSnapshot = sections.take(0)?;
+        let state = vm_superio::SerialState {
+            baud_divisor_low: saved.baud_divisor_low,
+            baud_divisor_high: saved.baud_divisor_high,
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control: saved.line_control,
+            line_status: saved.line_status,
+            modem_control: saved.modem_control,
+            modem_status: saved.modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.received,
+        };
         let line = Line(Arc::new(interrupt));
-        let params = BTreeMap::from([("console".to_owned(), console.spec().to_string())]);
-        let serial = Arc::new(Self {
-            port: Mutex::new(Port { uart: Uart::new(line.clone(), Vec::new()), stopped: true }),
-            line,
-            console: Arc::clone(&console),
-            params,
-        });
+        let uart = Uart::from_state(&state, line, NoEvents, Vec::new()).map_err(|error| {
+            LoadError::Payload {
+                id: SectionId { name: SerialSnapshot::NAME.to_owned(), instance: 0 },
+                version: SerialSnapshot::VERSION,
+                source: PayloadError::Field {
+                    field: "received",
+                    problem: format!("cannot be had by a port: {error:?}"),
+                },
+            }
+        })?;
+        Ok(Self::stopped(uart, console))
+    }
+
+    fn stopped(uart: Uart, console: Arc<Console>) -> Arc<Self> {
+        let port = Mutex::new(Port { uart, stopped: true });
+        let serial = Arc::new(Self { port, console: Arc::clone(&console) });
         let input: Arc<dyn Input> = serial.clone();
         console.attach(&input);
         serial
+    }
+
+    /// What the machine description says of a port that talks to `console`.
+    pub fn description(console: &Console) -> DeviceDescription {
+        DeviceDescription {
+            kind: "serial".to_owned(),
+            id: "serial0".to_owned(),
+            section_version: SerialSnapshot::VERSION,
+            params: BTreeMap::from([("console".to_owned(), console.spec().to_string())]),
+        }
     }
 
     fn port(&self) -> MutexGuard<'_, Port> {
@@ -142,12 +184,7 @@ impl Input for Serial {
 
 impl Device for Serial {
     fn describe(&self) -> DeviceDescription {
-        DeviceDescription {
-            kind: "serial".to_owned(),
-            id: "serial0".to_owned(),
-            section_version: SerialSnapshot::VERSION,
-            params: self.params.clone(),
-        }
+        Self::description(&self.console)
     }
 
     fn quiesce(&self) -> Result<(), DeviceError> {
@@ -170,29 +207,6 @@ impl Device for Serial {
             received: state.in_buffer,
         }
         .to_section(0)
-    }
-
-    fn load(&self, sections: &mut SectionSet) -> Result<(), LoadError> {
-        let saved: SerialSnapshot = sections.take(0)?;
-        let state = vm_superio::SerialState {
-            baud_divisor_low: saved.baud_divisor_low,
-            baud_divisor_high: saved.baud_divisor_high,
-            interrupt_enable: saved.interrupt_enable,
-            interrupt_identification: saved.interrupt_identification,
-            line_control: saved.line_control,
-            line_status: saved.line_status,
-            modem_control: saved.modem_control,
-            modem_status: saved.modem_status,
-            scratch: saved.scratch,
-            in_buffer: saved.received,
-        };
-        let mut port = self.port();
-        if let Ok(uart) = Uart::from_state(&state, self.line.clone(), NoEvents, Vec::new()) {
-            // The only failures are a FIFO that `validate` has refused and a full eventfd.
-            port.uart = uart;
-        }
-        port.stopped = true;
-        Ok(())
     }
 
     fn resume(&self) {
@@ -242,12 +256,18 @@ mod tests {
         assert_eq!(SerialSnapshot::from_section(&section).unwrap(), golden());
     }
 
+    fn restore(state: &SerialSnapshot) -> Result<Arc<Serial>, LoadError> {
+        let console = Console::open(&ConsoleSpec::Null).unwrap();
+        let mut sections = SectionSet::new([state.to_section(0).unwrap()]).unwrap();
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let restored = Serial::restore(line, Arc::new(console), &mut sections);
+        sections.finish().unwrap();
+        restored
+    }
+
     #[test]
     fn what_was_saved_goes_on_in_another_port() {
-        let (serial, _) = serial("null");
-        let mut sections = SectionSet::new([golden().to_section(0).unwrap()]).unwrap();
-        serial.load(&mut sections).unwrap();
-        sections.finish().unwrap();
+        let serial = restore(&golden()).unwrap();
         let again = serial.save().unwrap();
         assert_eq!(SerialSnapshot::from_section(&again).unwrap(), golden());
         assert_eq!(serial.read(SCRATCH), 0x5a);
@@ -257,9 +277,7 @@ mod tests {
     #[test]
     fn a_receive_buffer_that_no_port_has_is_refused() {
         let state = SerialSnapshot { received: vec![0; FIFO + 1], ..golden() };
-        let (serial, _) = serial("null");
-        let mut sections = SectionSet::new([state.to_section(0).unwrap()]).unwrap();
-        assert!(serial.load(&mut sections).is_err());
+        assert!(restore(&state).is_err());
     }
 
     #[test]

@@ -1,88 +1,99 @@
 //! Building a machine, for a guest that begins here or one that arrives.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use units::Bytes;
-use vm_devices::{
-    Console, ConsoleSpec, Device, DeviceDirtyLog, SERIAL_IRQ, Serial, SerialSnapshot, VirtioKind,
-    VirtioSpec,
-};
+use vm_devices::{ConsoleSpec, DeviceDirtyLog, SerialSnapshot, VirtioKind, VirtioSpec};
 use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{IoctlError, describe_cpu, host_capabilities, set_cpuid};
+use crate::config::{MachineConfig, Overrides};
+use crate::devices::OpenedDevices;
 use crate::dirty::DirtyLog;
 use crate::error::MachineError;
 use crate::events::Events;
 use crate::layout::{self, KVM_IDENTITY_MAP, KVM_TSS};
-use crate::machine::{Life, Machine, MachineConfig, Overrides};
+use crate::machine::{LoadState, Machine};
 use crate::memory::{Memory, MemoryError};
 use crate::ports::Ports;
 use crate::vcpu::Vcpus;
-use crate::virtio::{self, VirtioDevices};
-use crate::{boot, capacity};
+use crate::{boot, capacity, virtio};
 
 /// What the description calls the serial port.
 const SERIAL: &str = "serial";
 
-pub(crate) fn boot(config: &MachineConfig) -> Result<Machine, MachineError> {
-    config.kernel.check_host()?;
-    let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
-    let cpu = describe_cpu(&kvm, config.cpus)?;
-    let pages = config.mem.pages();
-    if config.mem != pages.bytes() || pages.0 == 0 {
-        return Err(MemoryError::Size { asked: config.mem, page: Bytes(units::PAGE_SIZE) }.into());
+impl Machine {
+    /// Builds a machine and boots it; it is paused at the first instruction, and its disk images
+    /// are locked.
+    ///
+    /// # Errors
+    /// [`MachineError`] names what is missing.
+    pub fn boot(config: &MachineConfig) -> Result<Self, MachineError> {
+        config.kernel.check_host()?;
+        let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
+        let cpu = describe_cpu(&kvm, config.cpus)?;
+        let pages = config.mem.pages();
+        if config.mem != pages.bytes() || pages.0 == 0 {
+            return Err(
+                MemoryError::Size { asked: config.mem, page: Bytes(units::PAGE_SIZE) }.into()
+            );
+        }
+        let description = MachineDescription {
+            name: config.name.clone(),
+            vcpus: config.cpus,
+            memory: layout::regions(config.mem),
+            hugetlb: config.hugetlb,
+            cpu,
+            devices: Vec::new(),
+            kernel: config.kernel.kind(),
+        };
+        let parts = Parts::new(&kvm, description, &config.console, &config.devices)?;
+        let tsc_khz = parts.description.cpu.tsc_khz;
+        let (memory, vcpus) = (&parts.memory, &parts.vcpus);
+        let windows = parts.devices.windows();
+        boot::boot(&config.kernel, &config.cmdline, memory, vcpus, &windows, tsc_khz)?;
+        let machine = parts.assemble(|devices| LoadState::Loaded(devices.power_on()))?;
+        machine.acquire_disks()?;
+        Ok(machine)
     }
-    let description = MachineDescription {
-        name: config.name.clone(),
-        vcpus: config.cpus,
-        memory: layout::regions(config.mem),
-        hugetlb: config.hugetlb,
-        cpu,
-        devices: Vec::new(),
-        kernel: config.kernel.kind(),
-    };
-    let parts = Parts::new(&kvm, description, &config.console, &config.devices)?;
-    let tsc_khz = parts.description.cpu.tsc_khz;
-    let (memory, vcpus) = (&parts.memory, &parts.vcpus);
-    let windows = parts.virtio.windows();
-    boot::boot(&config.kernel, &config.cmdline, memory, vcpus, &windows, tsc_khz)?;
-    let machine = parts.assemble(Life::Whole)?;
-    machine.acquire_disks()?;
-    Ok(machine)
-}
 
-pub(crate) fn incoming(
-    description: &MachineDescription,
-    overrides: &Overrides,
-) -> Result<Machine, MachineError> {
-    boot::check_arriving(description)?;
-    let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
-    compat::check(&description.cpu, &host_capabilities(&kvm)?)?;
-    // How many vCPUs a guest can have is known to `describe_cpu` alone.
-    describe_cpu(&kvm, description.vcpus)?;
-    let mut description = description.clone();
-    virtio::replace(&mut description.devices, &overrides.device_params)?;
-    let (serial, mut specs) = devices_of(&description)?;
-    let mut console = match &overrides.console {
-        Some(console) => console.clone(),
-        None => console_of(serial)?,
-    };
-    let name = overrides.name.as_ref().unwrap_or(&description.name);
-    overrides.places.place_consoles(name, (&serial.id, &mut console), &mut specs);
-    overrides.places.check(&console, &specs)?;
-    let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
-    let needed = bytes.fold(0, u64::saturating_add);
-    if !description.hugetlb {
-        // Huge pages are set apart, and the kernel says itself when they do not suffice.
-        capacity::check(Bytes(needed))?;
+    /// Builds the machine of a guest that arrives. It is paused, its memory is zeros, and it cannot
+    /// run before [`Self::load`]. The check of the host comes first of all.
+    ///
+    /// # Errors
+    /// [`MachineError`] names what this host or program lacks.
+    pub fn incoming(
+        description: &MachineDescription,
+        overrides: &Overrides,
+    ) -> Result<Machine, MachineError> {
+        boot::check_arriving(description)?;
+        let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
+        compat::check(&description.cpu, &host_capabilities(&kvm)?)?;
+        // How many vCPUs a guest can have is known to `describe_cpu` alone.
+        describe_cpu(&kvm, description.vcpus)?;
+        let mut description = description.clone();
+        virtio::replace(&mut description.devices, &overrides.device_params)?;
+        let (serial, mut specs) = devices_of(&description)?;
+        let mut console = match &overrides.console {
+            Some(console) => console.clone(),
+            None => console_of(serial)?,
+        };
+        let name = overrides.name.as_ref().unwrap_or(&description.name);
+        overrides.places.place_consoles(name, (&serial.id, &mut console), &mut specs);
+        overrides.places.check(&console, &specs)?;
+        let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
+        let needed = bytes.fold(0, u64::saturating_add);
+        if !description.hugetlb {
+            // Huge pages are set apart, and the kernel says itself when they do not suffice.
+            capacity::check(Bytes(needed))?;
+        }
+        if let Some(name) = &overrides.name {
+            description.name.clone_from(name);
+        }
+        Parts::new(&kvm, description, &console, &specs)?.assemble(LoadState::AwaitingState)
     }
-    if let Some(name) = &overrides.name {
-        description.name.clone_from(name);
-    }
-    Parts::new(&kvm, description, &console, &specs)?.assemble(Life::Empty)
 }
 
 /// The serial port and the virtio devices of the description.
@@ -140,8 +151,7 @@ fn check_devices(
 struct Parts {
     description: MachineDescription,
     vcpus: Vec<VcpuFd>,
-    serial: Arc<Serial>,
-    virtio: VirtioDevices,
+    devices: OpenedDevices,
     dirty: DirtyLog,
     vm: VmFd,
     memory: Memory,
@@ -181,36 +191,32 @@ impl Parts {
             set_cpuid(&vcpu, &description.cpu, id).map_err(MachineError::Build)?;
             vcpus.push(vcpu);
         }
-        let console = Arc::new(Console::open(console)?);
-        let interrupt = named(
-            "eventfd",
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(|error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0))),
-        )?;
-        named("KVM_IRQFD", vm.register_irqfd(&interrupt, SERIAL_IRQ))?;
-        let serial = Serial::new(interrupt, console);
-        let virtio = VirtioDevices::open(specs, &vm, &memory, &log)?;
-        description.devices = std::iter::once(serial.describe()).chain(virtio.describe()).collect();
-        Ok(Self { description, vcpus, serial, virtio, dirty, vm, memory })
+        let devices = OpenedDevices::open(console, specs, &vm, &memory, &log)?;
+        description.devices = devices.describe();
+        Ok(Self { description, vcpus, devices, dirty, vm, memory })
     }
 
-    fn assemble(self, life: Life) -> Result<Machine, MachineError> {
+    fn assemble(
+        self,
+        state: impl FnOnce(OpenedDevices) -> LoadState,
+    ) -> Result<Machine, MachineError> {
         let events = Arc::new(Events::default());
-        let ports = Ports {
-            serial: Arc::clone(&self.serial),
-            memory: self.memory.mapped().clone(),
-            virtio: self.virtio.clone(),
-        };
+        let bus = Arc::new(OnceLock::new());
+        let ports = Ports { memory: self.memory.mapped().clone(), devices: Arc::clone(&bus) };
+        let vcpus = Vcpus::start(self.vcpus, &ports, &events)?;
+        let state = state(self.devices);
+        if let LoadState::Loaded(devices) = &state {
+            bus.get_or_init(|| devices.clone());
+        }
         Ok(Machine {
-            vcpus: Vcpus::start(self.vcpus, &ports, &events)?,
-            serial: self.serial,
-            virtio: self.virtio,
+            vcpus,
+            state,
+            bus,
             dirty: self.dirty,
             vm: self.vm,
             memory: self.memory,
             description: self.description,
             events,
-            life,
             resumed_at: None,
         })
     }

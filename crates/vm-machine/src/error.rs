@@ -12,7 +12,7 @@ use crate::arch::{CapabilityError, IoctlError, MachineStateError};
 use crate::boot::BootError;
 use crate::dirty::DirtyLogError;
 use crate::memory::MemoryError;
-use crate::vcpu::VcpuError;
+use crate::vcpu::error::VcpuError;
 
 /// Why a machine cannot do what it was asked for.
 #[derive(Debug, Error)]

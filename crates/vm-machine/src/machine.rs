@@ -1,63 +1,26 @@
 //! The machine: one guest with everything it consists of.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tracing::warn;
 use units::{Bytes, Pages, RegionId};
-use vm_devices::{ConsoleSpec, Device, DiskFile, Serial, VirtioSpec};
+use vm_devices::DiskFile;
 use vm_memory::GuestMemoryMmap;
 use vm_state::{MachineDescription, Section, SectionSet};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::arch::{MachineState, restore_machine, save_machine, tell_paused};
-use crate::boot::Kernel;
-use crate::build;
+use crate::devices::{Devices, OpenedDevices};
 use crate::dirty::DirtyLog;
 use crate::error::MachineError;
 use crate::events::{Events, MachineEvent};
 use crate::memory::Memory;
 use crate::moment::Moment;
-use crate::places::Places;
 use crate::vcpu::Vcpus;
-use crate::virtio::VirtioDevices;
-
-/// A machine that begins here.
-#[derive(Clone, Debug)]
-pub struct MachineConfig {
-    /// The name of the guest.
-    pub name: String,
-    /// What it boots.
-    pub kernel: Kernel,
-    /// The kernel command line; the built-in guest gets it behind its own.
-    pub cmdline: String,
-    /// Its memory: whole pages.
-    pub mem: Bytes,
-    /// How many vCPUs it has.
-    pub cpus: u32,
-    /// Where its serial console goes.
-    pub console: ConsoleSpec,
-    /// Whether its memory comes from hugetlbfs.
-    pub hugetlb: bool,
-    /// Its virtio devices, in the order in which it finds them.
-    pub devices: Vec<VirtioSpec>,
-}
-
-/// A parameter of a device that is another on this host, such as the path of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceParam {
-    /// The kind of the device, as the description has it.
-    pub kind: String,
-    /// Its id.
-    pub id: String,
-    /// The parameter.
-    pub name: String,
-    /// Its value here.
-    pub value: String,
-}
 
 /// How much of its memory a guest with a balloon has for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,28 +31,14 @@ pub struct Balloon {
     pub actual: Bytes,
 }
 
-/// What a destination says otherwise than the description of a guest that arrives.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    /// The name that it has here.
-    pub name: Option<String>,
-    /// Where its console goes here.
-    pub console: Option<ConsoleSpec>,
-    /// What else is another here.
-    pub device_params: Vec<DeviceParam>,
-    /// Where the files may be that it has then.
-    pub places: Places,
-}
-
-/// How far a machine is from being able to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
-    /// It waits for its state.
-    Empty,
-    /// It has its state.
-    Whole,
+/// Whether a machine has its state. Without it there are no devices that could run.
+pub(crate) enum LoadState {
+    /// It waits for it.
+    AwaitingState(OpenedDevices),
+    /// It was booted, or its state was loaded.
+    Loaded(Devices),
     /// Its state was not loaded completely.
-    Broken,
+    Failed,
 }
 
 /// One guest: memory, vCPUs, chips, devices. It can be held in an `Arc<Mutex<Machine>>`; no method
@@ -99,39 +48,18 @@ pub(crate) enum Life {
 /// goes last.
 pub struct Machine {
     pub(crate) vcpus: Vcpus,
-    pub(crate) serial: Arc<Serial>,
-    pub(crate) virtio: VirtioDevices,
+    pub(crate) state: LoadState,
+    /// The devices of a machine that can run, as its vCPUs reach them.
+    pub(crate) bus: Arc<OnceLock<Devices>>,
     pub(crate) dirty: DirtyLog,
     pub(crate) vm: VmFd,
     pub(crate) memory: Memory,
     pub(crate) description: MachineDescription,
     pub(crate) events: Arc<Events>,
-    pub(crate) life: Life,
     pub(crate) resumed_at: Option<Moment>,
 }
 
 impl Machine {
-    /// Builds a machine and boots it; it is paused at the first instruction, and its disk images
-    /// are locked.
-    ///
-    /// # Errors
-    /// [`MachineError`] names what is missing.
-    pub fn boot(config: &MachineConfig) -> Result<Self, MachineError> {
-        build::boot(config)
-    }
-
-    /// Builds the machine of a guest that arrives. It is paused, its memory is zeros, and it cannot
-    /// run before [`Self::load`]. The check of the host comes first of all.
-    ///
-    /// # Errors
-    /// [`MachineError`] names what this host or program lacks.
-    pub fn incoming(
-        description: &MachineDescription,
-        overrides: &Overrides,
-    ) -> Result<Self, MachineError> {
-        build::incoming(description, overrides)
-    }
-
     /// The name of the guest.
     pub fn name(&self) -> &str {
         &self.description.name
@@ -173,18 +101,14 @@ impl Machine {
     /// # Errors
     /// [`MachineError`] if it has no state yet, has ended, or cannot run.
     pub fn make_ready(&mut self) -> Result<(), MachineError> {
-        match self.life {
-            Life::Whole => {}
-            Life::Empty => return Err(MachineError::NotLoaded(self.description.name.clone())),
-            Life::Broken => return Err(MachineError::Broken(self.description.name.clone())),
-        }
+        let devices = self.devices()?;
         if self.events.ended().is_some() {
             return Err(MachineError::Ended(self.description.name.clone()));
         }
         if self.vcpus.is_running() {
             return Ok(());
         }
-        self.acquire_disks()?;
+        devices.acquire()?;
         self.dirty.before_resume(&self.vm)?;
         if self.resumed_at.is_some() {
             // It was paused here: its kernel must not take the gap for a lock-up of its own.
@@ -195,13 +119,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Starts the devices and the vCPUs of a machine that is ready. Does nothing if it runs.
+    /// Starts the devices and the vCPUs of a machine that is ready. Does nothing if it runs, or has
+    /// no state.
     pub fn start(&mut self) {
+        let LoadState::Loaded(devices) = &self.state else { return };
         if self.vcpus.is_running() {
             return;
         }
-        self.serial.resume();
-        self.virtio.resume();
+        devices.resume();
         self.resumed_at = Some(Moment::now());
         self.vcpus.resume();
     }
@@ -215,10 +140,11 @@ impl Machine {
     pub fn pause(&mut self) -> Result<Moment, MachineError> {
         let was_running = self.vcpus.is_running();
         let last_instruction = self.vcpus.pause();
-        if let Err(error) = self.serial.quiesce().and_then(|()| self.virtio.quiesce()) {
+        if let LoadState::Loaded(devices) = &self.state
+            && let Err(error) = devices.quiesce()
+        {
             if was_running {
-                self.serial.resume();
-                self.virtio.resume();
+                devices.resume();
                 self.vcpus.resume();
             }
             return Err(error.into());
@@ -230,9 +156,10 @@ impl Machine {
     /// [`Self::resume`] does it too. Does nothing if they are held.
     ///
     /// # Errors
-    /// [`MachineError::Virtio`] names an image that another guest runs on.
+    /// [`MachineError::Virtio`] names an image that another guest runs on; a machine without a
+    /// state takes none.
     pub fn acquire_disks(&self) -> Result<(), MachineError> {
-        Ok(self.virtio.acquire()?)
+        Ok(self.devices()?.acquire()?)
     }
 
     /// Gives the locks of the disk images to whoever runs the guest from now on. The guest must be
@@ -242,14 +169,16 @@ impl Machine {
     /// [`MachineError::NotPaused`] if it runs.
     pub fn release_disks(&self) -> Result<(), MachineError> {
         self.must_be_paused()?;
-        self.virtio.release();
+        if let LoadState::Loaded(devices) = &self.state {
+            devices.release();
+        }
         Ok(())
     }
 
     /// The disk images that the guest writes. They can be flushed while it runs, and by a thread
     /// that does not have the machine: that takes as long as the storage does.
     pub fn disks(&self) -> Vec<Arc<DiskFile>> {
-        self.virtio.disks()
+        self.devices().map(Devices::disks).unwrap_or_default()
     }
 
     /// Whether the vCPUs may run.
@@ -272,9 +201,10 @@ impl Machine {
         self.vcpus.throttle(percent);
     }
 
-    /// How much of its memory the guest has for itself; nothing if it has no balloon.
+    /// How much of its memory the guest has for itself; nothing if it has no balloon, or has not
+    /// arrived.
     pub fn balloon(&self) -> Option<Balloon> {
-        let size = self.virtio.balloon()?;
+        let size = self.devices().ok()?.balloon()?;
         let all = self.description.pages().bytes();
         let without = |pages: Pages| Bytes(all.0.saturating_sub(pages.bytes().0));
         Some(Balloon { target: without(size.asked), actual: without(size.given) })
@@ -293,7 +223,7 @@ impl Machine {
             return Err(MachineError::BalloonTarget { name, asked: target, has });
         }
         let given = has.pages().0 - target.pages().0;
-        if self.virtio.ask_balloon(Pages(given)) {
+        if self.devices()?.ask_balloon(Pages(given)) {
             return Ok(());
         }
         Err(MachineError::NoBalloon(self.description.name.clone()))
@@ -356,11 +286,7 @@ impl Machine {
     /// [`MachineError`] if the guest runs, has ended or has no state, or a part cannot be saved.
     pub fn save(&self) -> Result<Vec<Section>, MachineError> {
         self.must_be_paused()?;
-        match self.life {
-            Life::Whole => {}
-            Life::Empty => return Err(MachineError::NotLoaded(self.description.name.clone())),
-            Life::Broken => return Err(MachineError::Broken(self.description.name.clone())),
-        }
+        let devices = self.devices()?;
         if self.events.ended().is_some() {
             return Err(MachineError::Ended(self.description.name.clone()));
         }
@@ -368,8 +294,7 @@ impl Machine {
         let vcpus: Vec<&VcpuFd> = stopped.iter().map(|vcpu| &**vcpu).collect();
         let state = save_machine(&self.vm, &vcpus, &self.description.cpu)?;
         let mut sections = state.to_sections()?;
-        sections.push(self.serial.save()?);
-        sections.extend(self.virtio.save()?);
+        sections.extend(devices.save()?);
         Ok(sections)
     }
 
@@ -396,12 +321,15 @@ impl Machine {
         sections: Vec<Section>,
         paused_for: Option<Duration>,
     ) -> Result<(), MachineError> {
-        match self.life {
-            Life::Empty => {}
-            Life::Whole => return Err(MachineError::Loaded(self.description.name.clone())),
-            Life::Broken => return Err(MachineError::Broken(self.description.name.clone())),
-        }
-        self.life = Life::Broken;
+        // Whatever fails from here on leaves a machine that never runs.
+        let devices = match std::mem::replace(&mut self.state, LoadState::Failed) {
+            LoadState::AwaitingState(devices) => devices,
+            LoadState::Loaded(devices) => {
+                self.state = LoadState::Loaded(devices);
+                return Err(MachineError::Loaded(self.description.name.clone()));
+            }
+            LoadState::Failed => return Err(MachineError::Broken(self.description.name.clone())),
+        };
         let mut sections = SectionSet::new(sections)?;
         let mut state = MachineState::from_sections(&mut sections, self.description.vcpus)?;
         if let Some(measured) = paused_for
@@ -419,24 +347,36 @@ impl Machine {
                 measured.as_millis(),
             );
         }
-        self.serial.load(&mut sections)?;
-        self.virtio.load(&mut sections)?;
+        let devices = devices.restore(&mut sections)?;
         sections.finish()?;
         let stopped = self.vcpus.stopped();
         let vcpus: Vec<&VcpuFd> = stopped.iter().map(|vcpu| &**vcpu).collect();
         restore_machine(&self.vm, &vcpus, &state)?;
-        self.life = Life::Whole;
+        self.bus.get_or_init(|| devices.clone());
+        self.state = LoadState::Loaded(devices);
         Ok(())
     }
 
     /// Tells the world outside that the guest is here now; for a destination after its resume.
     pub fn announce(&self) {
-        self.serial.announce();
-        self.virtio.announce();
+        if let LoadState::Loaded(devices) = &self.state {
+            devices.announce();
+        }
     }
 
     /// Stops all threads and gives everything back, as dropping does.
     pub fn quit(self) {}
+
+    /// The devices of a machine that can run.
+    pub(crate) fn devices(&self) -> Result<&Devices, MachineError> {
+        match &self.state {
+            LoadState::Loaded(devices) => Ok(devices),
+            LoadState::AwaitingState(_) => {
+                Err(MachineError::NotLoaded(self.description.name.clone()))
+            }
+            LoadState::Failed => Err(MachineError::Broken(self.description.name.clone())),
+        }
+    }
 
     fn must_be_paused(&self) -> Result<(), MachineError> {
         if self.vcpus.is_running() {

@@ -9,13 +9,13 @@
 //!
 //! Everything else reads as ones and forgets what is written, as an empty bus does.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use vm_devices::{PowerPorts, PowerRequest, SERIAL_PORTS, Serial};
+use vm_devices::{PowerPorts, PowerRequest, SERIAL_PORTS};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::virtio::VirtioDevices;
+use crate::devices::Devices;
 
 /// A 32-bit write of microseconds, 10 ms at most, puts the vCPU to sleep for that long or until
 /// the machine is paused. It is how a guest at CPL 3, where HLT is not allowed, gives its
@@ -52,16 +52,19 @@ pub(crate) enum Ask {
 /// The bus of one machine.
 #[derive(Clone)]
 pub(crate) struct Ports {
-    pub(crate) serial: Arc<Serial>,
     pub(crate) memory: GuestMemoryMmap,
-    pub(crate) virtio: VirtioDevices,
+    /// The threads of the vCPUs have the bus before a guest that arrives has devices. No vCPU runs
+    /// without them.
+    pub(crate) devices: Arc<OnceLock<Devices>>,
 }
 
 impl Ports {
     /// The guest writes `data` to `port`: several bytes are one wide access or a string of them.
     pub(crate) fn write(&self, port: u16, data: &[u8]) -> Ask {
         if SERIAL_PORTS.contains(&port) {
-            self.serial.write((port - SERIAL_PORTS.start) as u8, data);
+            if let Some(devices) = self.devices.get() {
+                devices.serial.write((port - SERIAL_PORTS.start) as u8, data);
+            }
             return Ask::Nothing;
         }
         if port == IDLE_PORT {
@@ -86,12 +89,27 @@ impl Ports {
     /// The guest reads from `port`.
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
-        if SERIAL_PORTS.contains(&port) {
+        if let (true, Some(devices)) = (SERIAL_PORTS.contains(&port), self.devices.get()) {
             let offset = (port - SERIAL_PORTS.start) as u8;
-            data.fill_with(|| self.serial.read(offset));
+            data.fill_with(|| devices.serial.read(offset));
         }
         if port == LINE_PORT && data.len() == LINE_PORT_ANSWER.len() {
             data.copy_from_slice(&LINE_PORT_ANSWER);
+        }
+    }
+
+    /// The guest reads outside its memory.
+    pub(crate) fn read_mmio(&self, address: u64, data: &mut [u8]) {
+        match self.devices.get() {
+            Some(devices) => devices.virtio.read(address, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// The guest writes outside its memory.
+    pub(crate) fn write_mmio(&self, address: u64, data: &[u8]) {
+        if let Some(devices) = self.devices.get() {
+            devices.virtio.write(address, data);
         }
     }
 
@@ -102,18 +120,21 @@ impl Ports {
             return;
         }
         let mut line = vec![0; LONGEST_LINE.min(u32::from_le_bytes(len) as usize)];
-        if self.memory.read_slice(&mut line, GuestAddress(address + 4)).is_ok() {
-            self.serial.write(0, &line);
+        if self.memory.read_slice(&mut line, GuestAddress(address + 4)).is_ok()
+            && let Some(devices) = self.devices.get()
+        {
+            devices.serial.write(0, &line);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use vm_devices::Console;
+    use vm_devices::{Console, Serial};
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
+    use crate::virtio::VirtioDevices;
 
     const MEMORY: usize = 64 << 10;
 
@@ -124,11 +145,9 @@ mod tests {
         let spec = format!("file:{}", path.display()).parse().unwrap();
         let console = Arc::new(Console::open(&spec).unwrap());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let ports = Ports {
-            serial: Serial::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), console),
-            memory,
-            virtio: VirtioDevices::default(),
-        };
+        let serial = Serial::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), console);
+        let devices = Devices { serial, virtio: VirtioDevices::default() };
+        let ports = Ports { memory, devices: Arc::new(OnceLock::from(devices)) };
         use_it(&ports);
         drop(ports);
         std::fs::read(&path).unwrap()

@@ -6,24 +6,23 @@ use std::sync::Arc;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use units::Pages;
 use vm_devices::{
-    BalloonSize, Device, DeviceDirtyLog, DeviceError, DiskFile, GuestRam, MmioWindow, VirtioDevice,
-    VirtioError, VirtioSpec,
+    BalloonSize, Device, DeviceDirtyLog, DeviceError, DiskFile, GuestRam, MmioWindow, OpenedDevice,
+    VirtioDevice, VirtioError, VirtioSpec,
 };
 use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::IoctlError;
+use crate::config::DeviceParam;
 use crate::error::MachineError;
-use crate::machine::DeviceParam;
 use crate::memory::Memory;
 
-/// All virtio devices of a machine, in the order of their windows.
-#[derive(Clone, Default)]
-pub(crate) struct VirtioDevices(Arc<[VirtioDevice]>);
+/// The virtio devices of a machine before they have a state, in the order of their windows.
+pub(crate) struct OpenedVirtio(Vec<OpenedDevice>);
 
-impl VirtioDevices {
-    /// Opens the devices, stopped, and joins them to `vm`. An irqfd pulls each one's line, an
-    /// ioeventfd for each queue spares its driver's kicks an exit to us.
+impl OpenedVirtio {
+    /// Opens the devices and joins them to `vm`. An irqfd pulls each one's line, an ioeventfd for
+    /// each queue spares its driver's kicks an exit to us.
     pub(crate) fn open(
         specs: &[VirtioSpec],
         vm: &VmFd,
@@ -38,7 +37,7 @@ impl VirtioDevices {
             let ram = GuestRam::new(memory.mapped().clone(), memory.regions(), Arc::clone(log));
             let interrupt = event(spec)?;
             let line = event_of(spec, interrupt.try_clone())?;
-            let device = VirtioDevice::open(spec, slot, ram, interrupt)?;
+            let device = OpenedDevice::open(spec, slot, ram, interrupt)?;
             named("KVM_IRQFD", vm.register_irqfd(&line, device.window().gsi))?;
             let address = IoEventAddress::Mmio(device.notify_address());
             for (queue, kick) in (0_u32..).zip(device.kicks()) {
@@ -46,18 +45,33 @@ impl VirtioDevices {
             }
             devices.push(device);
         }
-        Ok(Self(devices.into()))
+        Ok(Self(devices))
     }
 
-    /// Where they are, for the guest's tables.
     pub(crate) fn windows(&self) -> Vec<MmioWindow> {
-        self.0.iter().map(VirtioDevice::window).collect()
+        self.0.iter().map(OpenedDevice::window).collect()
     }
 
     pub(crate) fn describe(&self) -> impl Iterator<Item = DeviceDescription> {
-        self.0.iter().map(Device::describe)
+        self.0.iter().map(OpenedDevice::describe)
     }
 
+    pub(crate) fn power_on(self) -> VirtioDevices {
+        VirtioDevices(self.0.into_iter().map(OpenedDevice::power_on).collect())
+    }
+
+    /// All of them in the state that their sections say, or none.
+    pub(crate) fn restore(self, sections: &mut SectionSet) -> Result<VirtioDevices, LoadError> {
+        let restored = self.0.into_iter().map(|device| device.restore(sections));
+        Ok(VirtioDevices(restored.collect::<Result<_, _>>()?))
+    }
+}
+
+/// All virtio devices of a machine, in the order of their windows.
+#[derive(Clone, Default)]
+pub(crate) struct VirtioDevices(Arc<[VirtioDevice]>);
+
+impl VirtioDevices {
     /// The guest reads outside its memory.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         match self.at(address) {
@@ -71,6 +85,11 @@ impl VirtioDevices {
         if let Some((device, offset)) = self.at(address) {
             device.write(offset, data);
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn windows(&self) -> Vec<MmioWindow> {
+        self.0.iter().map(VirtioDevice::window).collect()
     }
 
     fn at(&self, address: u64) -> Option<(&VirtioDevice, u64)> {
@@ -111,10 +130,6 @@ impl VirtioDevices {
 
     pub(crate) fn save(&self) -> Result<Vec<Section>, SaveError> {
         self.0.iter().map(Device::save).collect()
-    }
-
-    pub(crate) fn load(&self, sections: &mut SectionSet) -> Result<(), LoadError> {
-        self.0.iter().try_for_each(|device| device.load(sections))
     }
 
     pub(crate) fn resume(&self) {

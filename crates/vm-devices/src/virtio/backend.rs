@@ -1,17 +1,14 @@
 //! What one kind of device does behind the registers and rings that all of them have.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use vm_state::{LoadError, SaveError, Section, SectionSet};
 
-use super::balloon::Balloon;
-use super::block::DiskFile;
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::ram::GuestRam;
-use super::ring::Ring;
-use super::transport::TransportState;
+use super::ring::{QueueSpec, Ring};
+use super::state::TransportState;
 
 /// What came of looking at a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +22,8 @@ pub(super) enum Served {
 }
 
 /// A kind of device. All methods are called with the device's lock held, so that none runs beside
-/// another; none is called between `quiesce` and `resume` but `save` and `load`, and those by which
-/// an operator looks and asks.
+/// another; none is called between `quiesce` and `resume` but `save`, and those by which the
+/// locks of the host are taken and given back.
 pub(super) trait Backend: Send {
     /// VIRTIO 1.2, section 5.
     fn device_id(&self) -> u32;
@@ -34,11 +31,8 @@ pub(super) trait Backend: Send {
     /// The feature bits of its kind that it can offer on this host.
     fn features(&self) -> u64;
 
-    /// The greatest size of each of its queues.
-    fn queue_sizes(&self) -> &'static [u16];
-
-    /// The version of its section.
-    fn section_version(&self) -> u16;
+    /// Its queues in the order of their numbers.
+    fn queues(&self) -> &'static [QueueSpec];
 
     /// Its configuration space, as the bytes that are there.
     fn config(&self) -> Vec<u8>;
@@ -73,25 +67,16 @@ pub(super) trait Backend: Send {
     /// It goes on.
     fn resume(&mut self) {}
 
-    /// The balloon, if it is one.
-    fn balloon(&mut self) -> Option<&mut Balloon> {
-        None
-    }
-
     /// The section of its kind with the state of the registers and rings in it.
     fn save(&self, instance: u32, transport: TransportState) -> Result<Section, SaveError>;
 
-    /// Takes its section and returns the state of the registers and rings.
-    fn load(
+    /// Takes its section, for a device that has done nothing yet, and returns the state of the
+    /// registers and rings. After an error the device is given up.
+    fn restore(
         &mut self,
         instance: u32,
         sections: &mut SectionSet,
     ) -> Result<TransportState, LoadError>;
-
-    /// The image that it writes, if it is a disk that is written.
-    fn disk(&self) -> Option<Arc<DiskFile>> {
-        None
-    }
 
     /// Takes for itself what only the one who may run the guest holds. Does nothing if it has it.
     fn acquire(&mut self) -> Result<(), VirtioError> {

@@ -7,10 +7,10 @@
 //!
 //! [`halt`]: Shared::halt
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,30 +20,27 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_QUEUE_NOTIFY,
 };
-use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionId, SectionSet};
+use vm_state::{DeviceDescription, SaveError, Section};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::{Backend, Served};
+use super::backend::Served;
 use super::balloon::BalloonSize;
 use super::block::DiskFile;
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::interrupt::{Interrupt, Why};
 use super::ram::GuestRam;
-use super::spec::{VirtioKind, VirtioSpec};
+use super::registry::HostSide;
 use super::transport::Transport;
 use super::window::MmioWindow;
 use crate::confinement;
 use crate::device::{Device, DeviceError};
 
-/// The parameter that holds the features which the guest was offered.
-const FEATURES: &str = "features";
-
 /// How long a request that has begun may take before a pause is given up: longer than a busy disk
 /// takes, shorter than anybody waits for a blackout.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_micros(50);
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(5);
+const QUIESCE_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 /// One virtio device of a guest.
 pub struct VirtioDevice {
@@ -51,128 +48,80 @@ pub struct VirtioDevice {
     worker: Option<JoinHandle<()>>,
 }
 
-struct Shared {
-    name: String,
-    description: DeviceDescription,
-    section: &'static str,
-    slot: u32,
-    window: MmioWindow,
-    ram: GuestRam,
-    interrupt: Interrupt,
+/// What a device has from the moment on at which it is opened, whatever its state will be.
+pub(super) struct Parts {
+    pub(super) name: String,
+    pub(super) description: DeviceDescription,
+    pub(super) slot: u32,
+    pub(super) ram: GuestRam,
+    pub(super) interrupt: Interrupt,
     /// One for each queue: the driver has made requests.
-    kicks: Vec<EventFd>,
+    pub(super) kicks: Vec<EventFd>,
     /// Something else for the worker to look at.
-    wake: EventFd,
-    source: Option<OwnedFd>,
-    disk: Option<Arc<DiskFile>>,
+    pub(super) wake: EventFd,
+    pub(super) source: Option<OwnedFd>,
+    pub(super) host_side: HostSide,
+}
+
+struct Shared {
+    parts: Parts,
     transport: Mutex<Transport>,
     /// vCPUs that wait for the lock; the worker lets them go first.
     waiting: AtomicUsize,
     /// No request is to be begun.
     halt: AtomicBool,
-    /// The state was loaded and the device has not run since.
-    loaded: AtomicBool,
+    /// The device was restored and has not run since.
+    restored: AtomicBool,
     exit: AtomicBool,
 }
 
-impl VirtioDevice {
-    /// The device that `spec` describes, stopped, in its state after power-on. It is the `slot`th
-    /// of its machine, has `ram`, and raises its interrupt by writing to `interrupt`.
-    ///
-    /// # Errors
-    /// [`VirtioError`] names the device and what it lacks here.
-    pub fn open(
-        spec: &VirtioSpec,
-        slot: u32,
-        ram: GuestRam,
-        interrupt: EventFd,
-    ) -> Result<Self, VirtioError> {
-        let mut params = spec.params.clone();
-        let backend = spec.open(&mut params)?;
-        Self::with_backend(backend, spec, params, slot, ram, interrupt)
-    }
+/// The thread that will serve the rings of a device. It exists before the device has its state,
+/// which comes while the guest stands still and waits for it.
+pub(super) struct Worker {
+    thread: JoinHandle<()>,
+    device: Sender<Arc<Shared>>,
+}
 
-    pub(super) fn with_backend(
-        backend: Box<dyn Backend>,
-        spec: &VirtioSpec,
-        mut params: BTreeMap<String, String>,
-        slot: u32,
-        ram: GuestRam,
-        interrupt: EventFd,
-    ) -> Result<Self, VirtioError> {
-        if slot >= MmioWindow::MOST {
-            return Err(VirtioError::TooMany);
-        }
-        let name = spec.to_string();
-        let offers = Transport::offers_of(&*backend);
-        let offered = match params.get(FEATURES) {
-            // The guest must find here what it found on its source, whether it uses it or not.
-            Some(text) => spec.number(FEATURES, text)?,
-            None => offers,
-        };
-        if offered & !offers != 0 {
-            return Err(VirtioError::Features { device: name, missing: offered & !offers });
-        }
-        params.insert(FEATURES.to_owned(), format!("{offered:#x}"));
-        let failed = |source| VirtioError::System { device: name.clone(), source };
-        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed);
+impl Worker {
+    pub(super) fn spawn(name: String) -> io::Result<Self> {
+        let (device, shared) = channel::<Arc<Shared>>();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            confine::thread(&confinement::WORKER);
+            // Nothing comes if the device is given up before it has a state.
+            let Ok(shared) = shared.recv() else { return };
+            if let Err(error) = shared.work() {
+                tracing::error!("{}: cannot wait for requests: {error}", shared.parts.name);
+            }
+        })?;
+        Ok(Self { thread, device })
+    }
+}
+
+impl VirtioDevice {
+    /// A stopped device in the state of `transport`, which is that after power-on unless it was
+    /// `restored`.
+    pub(super) fn new(parts: Parts, transport: Transport, restored: bool, worker: Worker) -> Self {
         let shared = Arc::new(Shared {
-            description: DeviceDescription {
-                kind: spec.kind.name().to_owned(),
-                id: spec.id.clone(),
-                section_version: backend.section_version(),
-                params,
-            },
-            section: spec.kind.section(),
-            slot,
-            window: MmioWindow::of(slot),
-            ram,
-            interrupt: Interrupt::new(interrupt),
-            kicks: backend.queue_sizes().iter().map(|_| event()).collect::<Result<_, _>>()?,
-            wake: event()?,
-            source: backend.source(),
-            disk: backend.disk(),
-            transport: Mutex::new(Transport::new(backend, offered)),
+            parts,
+            transport: Mutex::new(transport),
             waiting: AtomicUsize::new(0),
             halt: AtomicBool::new(true),
-            loaded: AtomicBool::new(false),
+            restored: AtomicBool::new(restored),
             exit: AtomicBool::new(false),
-            name: name.clone(),
         });
-        let worker = std::thread::Builder::new()
-            .name(format!("{}-{}", spec.kind.name(), slot))
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    confine::thread(&confinement::WORKER);
-                    if let Err(error) = shared.work() {
-                        tracing::error!("{}: cannot wait for requests: {error}", shared.name);
-                    }
-                }
-            })
-            .map_err(failed)?;
-        Ok(Self { shared, worker: Some(worker) })
-    }
-
-    /// What kind of device it is.
-    pub fn kind(&self) -> VirtioKind {
-        VirtioKind::of(&self.shared.description.kind).expect("made from a kind")
+        // The worker ends only after it was told to, or by a panic that `drop` reports.
+        let _ = worker.device.send(Arc::clone(&shared));
+        Self { shared, worker: Some(worker.thread) }
     }
 
     /// Where its registers are, and its interrupt.
     pub fn window(&self) -> MmioWindow {
-        self.shared.window
-    }
-
-    /// Guest-physical address of QueueNotify. A 32-bit write of a queue's number there is the same
-    /// as a write to that queue's event of [`Self::kicks`].
-    pub fn notify_address(&self) -> u64 {
-        self.shared.window.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY)
+        MmioWindow::of(self.shared.parts.slot)
     }
 
     /// One event for each queue, in their order.
     pub fn kicks(&self) -> &[EventFd] {
-        &self.shared.kicks
+        &self.shared.parts.kicks
     }
 
     /// The guest reads at `offset` of the window.
@@ -191,7 +140,7 @@ impl VirtioDevice {
             return;
         };
         let value = match offset {
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.shared.interrupt.status(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.shared.parts.interrupt.status(),
             _ => self.shared.registers().read(offset),
         };
         *data = value.to_le_bytes();
@@ -208,16 +157,16 @@ impl VirtioDevice {
         };
         let value = u32::from_le_bytes(data);
         match offset {
-            VIRTIO_MMIO_INTERRUPT_ACK => self.shared.interrupt.acknowledge(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => self.shared.parts.interrupt.acknowledge(value),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
-                if let Some(kick) = self.shared.kicks.get(value as usize) {
+                if let Some(kick) = self.shared.parts.kicks.get(value as usize) {
                     signal(kick);
                 }
             }
             _ => {
                 let shared = &self.shared;
-                shared.registers().write(offset, value, &shared.ram, &shared.interrupt);
-                signal(&shared.wake);
+                shared.registers().write(offset, value, &shared.parts.ram, &shared.parts.interrupt);
+                signal(&shared.parts.wake);
             }
         }
     }
@@ -245,21 +194,27 @@ impl VirtioDevice {
 
     /// The image that it writes, if it is a disk that is written.
     pub fn disk(&self) -> Option<&Arc<DiskFile>> {
-        self.shared.disk.as_ref()
+        match &self.shared.parts.host_side {
+            HostSide::Disk(disk) => Some(disk),
+            _ => None,
+        }
     }
 
     /// How large the balloon is; nothing if the device is none.
     pub fn balloon(&self) -> Option<BalloonSize> {
-        self.shared.registers().backend.balloon().map(|balloon| balloon.size())
+        match &self.shared.parts.host_side {
+            HostSide::Balloon(config) => Some(config.size()),
+            _ => None,
+        }
     }
 
     /// Asks the driver for so many pages: it gives them now or later, or never. Returns whether
     /// the device is a balloon.
     pub fn ask_balloon(&self, pages: Pages) -> bool {
+        let HostSide::Balloon(config) = &self.shared.parts.host_side else { return false };
         let mut transport = self.shared.registers();
-        let Some(balloon) = transport.backend.balloon() else { return false };
-        if balloon.ask(pages) {
-            transport.config_changed(&self.shared.interrupt);
+        if config.ask(pages) {
+            transport.config_changed(&self.shared.parts.interrupt);
         }
         true
     }
@@ -295,7 +250,9 @@ impl Shared {
         let mut looks_at_source = false;
         while !self.exit.load(Ordering::SeqCst) {
             let wants_source = self.serve_all();
-            if let Some(source) = self.source.as_ref().filter(|_| wants_source != looks_at_source) {
+            if let Some(source) =
+                self.parts.source.as_ref().filter(|_| wants_source != looks_at_source)
+            {
                 let operation = match wants_source {
                     true => ControlOperation::Add,
                     false => ControlOperation::Delete,
@@ -317,7 +274,7 @@ impl Shared {
     }
 
     fn events(&self) -> impl Iterator<Item = &EventFd> {
-        self.kicks.iter().chain([&self.wake])
+        self.parts.kicks.iter().chain([&self.parts.wake])
     }
 
     /// Serves all queues until there is nothing to do. Returns whether the source is to be looked
@@ -335,8 +292,8 @@ impl Shared {
                 Ok(true) => {}
                 Ok(false) => return transport.backend.wants_source(),
                 Err(problem) => {
-                    tracing::warn!("{}: its driver must reset it: {problem}", self.name);
-                    transport.fail(&self.interrupt);
+                    tracing::warn!("{}: its driver must reset it: {problem}", self.parts.name);
+                    transport.fail(&self.parts.interrupt);
                     return false;
                 }
             }
@@ -346,16 +303,16 @@ impl Shared {
     /// Serves one request of each queue. Returns whether there may be more.
     fn serve_each(&self, transport: &mut Transport) -> Result<bool, Malformed> {
         let mut more = false;
-        for number in 0..self.kicks.len() {
+        for number in 0..self.parts.kicks.len() {
             let (backend, ring) = transport.ring(number);
-            match backend.serve(number, ring, &self.ram)? {
+            match backend.serve(number, ring, &self.parts.ram)? {
                 Served::Done => {
-                    if ring.must_interrupt(&self.ram) {
-                        self.interrupt.raise(Why::Ring);
+                    if ring.must_interrupt(&self.parts.ram) {
+                        self.parts.interrupt.raise(Why::Ring);
                     }
                     more = true;
                 }
-                Served::Empty => more |= ring.want_kicks(&self.ram),
+                Served::Empty => more |= ring.want_kicks(&self.parts.ram),
                 Served::Waiting => {}
             }
         }
@@ -364,13 +321,13 @@ impl Shared {
 
     /// The lock, with no request under way.
     fn stop(&self) -> Option<MutexGuard<'_, Transport>> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + QUIESCE_TIMEOUT;
         loop {
             match self.transport.try_lock() {
                 Ok(transport) => return Some(transport),
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) if Instant::now() > deadline => return None,
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK_AGAIN),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(QUIESCE_POLL_INTERVAL),
             }
         }
     }
@@ -378,7 +335,7 @@ impl Shared {
 
 impl Device for VirtioDevice {
     fn describe(&self) -> DeviceDescription {
-        self.shared.description.clone()
+        self.shared.parts.description.clone()
     }
 
     fn quiesce(&self) -> Result<(), DeviceError> {
@@ -388,26 +345,14 @@ impl Device for VirtioDevice {
             return Ok(());
         }
         self.shared.halt.store(was_halted, Ordering::SeqCst);
-        signal(&self.shared.wake);
-        Err(DeviceError::Busy { device: self.shared.name.clone(), requests: 1 })
+        signal(&self.shared.parts.wake);
+        Err(DeviceError::Busy { device: self.shared.parts.name.clone(), requests: 1 })
     }
 
     fn save(&self) -> Result<Section, SaveError> {
         let transport = self.shared.transport();
-        let state = transport.save(&self.shared.interrupt);
-        transport.backend.save(self.shared.slot, state)
-    }
-
-    fn load(&self, sections: &mut SectionSet) -> Result<(), LoadError> {
-        let mut transport = self.shared.transport();
-        let state = transport.backend.load(self.shared.slot, sections)?;
-        transport.load(state, &self.shared.interrupt).map_err(|source| LoadError::Payload {
-            id: SectionId { name: self.shared.section.to_owned(), instance: self.shared.slot },
-            version: self.shared.description.section_version,
-            source,
-        })?;
-        self.shared.loaded.store(true, Ordering::SeqCst);
-        Ok(())
+        let state = transport.save(&self.shared.parts.interrupt);
+        transport.backend.save(self.shared.parts.slot, state)
     }
 
     fn resume(&self) {
@@ -417,16 +362,16 @@ impl Device for VirtioDevice {
         // The worker begins nothing yet, so that the lock is free at once.
         self.shared.transport().backend.resume();
         self.shared.halt.store(false, Ordering::SeqCst);
-        if self.shared.loaded.swap(false, Ordering::SeqCst) {
-            self.shared.interrupt.raise_again();
+        if self.shared.restored.swap(false, Ordering::SeqCst) {
+            self.shared.parts.interrupt.raise_again();
         }
-        signal(&self.shared.wake);
+        signal(&self.shared.parts.wake);
     }
 
     fn announce(&self) {
         let mut transport = self.shared.transport();
         if transport.backend.announce() {
-            transport.config_changed(&self.shared.interrupt);
+            transport.config_changed(&self.shared.parts.interrupt);
         }
     }
 }
@@ -435,11 +380,11 @@ impl Drop for VirtioDevice {
     fn drop(&mut self) {
         self.shared.exit.store(true, Ordering::SeqCst);
         self.shared.halt.store(true, Ordering::SeqCst);
-        signal(&self.shared.wake);
+        signal(&self.shared.parts.wake);
         if let Some(worker) = self.worker.take()
             && worker.join().is_err()
         {
-            tracing::error!("the worker of {} panicked", self.shared.name);
+            tracing::error!("the worker of {} panicked", self.shared.parts.name);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! A driver for tests: it does to a device what a guest's driver does, through registers and rings
 //! in memory.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -13,12 +12,14 @@ use units::{Gfn, Pages, RegionId};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
-use vm_state::{MemoryRegion, Section, SectionSet};
+use vm_state::{LoadError, MemoryRegion, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::Backend;
 use super::device::VirtioDevice;
+use super::opened::OpenedDevice;
 use super::ram::GuestRam;
+use super::registry::{self, HostSide};
 use super::spec::VirtioSpec;
 use crate::{Device, DeviceDirtyLog};
 
@@ -70,26 +71,27 @@ fn regions() -> [MemoryRegion; 1] {
     [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(PAGES) }]
 }
 
-impl Driver {
-    /// A stopped device that no driver has touched. `marking` is whether what it writes gets into
-    /// the log that the test sees.
-    pub(super) fn cold(spec: &VirtioSpec, marking: bool) -> Self {
+/// A device that was opened, in a machine of its own.
+struct Machine {
+    device: OpenedDevice,
+    memory: GuestMemoryMmap,
+    log: Arc<DeviceDirtyLog>,
+    line: EventFd,
+}
+
+impl Machine {
+    fn open(spec: &VirtioSpec, marking: bool) -> Self {
         let mut params = spec.params.clone();
-        let backend = spec.open(&mut params).unwrap();
-        Self::with(backend, spec, params, marking)
+        let backend = registry::open(spec, &mut params).unwrap();
+        let opened = VirtioSpec { params, ..spec.clone() };
+        Self::with(backend, &opened, marking)
     }
 
-    /// The same over a backend that the test has made.
-    pub(super) fn over(backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
-        Self::with(backend, spec, spec.params.clone(), true)
+    fn over(backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
+        Self::with((backend, HostSide::None), spec, true)
     }
 
-    fn with(
-        backend: Box<dyn Backend>,
-        spec: &VirtioSpec,
-        params: BTreeMap<String, String>,
-        marking: bool,
-    ) -> Self {
+    fn with(backend: (Box<dyn Backend>, HostSide), spec: &VirtioSpec, marking: bool) -> Self {
         // A worker that calls what its filter does not have ends the tests.
         confine::begin(Mode::Enforce, Outside::Killed);
         let len = PAGES * 4096;
@@ -106,7 +108,58 @@ impl Driver {
         let ram = GuestRam::new(memory.clone(), &regions(), devices_log);
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let interrupt = line.try_clone().unwrap();
-        let device = VirtioDevice::with_backend(backend, spec, params, 0, ram, interrupt).unwrap();
+        let params = spec.params.clone();
+        let device = OpenedDevice::with_backend(backend, spec, params, 0, ram, interrupt).unwrap();
+        Self { device, memory, log, line }
+    }
+
+    fn power_on(self) -> Driver {
+        let Self { device, memory, log, line } = self;
+        Driver::of(device.power_on(), memory, log, line)
+    }
+
+    fn restore(self, section: Section) -> Result<Driver, LoadError> {
+        let Self { device, memory, log, line } = self;
+        let encoded = section.encode().unwrap();
+        let mut sections = SectionSet::new([Section::decode(&encoded).unwrap()]).unwrap();
+        let device = device.restore(&mut sections)?;
+        sections.finish().unwrap();
+        Ok(Driver::of(device, memory, log, line))
+    }
+}
+
+impl Driver {
+    /// A stopped device that no driver has touched. `marking` is whether what it writes gets into
+    /// the log that the test sees.
+    pub(super) fn cold(spec: &VirtioSpec, marking: bool) -> Self {
+        Machine::open(spec, marking).power_on()
+    }
+
+    /// The same over a backend that the test has made.
+    pub(super) fn over(backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
+        Machine::over(backend, spec).power_on()
+    }
+
+    /// A stopped device in the state of `section`, with memory of zeros.
+    pub(super) fn restored(spec: &VirtioSpec, section: Section) -> Result<Self, LoadError> {
+        Machine::open(spec, true).restore(section)
+    }
+
+    /// The same over a backend that the test has made.
+    pub(super) fn restored_over(
+        backend: Box<dyn Backend>,
+        spec: &VirtioSpec,
+        section: Section,
+    ) -> Result<Self, LoadError> {
+        Machine::over(backend, spec).restore(section)
+    }
+
+    fn of(
+        device: VirtioDevice,
+        memory: GuestMemoryMmap,
+        log: Arc<DeviceDirtyLog>,
+        line: EventFd,
+    ) -> Self {
         let queues = vec![Progress::default(); device.kicks().len()];
         let next_buffer = BUFFERS;
         Self { device, memory, log, line, size: 16, features: 0, queues, next_buffer }
@@ -272,32 +325,25 @@ impl Driver {
 
     /// Stops the device and hands its state and its memory to another; the destination is stopped.
     pub(super) fn move_to(&self, spec: &VirtioSpec) -> Self {
-        self.hand_over(Self::cold(spec, true))
+        self.hand_over(Machine::open(spec, true))
     }
 
     /// The same, to a backend that the test has made.
     pub(super) fn move_over(&self, backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
-        self.hand_over(Self::over(backend, spec))
+        self.hand_over(Machine::over(backend, spec))
     }
 
-    fn hand_over(&self, mut there: Self) -> Self {
+    fn hand_over(&self, there: Machine) -> Self {
         self.device.quiesce().unwrap();
         let section = self.device.save().unwrap();
         let all = self.bytes(0, (PAGES * 4096) as u32);
         there.memory.write_slice(&all, GuestAddress(0)).unwrap();
-        there.load(section);
+        let mut there = there.restore(section).unwrap();
         there.size = self.size;
         there.features = self.features;
         there.queues.clone_from(&self.queues);
         there.next_buffer = self.next_buffer;
         there
-    }
-
-    pub(super) fn load(&self, section: Section) {
-        let encoded = section.encode().unwrap();
-        let mut sections = SectionSet::new([Section::decode(&encoded).unwrap()]).unwrap();
-        self.device.load(&mut sections).unwrap();
-        sections.finish().unwrap();
     }
 
     /// The pages that the device says it wrote since the last call.

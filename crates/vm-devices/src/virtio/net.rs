@@ -19,15 +19,16 @@ use super::backend::{Backend, Served};
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::ram::GuestRam;
-use super::ring::Ring;
+use super::ring::{QueueSpec, Ring};
 use super::spec::VirtioSpec;
+use super::state::TransportState;
 use super::tap;
-use super::transport::TransportState;
 
-pub(super) const SECTION: &str = NetState::NAME;
-pub(super) const VERSION: u16 = NetState::VERSION;
-
-const QUEUE_SIZES: &[u16] = &[256, 256, 64];
+const QUEUES: &[QueueSpec] = &[
+    QueueSpec { name: "receiveq1", size: 256 },
+    QueueSpec { name: "transmitq1", size: 256 },
+    QueueSpec { name: "controlq", size: 64 },
+];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
@@ -199,12 +200,8 @@ impl Backend for Net {
             | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        QUEUE_SIZES
-    }
-
-    fn section_version(&self) -> u16 {
-        VERSION
+    fn queues(&self) -> &'static [QueueSpec] {
+        QUEUES
     }
 
     /// struct virtio_net_config (VIRTIO 1.2, 5.1.4): address and status.
@@ -257,7 +254,7 @@ impl Backend for Net {
         NetState { transport, announce: self.announce }.to_section(instance)
     }
 
-    fn load(
+    fn restore(
         &mut self,
         instance: u32,
         sections: &mut SectionSet,

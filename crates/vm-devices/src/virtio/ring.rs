@@ -3,13 +3,13 @@
 use std::ops::Deref;
 use std::sync::atomic::{Ordering, fence};
 
-use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vm_state::PayloadError;
 
 use super::chain::{Chain, Malformed};
 use super::ram::GuestRam;
+use super::state::RingState;
 
 /// Bytes of the used ring before its first element, and of an element (VIRTIO 1.2, 2.7.8).
 const USED_HEADER: u64 = 4;
@@ -19,25 +19,13 @@ const USED_INDEX: u64 = 2;
 const AVAILABLE_HEADER: u64 = 4;
 const AVAILABLE_ELEMENT: u64 = 2;
 
-/// A queue by its registers and how far both rings were used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RingState {
-    /// How many elements the driver chose.
-    pub size: u16,
-    /// Whether the driver has set it up.
-    pub ready: bool,
-    /// Whether VIRTIO_F_RING_EVENT_IDX holds.
-    pub event_idx: bool,
-    /// The next element of the available ring.
-    pub next_avail: u16,
-    /// The next element of the used ring.
-    pub next_used: u16,
-    /// Guest-physical address of the descriptor table.
-    pub descriptors: u64,
-    /// Guest-physical address of the available ring.
-    pub available: u64,
-    /// Guest-physical address of the used ring.
-    pub used: u64,
+/// A queue that a kind of device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueueSpec {
+    /// What VIRTIO 1.2 calls it.
+    pub(super) name: &'static str,
+    /// How many elements a driver may choose, a power of two.
+    pub(super) size: u16,
 }
 
 pub(super) struct Ring {
@@ -47,9 +35,9 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A queue that no driver has set up, of `max_size` elements at most.
-    pub(super) fn new(max_size: u16) -> Self {
-        let queue = Queue::new(max_size).expect("queue sizes are powers of two");
+    /// A queue that no driver has set up.
+    pub(super) fn new(spec: &QueueSpec) -> Self {
+        let queue = Queue::new(spec.size).expect("queue sizes are powers of two");
         Self { queue, unannounced: 0 }
     }
 
@@ -170,10 +158,13 @@ impl Ring {
         }
     }
 
-    /// The queue that was saved, if a queue of `max_size` elements can be in that state.
-    pub(super) fn load(max_size: u16, saved: &RingState) -> Result<Self, PayloadError> {
+    /// The queue that was saved, if `spec` can be in that state.
+    ///
+    /// # Errors
+    /// [`PayloadError::Field`] with the name of the queue.
+    pub(super) fn restore(spec: &QueueSpec, saved: &RingState) -> Result<Self, PayloadError> {
         let state = QueueState {
-            max_size,
+            max_size: spec.size,
             next_avail: saved.next_avail,
             next_used: saved.next_used,
             event_idx_enabled: saved.event_idx,
@@ -185,7 +176,7 @@ impl Ring {
         };
         let queue = Queue::try_from(state).map_err(|error| PayloadError::Field {
             field: "rings",
-            problem: format!("has a queue that no driver can set up: {error}"),
+            problem: format!("has a {} that no driver can set up: {error}", spec.name),
         })?;
         Ok(Self { queue, unannounced: 0 })
     }

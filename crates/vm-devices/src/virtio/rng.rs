@@ -11,14 +11,11 @@ use super::backend::{Backend, Served};
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::ram::GuestRam;
-use super::ring::Ring;
+use super::ring::{QueueSpec, Ring};
 use super::spec::VirtioSpec;
-use super::transport::TransportState;
+use super::state::TransportState;
 
-pub(super) const SECTION: &str = RngState::NAME;
-pub(super) const VERSION: u16 = RngState::VERSION;
-
-const QUEUE_SIZES: &[u16] = &[64];
+const QUEUES: &[QueueSpec] = &[QueueSpec { name: "requestq", size: 64 }];
 
 /// What one request gets at most; a device may give less than was asked for (VIRTIO 1.2, 5.4.6.1).
 const MOST: u64 = 4096;
@@ -58,12 +55,8 @@ impl Backend for Rng {
         0
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        QUEUE_SIZES
-    }
-
-    fn section_version(&self) -> u16 {
-        VERSION
+    fn queues(&self) -> &'static [QueueSpec] {
+        QUEUES
     }
 
     fn config(&self) -> Vec<u8> {
@@ -88,7 +81,7 @@ impl Backend for Rng {
         RngState { transport }.to_section(instance)
     }
 
-    fn load(
+    fn restore(
         &mut self,
         instance: u32,
         sections: &mut SectionSet,
@@ -171,8 +164,7 @@ mod tests {
         let golden = RngState { transport };
         let bytes = include_bytes!("../../tests/golden/virtio-rng-1.section");
         assert_eq!(golden.to_section(0).unwrap().encode().unwrap(), bytes);
-        let driver = Driver::cold(&VirtioSpec::rng(), true);
-        driver.load(Section::decode(bytes).unwrap());
+        let driver = Driver::restored(&VirtioSpec::rng(), Section::decode(bytes).unwrap()).unwrap();
         let again = driver.device.save().unwrap();
         assert_eq!(RngState::from_section(&again).unwrap(), golden);
     }

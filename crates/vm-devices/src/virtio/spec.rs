@@ -7,13 +7,6 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use vm_state::DeviceDescription;
 
-use super::backend::Backend;
-use super::balloon::{self, Balloon};
-use super::block::{self, Block};
-use super::console::{self, VirtioConsole};
-use super::error::VirtioError;
-use super::net::{self, Net};
-use super::rng::{self, Rng};
 use crate::console::ConsoleSpec;
 
 /// The kinds of virtio devices.
@@ -48,28 +41,6 @@ impl VirtioKind {
     /// The kind that a machine description calls so.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// The name of its section.
-    pub(super) const fn section(self) -> &'static str {
-        match self {
-            Self::Block => block::SECTION,
-            Self::Rng => rng::SECTION,
-            Self::Net => net::SECTION,
-            Self::Console => console::SECTION,
-            Self::Balloon => balloon::SECTION,
-        }
-    }
-
-    /// The newest version of its section that this program reads.
-    pub const fn section_version(self) -> u16 {
-        match self {
-            Self::Block => block::VERSION,
-            Self::Rng => rng::VERSION,
-            Self::Net => net::VERSION,
-            Self::Console => console::VERSION,
-            Self::Balloon => balloon::VERSION,
-        }
     }
 }
 
@@ -118,6 +89,9 @@ pub struct VirtioSpec {
 }
 
 impl VirtioSpec {
+    /// The parameter of a disk that says where its image is.
+    pub(super) const PATH_PARAM: &str = "path";
+
     /// How a disk is written.
     pub const DISK_FORM: &'static str = "PATH[,ro][,direct][,serial=TEXT][,id=NAME]";
 
@@ -135,7 +109,7 @@ impl VirtioSpec {
         let mut spec = Self {
             kind: VirtioKind::Block,
             id: format!("disk{number}"),
-            params: BTreeMap::from([(block::PATH.to_owned(), path.ok_or_else(wrong)?)]),
+            params: BTreeMap::from([(Self::PATH_PARAM.to_owned(), path.ok_or_else(wrong)?)]),
         };
         for option in options.split(',').filter(|option| !option.is_empty()) {
             let (name, value) = match option {
@@ -204,41 +178,16 @@ impl VirtioSpec {
         Self { kind: VirtioKind::Balloon, id: "balloon0".to_owned(), params: BTreeMap::new() }
     }
 
-    /// The device of a machine description, if it is a virtio device of a kind and version that
-    /// this program has.
-    pub fn of(description: &DeviceDescription) -> Option<Self> {
-        let kind = VirtioKind::of(&description.kind)?;
-        (description.section_version <= kind.section_version()).then(|| Self {
-            kind,
-            id: description.id.clone(),
-            params: description.params.clone(),
-        })
-    }
-
     /// The file or socket of this host that it opens, if its parameters name one.
     pub fn path(&self) -> Option<PathBuf> {
         match self.kind {
-            VirtioKind::Block => self.params.get(block::PATH).map(PathBuf::from),
+            VirtioKind::Block => self.params.get(Self::PATH_PARAM).map(PathBuf::from),
             VirtioKind::Console => {
                 let to: ConsoleSpec = self.params.get(Self::CONSOLE_PARAM)?.parse().ok()?;
                 to.path().map(Path::to_owned)
             }
             VirtioKind::Rng | VirtioKind::Net | VirtioKind::Balloon => None,
         }
-    }
-
-    /// Opens what is behind it, and writes into `params` what a destination must know too.
-    pub(super) fn open(
-        &self,
-        params: &mut BTreeMap<String, String>,
-    ) -> Result<Box<dyn Backend>, VirtioError> {
-        Ok(match self.kind {
-            VirtioKind::Block => Box::new(Block::open(self, params)?),
-            VirtioKind::Rng => Box::new(Rng::open(self)?),
-            VirtioKind::Net => Box::new(Net::open(self, params)?),
-            VirtioKind::Console => Box::new(VirtioConsole::open(self)?),
-            VirtioKind::Balloon => Box::new(Balloon::default()),
-        })
     }
 
     /// The parameter of that name.

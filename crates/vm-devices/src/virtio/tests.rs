@@ -90,6 +90,27 @@ fn rings_outside_memory_are_refused_when_the_driver_is_ready() {
 }
 
 #[test]
+fn a_queue_outside_memory_is_refused_when_a_live_driver_sets_it_up_anew() {
+    let (_file, spec) = disk();
+    let driver = Driver::start(&spec, 0);
+    driver.write(0x44, 0);
+    driver.write(0x80, 0xffff_f000);
+    driver.write(0x44, 1);
+    assert_eq!(driver.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+}
+
+#[test]
+fn a_device_that_has_refused_a_queue_is_restored_as_it_was() {
+    let (_file, spec) = disk();
+    let driver = Driver::start(&spec, 0);
+    driver.write(0x44, 0);
+    driver.write(0x80, 0xffff_f000);
+    driver.write(0x44, 1);
+    let there = driver.move_to(&spec);
+    assert_eq!(there.read(STATUS) & NEEDS_RESET, NEEDS_RESET);
+}
+
+#[test]
 fn features_that_were_not_offered_are_not_agreed_to() {
     let (_file, spec) = disk();
     let driver = Driver::cold(&spec, true);

@@ -1,6 +1,5 @@
 //! The register block of a virtio-mmio device, version 2 (VIRTIO 1.2, section 4.2).
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_VERSION_1,
@@ -13,7 +12,8 @@ use vm_state::PayloadError;
 use super::backend::Backend;
 use super::interrupt::{Interrupt, Why};
 use super::ram::GuestRam;
-use super::ring::{Ring, RingState};
+use super::ring::Ring;
+use super::state::TransportState;
 
 /// "virt".
 const MAGIC: u32 = 0x7472_6976;
@@ -24,27 +24,6 @@ const VENDOR: u32 = 0x5047_494d;
 /// The features that all devices offer.
 const COMMON: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
-
-/// The state that all devices have: registers and rings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransportState {
-    /// The Status register.
-    pub status: u32,
-    /// DeviceFeaturesSel.
-    pub device_features_sel: u32,
-    /// DriverFeaturesSel.
-    pub driver_features_sel: u32,
-    /// What the driver has accepted.
-    pub driver_features: u64,
-    /// QueueSel.
-    pub queue_sel: u32,
-    /// ConfigGeneration.
-    pub config_generation: u32,
-    /// InterruptStatus: what the driver has not acknowledged.
-    pub interrupt_status: u32,
-    /// The rings in the order of their numbers.
-    pub rings: Vec<RingState>,
-}
 
 /// The registers of one device, its rings, and what is behind them.
 pub(super) struct Transport {
@@ -62,8 +41,54 @@ impl Transport {
 
     /// A device after power-on that offers `features`.
     pub(super) fn new(backend: Box<dyn Backend>, offered: u64) -> Self {
-        let rings = backend.queue_sizes().iter().map(|&size| Ring::new(size)).collect();
+        let rings = backend.queues().iter().map(Ring::new).collect();
         Self { backend, offered, state: TransportState::default(), rings }
+    }
+
+    /// The device that was saved in the state `saved`, with a `backend` that has its own part of it
+    /// already. What a live driver has set up lies in memory, as it did when it was saved: `ram` is
+    /// looked at for it, and not a byte of it is changed.
+    ///
+    /// # Errors
+    /// [`PayloadError::Field`] if no device that offers these features can be in that state.
+    pub(super) fn restore(
+        backend: Box<dyn Backend>,
+        offered: u64,
+        saved: TransportState,
+        ram: &GuestRam,
+        interrupt: &Interrupt,
+    ) -> Result<Self, PayloadError> {
+        let problem = |field, problem| Err(PayloadError::Field { field, problem });
+        let lacking = saved.driver_features & !offered;
+        if lacking != 0 {
+            return problem(
+                "driver_features",
+                format!("has bits that this host's device does not offer: {lacking:#x}"),
+            );
+        }
+        let queues = backend.queues();
+        if saved.rings.len() != queues.len() {
+            let (found, expected) = (saved.rings.len(), queues.len());
+            return problem("rings", format!("has {found} queues; the device has {expected}"));
+        }
+        let restored =
+            queues.iter().zip(&saved.rings).map(|(spec, ring)| Ring::restore(spec, ring));
+        let rings = restored.collect::<Result<_, _>>()?;
+        let mut transport = Self { backend, offered, state: saved, rings };
+        if transport.is_live() {
+            for (spec, ring) in queues.iter().zip(&transport.rings) {
+                if ring.check(ram).is_err() {
+                    let name = spec.name;
+                    return problem("rings", format!("has a {name} outside the guest's memory"));
+                }
+            }
+        }
+        let raised = transport.state.interrupt_status;
+        interrupt.set(raised & (Why::Ring as u32 | Why::Config as u32));
+        if transport.state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            transport.backend.activate(transport.state.driver_features);
+        }
+        Ok(transport)
     }
 
     pub(super) fn ring(&mut self, number: usize) -> (&mut dyn Backend, &mut Ring) {
@@ -137,15 +162,20 @@ impl Transport {
             }
             VIRTIO_MMIO_QUEUE_SEL => state.queue_sel = value,
             VIRTIO_MMIO_STATUS => self.set_status(value, ram, interrupt),
-            _ => self.write_queue(offset, value),
+            _ => self.write_queue(offset, value, ram, interrupt),
         }
     }
 
-    fn write_queue(&mut self, offset: u32, value: u32) {
+    fn write_queue(&mut self, offset: u32, value: u32, ram: &GuestRam, interrupt: &Interrupt) {
+        let is_live = self.is_live();
         let Some(ring) = self.selected() else { return };
         let queue = ring.registers();
         if offset == VIRTIO_MMIO_QUEUE_READY {
             queue.set_ready(value == 1);
+            // So no live device has a queue outside memory, and none is saved with one.
+            if is_live && ring.check(ram).is_err() {
+                self.fail(interrupt);
+            }
             return;
         }
         if queue.ready() {
@@ -199,8 +229,7 @@ impl Transport {
     fn reset(&mut self) {
         let config_generation = self.state.config_generation;
         self.state = TransportState { config_generation, ..TransportState::default() };
-        let sizes = self.backend.queue_sizes();
-        self.rings = sizes.iter().map(|&size| Ring::new(size)).collect();
+        self.rings = self.backend.queues().iter().map(Ring::new).collect();
         self.backend.reset();
     }
 
@@ -210,34 +239,5 @@ impl Transport {
             rings: self.rings.iter().map(Ring::save).collect(),
             ..self.state.clone()
         }
-    }
-
-    /// Takes over what was saved. The backend has its own part already.
-    pub(super) fn load(
-        &mut self,
-        saved: TransportState,
-        interrupt: &Interrupt,
-    ) -> Result<(), PayloadError> {
-        let problem = |field, problem| Err(PayloadError::Field { field, problem });
-        let lacking = saved.driver_features & !self.offered;
-        if lacking != 0 {
-            return problem(
-                "driver_features",
-                format!("has bits that this host's device does not offer: {lacking:#x}"),
-            );
-        }
-        let sizes = self.backend.queue_sizes();
-        if saved.rings.len() != sizes.len() {
-            let found = saved.rings.len();
-            return problem("rings", format!("has {found} queues; the device has {}", sizes.len()));
-        }
-        let rings = sizes.iter().zip(&saved.rings);
-        self.rings = rings.map(|(&size, ring)| Ring::load(size, ring)).collect::<Result<_, _>>()?;
-        interrupt.set(saved.interrupt_status & (Why::Ring as u32 | Why::Config as u32));
-        self.state = saved;
-        if self.state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            self.backend.activate(self.state.driver_features);
-        }
-        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The vCPUs: one thread each, all held by one gate.
 
+pub(crate) mod error;
 mod gate;
 mod kick;
 mod thread;
@@ -10,32 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
-use thiserror::Error;
 
 use crate::events::Events;
 use crate::moment::Moment;
 use crate::ports::Ports;
 
+pub use self::error::VcpuError;
 use self::gate::{Gate, Wish};
 use self::kick::Kick;
 use self::throttle::Throttle;
-
-/// Why vCPUs cannot be started.
-#[derive(Debug, Error)]
-pub enum VcpuError {
-    /// The system gives no thread.
-    #[error("cannot start the thread of vCPU {vcpu}")]
-    Thread {
-        /// Its id.
-        vcpu: u32,
-        /// What the system says.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The signal that calls vCPUs out of guest mode cannot be set up.
-    #[error("cannot install the handler of the signal that stops vCPUs")]
-    Signal(#[source] vmm_sys_util::errno::Error),
-}
 
 /// A vCPU that may run on a thread of its own; whoever holds the lock has it stopped.
 pub(crate) type SharedVcpu = Arc<Mutex<VcpuFd>>;

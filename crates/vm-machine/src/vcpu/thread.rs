@@ -108,11 +108,11 @@ impl Thread {
                 return After::Nothing;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                self.ports.virtio.read(address, data);
+                self.ports.read_mmio(address, data);
                 return After::Nothing;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                self.ports.virtio.write(address, data);
+                self.ports.write_mmio(address, data);
                 return After::Nothing;
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {

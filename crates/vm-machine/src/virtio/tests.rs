@@ -49,8 +49,9 @@ fn incoming(machine: &Machine) -> Machine {
 }
 
 fn register(machine: &Machine, offset: u64, value: u32) {
-    let base = machine.virtio.windows()[0].base;
-    machine.virtio.write(base + offset, &value.to_le_bytes());
+    let virtio = &machine.devices().unwrap().virtio;
+    let base = virtio.windows()[0].base;
+    virtio.write(base + offset, &value.to_le_bytes());
 }
 
 fn put<const N: usize>(machine: &Machine, address: u64, bytes: [u8; N]) {

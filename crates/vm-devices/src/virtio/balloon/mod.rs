@@ -13,26 +13,33 @@
 //! zeros there; what it cannot do is reach beyond its memory, or keep the device for longer than a
 //! pause waits.
 
+mod config;
+
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
-use units::{PAGE_SIZE, Pages};
+use units::PAGE_SIZE;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_state::{LoadError, SaveError, Section, SectionSet, Snapshot};
 
+pub(super) use self::config::BalloonConfig;
+pub use self::config::BalloonSize;
 use super::backend::{Backend, Served};
 use super::chain::{Buffer, Malformed};
 use super::ram::GuestRam;
-use super::ring::Ring;
-use super::transport::TransportState;
-
-pub(super) const SECTION: &str = BalloonState::NAME;
-pub(super) const VERSION: u16 = BalloonState::VERSION;
+use super::ring::{QueueSpec, Ring};
+use super::state::TransportState;
 
 /// Feature bits (VIRTIO 1.2, 5.5.3).
 const DEFLATE_ON_OOM: u32 = 2;
 const REPORTING: u32 = 5;
 
 /// Linux puts 256 page numbers, or 32 ranges, into a request.
-const QUEUE_SIZES: &[u16] = &[128, 128, 32];
+const QUEUES: &[QueueSpec] = &[
+    QueueSpec { name: "inflateq", size: 128 },
+    QueueSpec { name: "deflateq", size: 128 },
+    QueueSpec { name: "reporting_vq", size: 32 },
+];
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 /// A queue that was not negotiated has no number (VIRTIO 1.2, 5.5.2): without those for statistics
@@ -65,34 +72,19 @@ impl Snapshot for BalloonState {
     const VERSION: u16 = 1;
 }
 
-/// How large a balloon is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BalloonSize {
-    /// What its driver was asked for.
-    pub asked: Pages,
-    /// What its driver says it has given. It is the guest's word: it may be any number.
-    pub given: Pages,
-}
-
 /// See the module.
 #[derive(Default)]
 pub(super) struct Balloon {
-    num_pages: u32,
-    actual: u32,
+    config: Arc<BalloonConfig>,
     reports: bool,
     /// A discard has failed, and that was said.
     complained: bool,
 }
 
 impl Balloon {
-    pub(super) fn size(&self) -> BalloonSize {
-        BalloonSize { asked: Pages(self.num_pages.into()), given: Pages(self.actual.into()) }
-    }
-
-    /// Asks the driver for so many pages. Returns whether that is another number than before.
-    pub(super) fn ask(&mut self, pages: Pages) -> bool {
-        let asked = u32::try_from(pages.0).unwrap_or(u32::MAX);
-        std::mem::replace(&mut self.num_pages, asked) != asked
+    /// The numbers that its operator shares with its driver.
+    pub(super) fn shared_config(&self) -> Arc<BalloonConfig> {
+        Arc::clone(&self.config)
     }
 
     fn inflate(&mut self, numbers: &Buffer, ram: &GuestRam) -> Result<(), Malformed> {
@@ -141,23 +133,19 @@ impl Backend for Balloon {
         1 << DEFLATE_ON_OOM | 1 << REPORTING
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        QUEUE_SIZES
-    }
-
-    fn section_version(&self) -> u16 {
-        VERSION
+    fn queues(&self) -> &'static [QueueSpec] {
+        QUEUES
     }
 
     /// struct virtio_balloon_config (VIRTIO 1.2, 5.5.4), as far as the features go.
     fn config(&self) -> Vec<u8> {
-        [self.num_pages.to_le_bytes(), self.actual.to_le_bytes()].concat()
+        self.config.bytes()
     }
 
     /// The driver says how many pages it has given.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (ACTUAL, Ok(actual)) = (offset, <[u8; 4]>::try_from(data)) {
-            self.actual = u32::from_le_bytes(actual);
+            self.config.set_actual(u32::from_le_bytes(actual));
         }
     }
 
@@ -168,7 +156,7 @@ impl Backend for Balloon {
     /// A driver that starts afresh has given nothing. What it was asked for stays: that is the
     /// operator's.
     fn reset(&mut self) {
-        self.actual = 0;
+        self.config.set_actual(0);
         self.reports = false;
     }
 
@@ -197,23 +185,19 @@ impl Backend for Balloon {
         Ok(Served::Done)
     }
 
-    fn balloon(&mut self) -> Option<&mut Balloon> {
-        Some(self)
-    }
-
     fn save(&self, instance: u32, transport: TransportState) -> Result<Section, SaveError> {
-        let (num_pages, actual) = (self.num_pages, self.actual);
+        let (num_pages, actual) = (self.config.num_pages(), self.config.actual());
         BalloonState { transport, num_pages, actual }.to_section(instance)
     }
 
-    fn load(
+    fn restore(
         &mut self,
         instance: u32,
         sections: &mut SectionSet,
     ) -> Result<TransportState, LoadError> {
         let state: BalloonState = sections.take(instance)?;
-        self.num_pages = state.num_pages;
-        self.actual = state.actual;
+        self.config.set_num_pages(state.num_pages);
+        self.config.set_actual(state.actual);
         Ok(state.transport)
     }
 }

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use units::Pages;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -239,8 +240,7 @@ fn every_version_ever_released_still_loads() {
     let golden = BalloonState { transport, num_pages: 65536, actual: 4711 };
     let bytes = include_bytes!("../../../tests/golden/virtio-balloon-1.section");
     assert_eq!(golden.to_section(0).unwrap().encode().unwrap(), bytes);
-    let driver = Driver::cold(&VirtioSpec::balloon(), true);
-    driver.load(Section::decode(bytes).unwrap());
+    let driver = Driver::restored(&VirtioSpec::balloon(), Section::decode(bytes).unwrap()).unwrap();
     let again = driver.device.save().unwrap();
     assert_eq!(BalloonState::from_section(&again).unwrap(), golden);
 }

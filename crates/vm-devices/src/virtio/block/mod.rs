@@ -19,17 +19,14 @@ use super::backend::{Backend, Served};
 use super::chain::{Chain, Malformed};
 use super::error::VirtioError;
 use super::ram::GuestRam;
-use super::ring::Ring;
+use super::ring::{QueueSpec, Ring};
 use super::spec::VirtioSpec;
-use super::transport::TransportState;
-
-pub(super) const SECTION: &str = BlockState::NAME;
-pub(super) const VERSION: u16 = BlockState::VERSION;
+use super::state::TransportState;
 
 /// The unit of a disk, whatever its blocks (VIRTIO 1.2, 5.2.4).
 const SECTOR: u64 = 512;
 
-const QUEUE_SIZES: &[u16] = &[256];
+const QUEUES: &[QueueSpec] = &[QueueSpec { name: "requestq", size: 256 }];
 
 /// The type and the first sector of a request, with four bytes of nothing between.
 const HEADER: u64 = 16;
@@ -42,9 +39,6 @@ const MOST_RANGES: u32 = 64;
 
 /// Sectors of one such range: 1 GiB, so that zeros that have to be written do not take for ever.
 const MOST_RANGE_SECTORS: u32 = 1 << 21;
-
-/// The parameter that says where the image is.
-pub(super) const PATH: &str = "path";
 
 /// Data of one request at most; Linux asks for 1.25 MiB unless told otherwise. It bounds how long
 /// a pause waits.
@@ -82,7 +76,7 @@ impl Block {
         const BYTES: &str = "bytes";
         const SERIAL: &str = "serial";
         let (read_only, direct) = (spec.flag("ro")?, spec.flag("direct")?);
-        let path = PathBuf::from(spec.param(PATH)?);
+        let path = PathBuf::from(spec.param(VirtioSpec::PATH_PARAM)?);
         let image = Image::open(&spec.to_string(), path, read_only, direct, SECTOR)?;
         if let Some(expected) = params.get(BYTES) {
             image.must_have(spec.number(BYTES, expected)?)?;
@@ -94,6 +88,11 @@ impl Block {
             room.copy_from_slice(text.as_bytes());
         }
         Ok(Self { image, serial, driver_flushes: false, piece: Vec::new() })
+    }
+
+    /// The image, if it is written.
+    pub(super) fn written_disk(&self) -> Option<Arc<DiskFile>> {
+        (!self.image.is_read_only()).then(|| Arc::clone(self.image.disk()))
     }
 
     /// Does what the request asks for. Returns how many bytes of output it wrote, without the
@@ -253,12 +252,8 @@ impl Backend for Block {
             }
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        QUEUE_SIZES
-    }
-
-    fn section_version(&self) -> u16 {
-        VERSION
+    fn queues(&self) -> &'static [QueueSpec] {
+        QUEUES
     }
 
     /// struct virtio_blk_config (VIRTIO 1.2, 5.2.4).
@@ -267,7 +262,7 @@ impl Backend for Block {
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &(self.image.len() / SECTOR).to_le_bytes());
         // Two descriptors are for header and status.
-        put(12, &u32::from(QUEUE_SIZES[0] - 2).to_le_bytes());
+        put(12, &u32::from(QUEUES[0].size - 2).to_le_bytes());
         put(20, &(SECTOR as u32).to_le_bytes());
         // Discard: most sectors, most ranges, alignment in sectors.
         put(36, &MOST_RANGE_SECTORS.to_le_bytes());
@@ -305,16 +300,12 @@ impl Backend for Block {
         BlockState { transport }.to_section(instance)
     }
 
-    fn load(
+    fn restore(
         &mut self,
         instance: u32,
         sections: &mut SectionSet,
     ) -> Result<TransportState, LoadError> {
         Ok(sections.take::<BlockState>(instance)?.transport)
-    }
-
-    fn disk(&self) -> Option<Arc<DiskFile>> {
-        (!self.image.is_read_only()).then(|| Arc::clone(self.image.disk()))
     }
 
     fn acquire(&mut self) -> Result<(), VirtioError> {

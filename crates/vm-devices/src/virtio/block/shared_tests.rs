@@ -11,6 +11,7 @@ use super::tests::{OK, ask, spec};
 use super::*;
 use crate::Device;
 use crate::virtio::driver::Driver;
+use crate::virtio::registry;
 
 /// A LUN and the device nodes of two hosts that see it, each with a page cache of its own: two
 /// loop devices over one file.
@@ -129,7 +130,7 @@ fn what_is_neither_a_file_nor_a_device_is_no_image_and_is_not_waited_for() {
     for path in [&fifo, dir.path()] {
         for options in [",ro", ""] {
             let spec = spec(path, options);
-            let error = spec.open(&mut spec.params.clone()).err().unwrap();
+            let error = registry::open(&spec, &mut spec.params.clone()).err().unwrap();
             assert!(error.to_string().contains("cannot open the disk image"), "{error}");
         }
     }

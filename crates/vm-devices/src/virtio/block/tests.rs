@@ -8,7 +8,7 @@ use vm_state::Snapshot;
 use super::*;
 use crate::Device;
 use crate::virtio::driver::{BUFFERS, Driver, NEEDS_RESET, PAGES, Part, RINGS, STATUS};
-use crate::virtio::{MmioWindow, RingState, VirtioDevice};
+use crate::virtio::{MmioWindow, RingState, registry};
 
 const LEN: u64 = 1 << 20;
 
@@ -321,7 +321,7 @@ fn an_image_of_another_length_is_refused_at_the_destination() {
     let other = NamedTempFile::new().unwrap();
     other.as_file().set_len(LEN * 2).unwrap();
     described.params.insert("path".into(), other.path().to_str().unwrap().into());
-    let error = described.open(&mut described.params.clone()).err().unwrap();
+    let error = registry::open(&described, &mut described.params.clone()).err().unwrap();
     assert!(error.to_string().contains("--disk"), "{error}");
 }
 
@@ -371,8 +371,7 @@ fn every_version_ever_released_still_loads() {
     let bytes = include_bytes!("../../../tests/golden/virtio-block-1.section");
     assert_eq!(golden().to_section(0).unwrap().encode().unwrap(), bytes);
     let file = image();
-    let driver = Driver::cold(&spec(file.path(), ""), true);
-    driver.load(Section::decode(bytes).unwrap());
+    let driver = Driver::restored(&spec(file.path(), ""), Section::decode(bytes).unwrap()).unwrap();
     let again = driver.device.save().unwrap();
     assert_eq!(BlockState::from_section(&again).unwrap(), golden());
 }
@@ -383,9 +382,8 @@ fn state_that_no_driver_can_have_made_is_refused_with_its_field() {
     let refused = |change: &dyn Fn(&mut TransportState), field: &str| {
         let mut state = golden();
         change(&mut state.transport);
-        let device: VirtioDevice = Driver::cold(&spec(file.path(), ""), true).device;
-        let mut sections = SectionSet::new([state.to_section(0).unwrap()]).unwrap();
-        let error = device.load(&mut sections).unwrap_err();
+        let section = state.to_section(0).unwrap();
+        let error = Driver::restored(&spec(file.path(), ""), section).err().unwrap();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains(field), "{cause}");
     };
@@ -393,6 +391,7 @@ fn state_that_no_driver_can_have_made_is_refused_with_its_field() {
     refused(&|state| state.rings.clear(), "rings");
     refused(&|state| state.rings[0].size = 3, "rings");
     refused(&|state| state.rings[0].descriptors = 1, "rings");
+    refused(&|state| state.rings[0].used = PAGES * 4096, "requestq outside the guest's memory");
 }
 
 #[test]

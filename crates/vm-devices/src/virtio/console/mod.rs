@@ -16,18 +16,16 @@ use super::backend::{Backend, Served};
 use super::chain::Malformed;
 use super::error::VirtioError;
 use super::ram::GuestRam;
-use super::ring::Ring;
+use super::ring::{QueueSpec, Ring};
 use super::spec::VirtioSpec;
-use super::transport::TransportState;
+use super::state::TransportState;
 use crate::console::{Console, Input};
-
-pub(super) const SECTION: &str = ConsoleState::NAME;
-pub(super) const VERSION: u16 = ConsoleState::VERSION;
 
 /// Feature bit (VIRTIO 1.2, 5.3.3).
 const EMERGENCY_WRITE: u32 = 2;
 
-const QUEUE_SIZES: &[u16] = &[64, 64];
+const QUEUES: &[QueueSpec] =
+    &[QueueSpec { name: "receiveq", size: 64 }, QueueSpec { name: "transmitq", size: 64 }];
 const RECEIVE: usize = 0;
 
 /// What is typed ahead of the driver: a page, as a terminal of Linux takes.
@@ -172,12 +170,8 @@ impl Backend for VirtioConsole {
         1 << EMERGENCY_WRITE
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        QUEUE_SIZES
-    }
-
-    fn section_version(&self) -> u16 {
-        VERSION
+    fn queues(&self) -> &'static [QueueSpec] {
+        QUEUES
     }
 
     /// struct virtio_console_config (VIRTIO 1.2, 5.3.4): no size, no ports, and what is only
@@ -233,7 +227,7 @@ impl Backend for VirtioConsole {
         ConsoleState { transport, typed }.to_section(instance)
     }
 
-    fn load(
+    fn restore(
         &mut self,
         instance: u32,
         sections: &mut SectionSet,

@@ -194,11 +194,10 @@ fn every_version_ever_released_still_loads() {
     let golden = ConsoleState { transport, typed: b"ls -l\n".to_vec() };
     let bytes = include_bytes!("../../../tests/golden/virtio-console-1.section");
     assert_eq!(golden.to_section(0).unwrap().encode().unwrap(), bytes);
-    let driver = Driver::cold(&spec("null"), true);
-    driver.load(Section::decode(bytes).unwrap());
+    let driver = Driver::restored(&spec("null"), Section::decode(bytes).unwrap()).unwrap();
     let again = driver.device.save().unwrap();
     assert_eq!(ConsoleState::from_section(&again).unwrap(), golden);
     let more = ConsoleState { typed: vec![0; INBOX + 1], ..golden };
-    let mut sections = SectionSet::new([more.to_section(0).unwrap()]).unwrap();
-    assert!(driver.device.load(&mut sections).is_err(), "more than a console keeps");
+    let refused = Driver::restored(&spec("null"), more.to_section(0).unwrap());
+    assert!(refused.is_err(), "more than a console keeps");
 }

@@ -170,8 +170,8 @@ fn every_version_ever_released_still_loads() {
     let golden = NetState { transport, announce: true };
     let bytes = include_bytes!("../../../tests/golden/virtio-net-1.section");
     assert_eq!(golden.to_section(0).unwrap().encode().unwrap(), bytes);
-    let driver = Driver::over(card().0, &spec());
-    driver.load(Section::decode(bytes).unwrap());
+    let section = Section::decode(bytes).unwrap();
+    let driver = Driver::restored_over(card().0, &spec(), section).unwrap();
     assert_eq!(NetState::from_section(&driver.device.save().unwrap()).unwrap(), golden);
 }
 

@@ -1,0 +1,54 @@
+//! What a machine is to be: for a guest that begins here, and for one that arrives.
+
+use units::Bytes;
+use vm_devices::{ConsoleSpec, VirtioSpec};
+
+use crate::boot::Kernel;
+use crate::places::Places;
+
+/// A machine that begins here.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// The name of the guest.
+    pub name: String,
+    /// What it boots.
+    pub kernel: Kernel,
+    /// The kernel command line; the built-in guest gets it behind its own.
+    pub cmdline: String,
+    /// Its memory: whole pages.
+    pub mem: Bytes,
+    /// How many vCPUs it has.
+    pub cpus: u32,
+    /// Where its serial console goes.
+    pub console: ConsoleSpec,
+    /// Whether its memory comes from hugetlbfs.
+    pub hugetlb: bool,
+    /// Its virtio devices, in the order in which it finds them.
+    pub devices: Vec<VirtioSpec>,
+}
+
+/// A parameter of a device that is another on this host, such as the path of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceParam {
+    /// The kind of the device, as the description has it.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// The parameter.
+    pub name: String,
+    /// Its value here.
+    pub value: String,
+}
+
+/// What a destination says otherwise than the description of a guest that arrives.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The name that it has here.
+    pub name: Option<String>,
+    /// Where its console goes here.
+    pub console: Option<ConsoleSpec>,
+    /// What else is another here.
+    pub device_params: Vec<DeviceParam>,
+    /// Where the files may be that it has then.
+    pub places: Places,
+}
