@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::PATIENCE;
+use crate::HANG_TIMEOUT;
 
 /// What one tick line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,11 +117,11 @@ impl Console {
     }
 }
 
-/// Waits until `done`, and panics after [`PATIENCE`].
+/// Waits until `done`, and panics after [`HANG_TIMEOUT`].
 pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
-        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started.elapsed() < HANG_TIMEOUT, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

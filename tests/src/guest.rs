@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::console::Console;
 use crate::host::Host;
-use crate::{PATIENCE, wait_within};
+use crate::{HANG_TIMEOUT, wait_within};
 
 /// A vmrun that a test started.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Guest {
 
     /// Waits until its vmrun ends, and returns its exit status.
     pub fn ended(&mut self) -> Option<i32> {
-        wait_within(&mut self.process, PATIENCE).code()
+        wait_within(&mut self.process, HANG_TIMEOUT).code()
     }
 
     /// Whether its vmrun still runs.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use migpipe_units::HostId;
 use tempfile::TempDir;
-use units::HostId;
 
 use crate::program::{Done, run};
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 /// Ends what hangs. It measures nothing: what takes a second on a quiet machine takes a minute on
 /// one that has much else to do.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Whether this machine can run guests. Says so loudly if not.
 pub fn kvm_or_skip(test: &str) -> bool {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mig_engine::report::Report;
 
-use crate::PATIENCE;
+use crate::HANG_TIMEOUT;
 
 /// How a program ended.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ pub fn finish(mut child: Child, started: Instant) -> Done {
         })
     }
     let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
-    let status = wait_within(&mut child, PATIENCE);
+    let status = wait_within(&mut child, HANG_TIMEOUT);
     let took = started.elapsed();
     Done {
         status: status.code(),

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mig_engine::ownership::{Input, Ownership};
+use migpipe_units::{Acknowledged, Gfn, HostId, Nonce, PAGE_SIZE, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use units::{Acknowledged, Gfn, HostId, Nonce, PAGE_SIZE, Pages, RegionId};
-use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status};
+use vm_mapping::SharedBitmap;
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
 /// What it acknowledges with.

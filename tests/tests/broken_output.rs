@@ -8,7 +8,8 @@ use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use migpipe_tests::{
-    Console, Guest, Host, PATIENCE, assert_one_story, finish, needs_kvm, spec, wait, wait_within,
+    Console, Guest, HANG_TIMEOUT, Host, assert_one_story, finish, needs_kvm, spec, wait,
+    wait_within,
 };
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
@@ -60,7 +61,7 @@ fn talkative(host: &Host, name: &str, kernel: &str, stderr: OwnedFd) -> Child {
 
 fn end(host: &Host, name: &str, vmrun: &mut Child) {
     host.run("vmctl", &["quit", "--force", name]).expect(0);
-    wait_within(vmrun, PATIENCE);
+    wait_within(vmrun, HANG_TIMEOUT);
 }
 
 /// Sends `a` as far as its blackout, which lasts: what the destination says is held up.
@@ -85,7 +86,7 @@ fn a_vmrun_whose_words_cannot_be_written_takes_its_guest_back_from_a_sender_that
         let mut vmrun = talkative(&host, "a", &spec(64, "500", 4), stderr);
         let mut sender = into_blackout(&host);
         sender.kill().expect("it runs");
-        wait_within(&mut sender, PATIENCE);
+        wait_within(&mut sender, HANG_TIMEOUT);
         wait("the guest to be back", || host.state("a").as_deref() == Some("running"));
         console(&host, "a").wait_ticks(3);
         assert_one_story(&[&console(&host, "a")]);
@@ -111,7 +112,7 @@ fn a_guest_moves_though_no_program_can_say_anything() {
             .stderr(Stdio::from(stderr))
             .spawn()
             .expect("mig-send starts");
-        assert_eq!(wait_within(&mut sender, PATIENCE).code(), Some(0), "{how:?}");
+        assert_eq!(wait_within(&mut sender, HANG_TIMEOUT).code(), Some(0), "{how:?}");
         assert_eq!(a.ended(), Some(0));
         b.wait_ticks(3);
         assert_one_story(&[&a.console, &b]);

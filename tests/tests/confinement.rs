@@ -422,7 +422,7 @@ fn records_led_outside(confine: &str) -> (Done, usize) {
 #[test]
 fn a_running_vmrun_opens_no_file_outside_its_records() {
     needs_kvm!();
-    if !confine::restricts_files() {
+    if !migpipe_confine::restricts_files() {
         println!("SKIPPED the files of a running vmrun: this kernel has no landlock");
         return;
     }

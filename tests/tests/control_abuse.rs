@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use migpipe_tests::{Done, Guest, Host, PATIENCE, needs_kvm, run};
+use migpipe_tests::{Done, Guest, HANG_TIMEOUT, Host, needs_kvm, run};
+use migpipe_units::MigrationId;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::geteuid;
-use units::MigrationId;
 use vm_control::{PROTOCOL_VERSION, Reply, Request};
 
 /// A client that behaves is answered, whatever the others do, in no more than so many times what it
@@ -92,7 +92,7 @@ fn hello() -> Vec<u8> {
 
 /// The next answer; nothing if the connection is closed instead.
 fn answer(stream: &mut UnixStream) -> Option<Reply> {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
     let mut body = vec![0; u32::from_le_bytes(length) as usize];
@@ -131,7 +131,7 @@ fn clients_that_stall_disturb_nobody() {
     // Those who have not said who they are lose their place to others.
     let began = Instant::now();
     for mut stream in idle.into_iter().chain([half_a_length, half_a_request]) {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
         let end = stream.read(&mut [0; 64]);
         assert!(!matches!(&end, Err(error) if error.kind() == ErrorKind::WouldBlock), "{end:?}");
     }

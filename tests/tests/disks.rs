@@ -9,7 +9,9 @@ use mig_engine::ownership::Input;
 use migpipe_tests::{
     Console, Guest, Host, Image, assert_one_story, finish, needs_kvm, report, run, spec, wait,
 };
-use units::MigrationId;
+use migpipe_units::MigrationId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use vm_control::Client;
 
 const DISK_KIB: usize = 64;
@@ -110,8 +112,8 @@ fn a_migration_that_does_not_come_to_its_commit_leaves_the_lock_with_its_source(
         assert!(image.is_held_by(a.pid()), "the guest runs here until its commit");
         match how {
             "cancelled" => drop(host.run("vmctl", &["cancel", "a"]).expect(0)),
-            "its sender killed" => kill(sender.id() as i32),
-            _ => kill(host.pid("b").unwrap()),
+            "its sender killed" => signal(sender.id() as i32, Signal::SIGKILL),
+            _ => signal(host.pid("b").unwrap(), Signal::SIGKILL),
         }
         let done = finish(sender, Instant::now());
         assert_ne!(done.status, Some(0), "{how}: {done:#?}");
@@ -122,9 +124,8 @@ fn a_migration_that_does_not_come_to_its_commit_leaves_the_lock_with_its_source(
     }
 }
 
-fn kill(pid: i32) {
-    use nix::sys::signal::{Signal, kill};
-    kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
 }
 
 #[test]

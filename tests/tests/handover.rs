@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use mig_engine::ownership::Authority;
 use migpipe_tests::{
-    Console, Guest, Host, PATIENCE, assert_one_story, needs_kvm, spec, wait, wait_within,
+    Console, Guest, HANG_TIMEOUT, Host, assert_one_story, needs_kvm, spec, wait, wait_within,
 };
+use migpipe_units::{MigrationId, Nonce};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use units::{MigrationId, Nonce};
 use vm_control::Client;
 
 fn small(host: &Host) -> Guest {
@@ -377,7 +377,7 @@ fn a_receiver_whose_stream_stalls_ends_and_its_guest_waits() {
         there.state("b").as_deref() == Some("prepared")
             && there.processes().iter().all(|(_, name)| name != "mig-recv")
     });
-    wait_within(&mut sender, PATIENCE);
+    wait_within(&mut sender, HANG_TIMEOUT);
     let ask = format!("exec:{}", there.remote("mig-recv"));
     source.run("mig-send", &["--resolve", "a", &ask]).expect(0);
     assert_eq!(a.ended(), Some(0));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use migpipe_tests::{Guest, Host, PATIENCE, finish, needs_kvm, spec, wait, wait_within};
+use migpipe_tests::{Guest, HANG_TIMEOUT, Host, finish, needs_kvm, spec, wait, wait_within};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -104,7 +104,7 @@ fn a_vmrun_whose_console_hangs_is_seen_and_ends_with_whoever_brought_the_guest()
     let sender = send(&host, &hung, "3");
     assert_eq!(host.state("b").as_deref(), Some("incoming"));
     finish(sender, Instant::now()).expect(1);
-    assert_eq!(wait_within(&mut b, PATIENCE).code(), Some(1));
+    assert_eq!(wait_within(&mut b, HANG_TIMEOUT).code(), Some(1));
     assert_eq!(host.sockets().len(), 1, "the name is free again");
     a.assert_runs();
 }
@@ -123,7 +123,7 @@ fn a_vmrun_whose_console_hangs_is_ended_by_its_operator() {
             "vmctl quit b" => drop(host.sh(how).expect(0)),
             _ => kill(Pid::from_raw(vmrun), Signal::SIGTERM).expect("it runs"),
         }
-        assert_eq!(wait_within(&mut b, PATIENCE).code(), Some(0));
+        assert_eq!(wait_within(&mut b, HANG_TIMEOUT).code(), Some(0));
         finish(sender, Instant::now()).expect(1);
         a.assert_runs();
     }
@@ -158,6 +158,6 @@ fn a_vmrun_that_waits_for_its_own_disk_ends_when_it_is_told_to() {
         let pid = vmrun.id() as i32;
         wait("it to hang", || opens(pid, "vmrun", &hung.dir));
         kill(Pid::from_raw(pid), signal).expect("it runs");
-        assert_eq!(wait_within(&mut vmrun, PATIENCE).code(), Some(1));
+        assert_eq!(wait_within(&mut vmrun, HANG_TIMEOUT).code(), Some(1));
     }
 }

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use migpipe_tests::{
-    Console, Guest, Host, PATIENCE, assert_one_story, finish, needs_kvm, spec, wait, wait_within,
+    Console, Guest, HANG_TIMEOUT, Host, assert_one_story, finish, needs_kvm, spec, wait,
+    wait_within,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -272,7 +273,7 @@ fn a_sender_killed_after_the_commit_is_resolved() {
     let mut sender = host.command("mig-send").args(["-q", "a", &destination]).spawn().unwrap();
     wait("the commit", || host.state("a").as_deref() == Some("handed-over"));
     sender.kill().unwrap();
-    wait_within(&mut sender, PATIENCE);
+    wait_within(&mut sender, HANG_TIMEOUT);
     host.run("mig-send", &["--resolve", "a", "exec:mig-recv"]).expect(0);
     assert_eq!(a.ended(), Some(0));
     b.wait_ticks(3);

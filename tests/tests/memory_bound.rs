@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use mig_stream::{Flags, Header, Preamble, Region, RoundStats, StreamReader, StreamWriter};
 use migpipe_tests::{Done, Frame, Host, finish, frame_of, needs_kvm, saved_guest};
+use migpipe_units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
 use nix::sys::resource::{UsageWho, getrusage};
-use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
 use vm_state::{CpuidLeaf, DeviceDescription, MachineDescription, MemoryRegion};
 
 /// What the largest process may hold beside the guest's memory: 32 MiB of saved state as it came,

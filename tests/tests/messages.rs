@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use mig_engine::report::{Location, Outcome};
+use mig_engine::report::{Location, ReportOutcome};
 use migpipe_tests::{Guest, Host, needs_kvm, report, spec, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -103,7 +103,7 @@ fn a_migration_that_does_not_begin_leaves_a_report_of_its_own_and_says_where_the
         let said = done.stderr.lines().last().unwrap().to_owned();
         assert!(said.ends_with("; a runs on here"), "{args:?}: {said}");
         let written = report(&path);
-        assert_eq!(written.outcome, Outcome::Failed, "{args:?}");
+        assert_eq!(written.outcome, ReportOutcome::Failed, "{args:?}");
         assert_eq!(written.location, Some(Location::Source), "{args:?}");
         let reason = written.reason.unwrap();
         assert!(said.contains(&reason), "{args:?}: {reason}");
@@ -130,7 +130,7 @@ fn a_sender_that_was_killed_leaves_no_report_of_an_earlier_migration() {
     wait("the report to begin", || report(&path).migration != before);
     sending.kill().unwrap();
     sending.wait().unwrap();
-    assert_eq!(report(&path).outcome, Outcome::Unknown);
+    assert_eq!(report(&path).outcome, ReportOutcome::Unknown);
     a.assert_runs();
 }
 

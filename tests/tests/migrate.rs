@@ -207,7 +207,10 @@ fn a_guest_arrives_in_a_vmrun_that_waits_for_it() {
     b.wait_ticks(3);
     assert_one_story(&[&a.console, &b]);
     host.run("vmctl", &["quit", "waiting"]).expect(0);
-    assert_eq!(migpipe_tests::wait_within(&mut waiting, migpipe_tests::PATIENCE).code(), Some(0));
+    assert_eq!(
+        migpipe_tests::wait_within(&mut waiting, migpipe_tests::HANG_TIMEOUT).code(),
+        Some(0)
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use migpipe_tests::{Guest, Host, PATIENCE, assert_one_story, needs_kvm, run, spec};
+use migpipe_tests::{Guest, HANG_TIMEOUT, Host, assert_one_story, needs_kvm, run, spec};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -99,7 +99,7 @@ fn a_guest_that_arrives_is_announced_five_times_with_growing_gaps() {
     let b = a.console_of("b");
     let destination = b.as_destination("b") + " --net net0=tap1";
     host.run("mig-send", &["-q", "a", &destination]).expect(0);
-    let came = announcements(&heard, PATIENCE);
+    let came = announcements(&heard, HANG_TIMEOUT);
     assert_eq!(came.len(), ANNOUNCEMENTS);
     assert_eq!(a.ended(), Some(0));
     b.wait_ticks(10);

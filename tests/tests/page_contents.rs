@@ -2,7 +2,7 @@
 //! scripted: nothing of this is left to luck, and none needs KVM.
 
 use migpipe_tests::{Host, Moment, Scripted, Writer};
-use units::PAGE_SIZE;
+use migpipe_units::PAGE_SIZE;
 
 /// Sends a scripted guest with these options, from one scripted vmrun to another: both, and what
 /// mig-recv ended with and said.

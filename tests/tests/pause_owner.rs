@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use mig_engine::ownership::Input;
 use migpipe_tests::{
-    Console, Guest, Host, PATIENCE, assert_one_story, finish, needs_kvm, spec, wait, wait_within,
+    Console, Guest, HANG_TIMEOUT, Host, assert_one_story, finish, needs_kvm, spec, wait,
+    wait_within,
 };
+use migpipe_units::MigrationId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use units::MigrationId;
 use vm_control::{Client, ClientError, Order};
 
 /// Sends the guest as far as its blackout, which lasts: what the destination says is held up.
@@ -181,7 +182,7 @@ fn a_terminal_that_closes_ends_neither_the_last_copy_of_a_guest_nor_one_under_no
     signal(&c, Signal::SIGHUP);
     let destination = "exec:mig-recv --quiet --name d";
     host.run("mig-send", &["-q", "c", destination]).expect(0);
-    assert_eq!(wait_within(&mut c, PATIENCE).code(), Some(0));
+    assert_eq!(wait_within(&mut c, HANG_TIMEOUT).code(), Some(0));
 }
 
 /// How much the guest does in a second, over so many of its ticks.

@@ -92,7 +92,7 @@ fn an_arriving_guest_gets_its_state_by_all_calls_in_their_order() {
     assert_eq!(a.ended(), Some(0));
     b.wait_ticks(2);
     host.run("vmctl", &["quit", "b"]).expect(0);
-    assert!(migpipe_tests::wait_within(&mut waiting, migpipe_tests::PATIENCE).success());
+    assert!(migpipe_tests::wait_within(&mut waiting, migpipe_tests::HANG_TIMEOUT).success());
 
     let trace = fs::read_to_string(&trace).unwrap();
     let has_offsets = trace

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mig_engine::report::{Outcome, Report};
+use mig_engine::report::{Report, ReportOutcome};
 use migpipe_tests::{
     Console, Guest, Host, assert_one_story, finish, needs_kvm, report, spec, wait,
 };
@@ -116,7 +116,7 @@ fn a_stall_may_throttle_the_guest_until_the_promise_holds() {
     let options = ["--max-bandwidth", "20M", "--max-downtime", "200", "--no-wws"];
     let (report, b) = migrate(&host, &a, &options, 0);
     assert!(!report.throttle.is_empty(), "it was not throttled: {:#?}", report.rounds);
-    assert_eq!(report.outcome, Outcome::Completed);
+    assert_eq!(report.outcome, ReportOutcome::Completed);
     b.wait_ticks(3);
     assert_one_story(&[&a.console, &b]);
     assert!(
@@ -149,7 +149,7 @@ fn a_stall_may_abort() {
     let mut a = hopeless(&host);
     let options = ["--on-stall", "abort", "--max-bandwidth", "24M", "--max-downtime", "20"];
     let (report, _) = migrate(&host, &a, &options, 1);
-    assert_eq!(report.outcome, Outcome::GaveUp);
+    assert_eq!(report.outcome, ReportOutcome::GaveUp);
     assert!(report.needed_downtime.unwrap() > Duration::from_millis(20));
     a.assert_runs();
     assert_eq!(host.state("b"), None);
@@ -164,7 +164,7 @@ fn the_promise_is_kept_or_the_guest_stays() {
     let options =
         ["--max-rounds", "4", "--max-bandwidth", "24M", "--max-downtime", "20", "--no-wws"];
     let (report, _) = migrate(&host, &a, &options, 1);
-    assert_eq!(report.outcome, Outcome::GaveUp);
+    assert_eq!(report.outcome, ReportOutcome::GaveUp);
     a.assert_runs();
     let throttled = host.run("vmctl", &["status", "a", "--json"]).stdout;
     assert!(throttled.contains("\"throttle_percent\":0"), "still throttled: {throttled}");
@@ -178,7 +178,7 @@ fn a_blackout_that_overruns_may_be_given_up() {
     // No blackout takes less than this, and on-stall stop begins one all the same.
     let options = ["--enforce-downtime", "--on-stall", "stop", "--max-downtime", "0.2"];
     let (report, b) = migrate(&host, &a, &options, 1);
-    assert_eq!(report.outcome, Outcome::Failed);
+    assert_eq!(report.outcome, ReportOutcome::Failed);
     a.assert_runs();
     wait("the destination to go", || host.state("b").is_none());
     assert_eq!(b.text(), "", "the guest ran at the destination");
@@ -214,7 +214,7 @@ fn set_speed_holds_from_the_next_second_on() {
     let allowed = f64::from(100 << 20) + f64::from(2 << 20) * time.as_secs_f64();
     assert!((more as f64) < allowed, "{more} bytes in {time:?} under a limit of 2 MiB/s");
     host.run("vmctl", &["cancel", "a"]).expect(0);
-    let status = migpipe_tests::wait_within(&mut sender, migpipe_tests::PATIENCE);
+    let status = migpipe_tests::wait_within(&mut sender, migpipe_tests::HANG_TIMEOUT);
     assert_eq!(status.code(), Some(3));
     a.assert_runs();
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use migpipe_tests::{Guest, Host, PATIENCE, needs_kvm, run, spec, wait, wait_within};
+use migpipe_tests::{Guest, HANG_TIMEOUT, Host, needs_kvm, run, spec, wait, wait_within};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -58,7 +58,7 @@ impl<'a> Terminal<'a> {
     fn wait_for(&self, what: &str, found: impl Fn(&str) -> bool) {
         let mut last = String::new();
         let started = std::time::Instant::now();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < HANG_TIMEOUT {
             last = self.screen();
             if found(&last) {
                 return;
@@ -218,7 +218,7 @@ fn ctrl_c_in_a_pipeline_is_a_cancel_though_the_reader_dies_first() {
         let mut shell = shell.process_group(0).stderr(Stdio::null()).spawn().unwrap();
         wait("the migration", || host.state("a").as_deref() == Some("migrating"));
         killpg(Pid::from_raw(shell.id() as i32), Signal::SIGINT).unwrap();
-        wait_within(&mut shell, PATIENCE);
+        wait_within(&mut shell, HANG_TIMEOUT);
         assert_eq!(fs::read_to_string(&status).unwrap().trim(), "3", "round {round}");
         a.assert_runs();
     }
@@ -243,6 +243,6 @@ fn a_signal_that_comes_when_the_reader_has_gone_is_a_cancel_too() {
     kill(Pid::from_raw(reader), Signal::SIGINT).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(50));
     kill(Pid::from_raw(sender), Signal::SIGINT).unwrap();
-    assert_eq!(wait_within(&mut shell, PATIENCE).code(), Some(3));
+    assert_eq!(wait_within(&mut shell, HANG_TIMEOUT).code(), Some(3));
     a.assert_runs();
 }

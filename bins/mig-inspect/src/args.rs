@@ -18,9 +18,9 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub confinement: cli::Confinement,
+    pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
-    pub common: cli::Common,
+    pub common: migpipe_cli::Common,
 }
 
 const EXAMPLES: &str = "\
@@ -35,11 +35,11 @@ Exit status:
   1  it is damaged, cut short, given up by its sender, or cannot be read by this program
   2  wrong usage";
 
-impl cli::Program for Args {
-    const FILTERS: &'static [confine::Filter] = &[crate::confinement::FILTER];
-    const MANUAL: cli::Manual = cli::Manual::OF_NO_HOST;
+impl migpipe_cli::Program for Args {
+    const FILTERS: &'static [migpipe_confine::Filter] = &[crate::confinement::FILTER];
+    const MANUAL: migpipe_cli::Manual = migpipe_cli::Manual::OF_NO_HOST;
 
-    fn common(&self) -> &cli::Common {
+    fn common(&self) -> &migpipe_cli::Common {
         &self.common
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! It is killed for anything else, which costs nothing but the look.
 
-use confine::sets::RUNTIME;
-use confine::{Call, Files, Filter, Outside, calls};
+use migpipe_confine::sets::RUNTIME;
+use migpipe_confine::{Call, Files, Filter, ViolationAction, calls};
 
 /// A stream that is open already.
 const STREAM: &[Call] = calls![
@@ -15,7 +15,7 @@ const STREAM: &[Call] = calls![
 pub const FILTER: Filter = Filter { thread: "mig-inspect", tables: &[RUNTIME, STREAM] };
 
 /// Confines this process: the stream is open, and no byte was looked at.
-pub fn enter(mode: &cli::Confinement) -> anyhow::Result<()> {
-    mode.begin(Outside::Killed);
-    Ok(confine::enter(&FILTER, &[], &Files::none())?)
+pub fn enter(mode: &migpipe_cli::Confinement) -> anyhow::Result<()> {
+    mode.begin(ViolationAction::Killed);
+    Ok(migpipe_confine::enter(&FILTER, &[], &Files::none())?)
 }

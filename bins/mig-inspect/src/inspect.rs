@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io::Read;
 
 use mig_stream::{Kind, OpenError, ReadError, Record, StreamReader, Totals};
+use migpipe_units::{Bytes, Pages};
 use thiserror::Error;
-use units::{Bytes, Pages};
 use vm_state::{Section, SectionError};
 
 use crate::machine::{self, MachineError};

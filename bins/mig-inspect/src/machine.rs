@@ -1,7 +1,7 @@
 //! The machine description in a header: does it fit the header, and what processor is it?
 
-use cli::printable;
 use mig_stream::Header;
+use migpipe_cli::printable;
 use thiserror::Error;
 use vm_state::{CpuDescription, DescriptionError, MachineDescription};
 

@@ -22,16 +22,16 @@ use crate::text::RecordLine;
 const CANNOT_PRINT: &str = "cannot print what was found";
 
 fn main() -> ExitCode {
-    cli::main(run)
+    migpipe_cli::main(run)
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
     if args.source.is_terminal() {
-        cli::complain(
+        migpipe_cli::complain(
             "mig-inspect",
             &anyhow::anyhow!("stdin is a terminal: name a file, or pipe a stream in (see --help)"),
         );
-        return Ok(cli::USAGE);
+        return Ok(migpipe_cli::USAGE);
     }
     let mut out = BufWriter::new(io::stdout().lock());
     let result = report(&args, &mut out);

@@ -2,8 +2,8 @@
 //! sizes say what they are.
 
 use mig_stream::{Kind, RoundStats, StreamReader, Totals};
+use migpipe_units::{Bytes, Gfn, Pages, RegionId};
 use serde::Serialize;
-use units::{Bytes, Gfn, Pages, RegionId};
 use vm_state::MachineDescription;
 
 /// Everything that was found in a stream.
@@ -170,7 +170,7 @@ pub struct Listed {
     pub at: Bytes,
     pub record: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub range: Option<units::PageRange>,
+    pub range: Option<migpipe_units::PageRange>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use cli::printable;
-use units::Bytes;
+use migpipe_cli::printable;
+use migpipe_units::Bytes;
 use vm_state::MachineDescription;
 
 use crate::machine::processor;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use mig_stream::{
     Flags, Header, MemoryDigest, Preamble, Question, Region, RegionDigest, RoundStats, StreamWriter,
 };
+use migpipe_units::{Bytes, Gfn, MigrationId, Nonce, PageRange, Pages, RegionId};
 use tempfile::TempDir;
-use units::{Bytes, Gfn, MigrationId, Nonce, PageRange, Pages, RegionId};
 use vm_state::{
     CpuDescription, CpuidLeaf, DeviceDescription, KernelKind, MachineDescription, MemoryRegion,
     Section,

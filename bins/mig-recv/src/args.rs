@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::Parser;
 use mig_channel::Endpoint;
-use units::Bytes;
-use vm_control::place;
+use migpipe_units::Bytes;
 
 /// The console that is the vmrun's own terminal.
 pub const TERMINAL: &str = "stdio";
@@ -26,11 +25,11 @@ pub struct Args {
     pub source: Endpoint,
 
     /// Build the guest in this vmrun, which runs with --incoming; without it one is started
-    #[arg(long, value_name = "GUEST", value_parser = place::guest,
-          add = cli::candidates(place::names))]
+    #[arg(long, value_name = "GUEST", value_parser = vm_paths::guest,
+          add = migpipe_cli::candidates(vm_paths::names))]
     pub vm: Option<String>,
     /// Call the guest so on this host
-    #[arg(long, value_name = "NAME", conflicts_with = "vm", value_parser = place::name)]
+    #[arg(long, value_name = "NAME", conflicts_with = "vm", value_parser = vm_paths::name)]
     pub name: Option<String>,
     /// Where the guest's serial console goes: stdio is not possible here; file:PATH, unix:PATH or
     /// null. Without it, as on the source
@@ -66,10 +65,10 @@ pub struct Args {
     /// it waits until its source or vmctl decides. If its source has committed and its host
     /// crashed, a time limit throws the only whole copy away
     #[arg(long, value_name = "SECONDS", default_value = "never")]
-    pub go_timeout: cli::Limit,
+    pub go_timeout: migpipe_cli::Limit,
     /// Give up when nothing arrives for so long, in seconds. The header of a stream is there within
     /// 30 s, or within this time if that is less
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = migpipe_cli::seconds)]
     pub timeout: Duration,
     /// Refuse a guest that has more memory
     #[arg(long, value_name = "SIZE")]
@@ -84,9 +83,9 @@ pub struct Args {
     #[arg(long, hide = true)]
     pub broker: bool,
     #[command(flatten)]
-    pub confinement: cli::Confinement,
+    pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
-    pub common: cli::Common,
+    pub common: migpipe_cli::Common,
 }
 
 const EXAMPLES: &str = "\
@@ -112,7 +111,7 @@ impl Args {
     pub fn check(&self) -> anyhow::Result<()> {
         let terminal = |console: &Option<String>| console.as_deref() == Some(TERMINAL);
         if self.vm.is_none() && (terminal(&self.console) || terminal(&self.virtio_console)) {
-            return Err(cli::usage(anyhow!(
+            return Err(migpipe_cli::usage(anyhow!(
                 "the vmrun that is started here has no terminal: send the console to file:PATH or \
                  unix:PATH"
             )));
@@ -132,10 +131,10 @@ impl Args {
     }
 }
 
-impl cli::Program for Args {
-    const FILTERS: &'static [confine::Filter] = &[crate::confinement::FILTER];
+impl migpipe_cli::Program for Args {
+    const FILTERS: &'static [migpipe_confine::Filter] = &[crate::confinement::FILTER];
 
-    fn common(&self) -> &cli::Common {
+    fn common(&self) -> &migpipe_cli::Common {
         &self.common
     }
 }

@@ -3,9 +3,9 @@
 //! It is killed for anything else: mig-recv may die at any moment without harm, its vmrun refuses
 //! the guest then or waits for its GO alone.
 
-use confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
-use confine::{Access, Call, Check, Files, Filter, calls};
 use mig_channel::Tunnel;
+use migpipe_confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
+use migpipe_confine::{Access, Call, Check, Files, Filter, calls};
 
 /// Opening the way back when the header asks for it.
 const CHANNEL: &[Call] = calls![
@@ -32,5 +32,5 @@ pub fn enter(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
         .and("/dev/null", Access::ReadWrite);
     let group: Vec<_> =
         tunnel.map(|tunnel| Call::kill(-tunnel.process_group())).into_iter().collect();
-    Ok(confine::enter(&FILTER, &group, &files)?)
+    Ok(migpipe_confine::enter(&FILTER, &group, &files)?)
 }

@@ -22,14 +22,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use confine::broker::{self, Broker};
 use mig_engine::ownership::Decision;
-use mig_stream::Outcome;
+use mig_stream::DestinationOutcome;
+use migpipe_confine::broker::{self, Broker};
+use migpipe_units::MigrationId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use units::MigrationId;
-use vm_control::record::Records;
-use vm_control::{Client, ClientError, place};
+use vm_control::{Client, ClientError};
+use vm_records::record::Records;
 
 use crate::args::Args;
 use crate::inquiry::Asked;
@@ -82,7 +82,7 @@ impl Host {
     /// Connects to the vmrun of `--vm`, and starts the broker.
     pub fn new(args: &Args) -> anyhow::Result<Self> {
         let waiting = match &args.vm {
-            Some(vm) => Some(Client::connect(&place::socket_of(vm)?, NAME)),
+            Some(vm) => Some(Client::connect(&vm_paths::socket_of(vm)?, NAME)),
             None => None,
         };
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
@@ -162,7 +162,7 @@ impl Host {
     }
 
     /// Finishes a migration on this host and says how.
-    pub fn resolve(&mut self, asked: Asked) -> anyhow::Result<Outcome> {
+    pub fn resolve(&mut self, asked: Asked) -> anyhow::Result<DestinationOutcome> {
         self.ask(&Question::Resolve(asked))
     }
 
@@ -197,7 +197,7 @@ pub fn serve(args: &Args) -> anyhow::Result<u8> {
     nix::sys::prctl::set_name(c"mig-broker").context("cannot set a name")?;
     let mut launched = None;
     broker::serve(|question| -> Answer<Value> {
-        answer(args, question, &mut launched).map_err(|error| cli::one_line(&error))
+        answer(args, question, &mut launched).map_err(|error| migpipe_cli::one_line(&error))
     })?;
     Ok(0)
 }
@@ -227,7 +227,7 @@ fn tidy(records: &Records) {
     match records.tidy() {
         Ok(tidied) if tidied.is_empty() => {}
         Ok(tidied) => tracing::info!("{} records of old migrations removed", tidied.len()),
-        Err(error) => tracing::info!("{}", cli::one_line(&error.into())),
+        Err(error) => tracing::info!("{}", migpipe_cli::one_line(&error.into())),
     }
 }
 
@@ -239,8 +239,8 @@ fn answer(
     let value = match question {
         Question::Start { .. } if launched.is_some() => anyhow::bail!("a vmrun runs already"),
         Question::Start { name, guest } => {
-            place::check_name(&name)?;
-            place::check_name(&guest)?;
+            vm_paths::check_name(&name)?;
+            vm_paths::check_name(&guest)?;
             tidy(&Records::of_this_host());
             let launched = launched.insert(Launched::start(args, &name, &guest)?);
             serde_json::to_value(&launched.socket)

@@ -21,12 +21,12 @@ use anyhow::{Context, bail};
 use mig_channel::ChannelWriter;
 use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
 use mig_engine::ownership::{Authority, Decision, Input, Standing};
-use mig_stream::{Kind, Message, Outcome, Question, ReturnWriter};
+use mig_stream::{DestinationOutcome, Kind, Message, Question, ReturnWriter};
+use migpipe_units::{Acknowledged, MigrationId};
 use serde::{Deserialize, Serialize};
-use units::{Acknowledged, MigrationId};
-use vm_control::identity::Identity;
-use vm_control::record::{Record, RecordError, Records, TIDIED_AFTER};
-use vm_control::{Client, ClientError, place};
+use vm_control::{Client, ClientError};
+use vm_records::identity::Identity;
+use vm_records::record::{Record, RecordError, Records, TIDIED_AFTER};
 
 use crate::NAME;
 use crate::host::{END, Host};
@@ -79,16 +79,18 @@ pub fn run(
         // A vmrun that does not answer now, or records that cannot be read now, say nothing of
         // the guest: the source may ask again.
         Err(error) => {
-            back.send(&Message::Failed { reason: cli::one_line(&error) })
+            back.send(&Message::Failed { reason: migpipe_cli::one_line(&error) })
                 .context("cannot answer the source")?;
-            cli::complain(NAME, &error);
+            migpipe_cli::complain(NAME, &error);
             return Ok(UNKNOWN);
         }
     };
     let status = match outcome {
-        Outcome::Running => 0,
-        Outcome::Refused => 1,
-        Outcome::Prepared | Outcome::MayHaveRun { .. } | Outcome::OtherHost { .. } => UNKNOWN,
+        DestinationOutcome::Running => 0,
+        DestinationOutcome::Refused => 1,
+        DestinationOutcome::Prepared
+        | DestinationOutcome::MayHaveRun { .. }
+        | DestinationOutcome::OtherHost { .. } => UNKNOWN,
     };
     tracing::info!("migration {}: {outcome:?}", asked.id);
     back.send(&Message::Resolved(outcome)).context("cannot answer the source")?;
@@ -96,7 +98,7 @@ pub fn run(
 }
 
 /// Finishes a migration on this host and says how. Runs in the broker.
-pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<Outcome> {
+pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<DestinationOutcome> {
     let id = asked.id;
     let mut why = None;
     for _ in 0..ATTEMPTS {
@@ -106,11 +108,11 @@ pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<Outcome> {
             look(&asked, record.as_ref().ok().and_then(Option::as_ref), host.as_ref().ok())?;
         let reply = asked.reply(found.known);
         match (reply, &found.vmrun) {
-            (Reply::Running, _) => return Ok(Outcome::Running),
+            (Reply::Running, _) => return Ok(DestinationOutcome::Running),
             (Reply::Prepared, Some(vmrun)) => {
                 let by = Authority::Source(asked.to.map(|to| to.nonce));
                 match vmrun.go(id, by) {
-                    Ok(_) => return Ok(Outcome::Running),
+                    Ok(_) => return Ok(DestinationOutcome::Running),
                     Err(error) => why = Some(error),
                 }
             }
@@ -143,18 +145,18 @@ fn without_vmrun(
     records: &Records,
     host: &Identity,
     record: Option<Record>,
-) -> anyhow::Result<Option<Outcome>> {
+) -> anyhow::Result<Option<DestinationOutcome>> {
     let id = asked.id;
-    let may_have_run = |why: String| Ok(Some(Outcome::MayHaveRun { why }));
+    let may_have_run = |why: String| Ok(Some(DestinationOutcome::MayHaveRun { why }));
     match reply {
-        Reply::Running => Ok(Some(Outcome::Running)),
+        Reply::Running => Ok(Some(DestinationOutcome::Running)),
         Reply::Prepared | Reply::RefuseInVmrun => Ok(None),
         Reply::Refused => {
             records.settle()?;
-            Ok(Some(Outcome::Refused))
+            Ok(Some(DestinationOutcome::Refused))
         }
         Reply::RefuseFirst => match records.refuse_unknown(id) {
-            Ok(()) => Ok(Some(Outcome::Refused)),
+            Ok(()) => Ok(Some(DestinationOutcome::Refused)),
             Err(RecordError::Exists { .. } | RecordError::BeingRestored { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         },
@@ -174,7 +176,7 @@ fn without_vmrun(
             host.age().as_secs(),
             asked.age.as_secs()
         )),
-        Reply::OtherHost => Ok(Some(Outcome::OtherHost { host: host.id })),
+        Reply::OtherHost => Ok(Some(DestinationOutcome::OtherHost { host: host.id })),
     }
 }
 
@@ -205,7 +207,7 @@ fn look(asked: &Asked, record: Option<&Record>, host: Option<&Identity>) -> anyh
     {
         return Ok(found);
     }
-    for socket in place::every_socket()? {
+    for socket in vm_paths::every_socket()? {
         if found.vmrun.is_some() {
             break;
         }
@@ -250,7 +252,7 @@ pub fn forget(released: &[MigrationId], records: &Records) {
         if let Ok(Some(Record { decision: Decision::MayRun, .. })) = records.read(*id) {
             let asked = Asked { id: *id, released: true, to: None, age: Duration::ZERO };
             if let Err(error) = resolve(asked, records) {
-                tracing::info!("migration {id}: {}", cli::one_line(&error));
+                tracing::info!("migration {id}: {}", migpipe_cli::one_line(&error));
             }
         }
     }

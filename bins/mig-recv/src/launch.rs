@@ -14,7 +14,8 @@ use anyhow::{Context, bail};
 use mig_engine::ownership::Input;
 use nix::sys::signal::Signal;
 use tracing::debug;
-use vm_control::{Client, known_files, place};
+use vm_control::Client;
+use vm_records::known_files;
 
 use crate::NAME;
 use crate::args::Args;
@@ -35,7 +36,7 @@ impl Launched {
     /// Starts one for a guest that is to be called `name` and is called `guest` on its source; its
     /// control connection is our stdout.
     pub fn start(args: &Args, name: &str, guest: &str) -> anyhow::Result<Self> {
-        let socket = place::socket_of(name)?;
+        let socket = vm_paths::socket_of(name)?;
         if UnixStream::connect(&socket).is_ok() && !give_way(&socket) {
             bail!(
                 "a guest named {name} is on this host already: give this one another --name, or \
@@ -125,8 +126,8 @@ fn program() -> PathBuf {
 }
 
 fn log_file(name: &str) -> anyhow::Result<(File, PathBuf)> {
-    let dir = place::state_dir().join("log");
-    place::ensure_dir(&dir)?;
+    let dir = vm_paths::state_dir().join("log");
+    vm_paths::ensure_dir(&dir)?;
     let path = dir.join(format!("{name}.log"));
     let file = File::options()
         .append(true)

@@ -15,13 +15,13 @@ mod session;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use confine::Outside;
 use mig_channel::{
     BackHalf, ChannelWriter, Endpoint, Interrupt, OpenError, ReceiverChannel, activated_endpoint,
     open_receiver,
 };
 use mig_stream::{Kind, Message, ReturnWriter};
-use units::MigrationId;
+use migpipe_confine::ViolationAction;
+use migpipe_units::MigrationId;
 
 use crate::args::Args;
 use crate::host::Host;
@@ -32,7 +32,7 @@ use crate::reception::Reception;
 const NAME: &str = "mig-recv";
 
 fn main() -> ExitCode {
-    cli::main(run)
+    migpipe_cli::main(run)
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
@@ -40,7 +40,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         return host::serve(&args);
     }
     args.check()?;
-    args.confinement.begin(Outside::Killed);
+    args.confinement.begin(ViolationAction::Killed);
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
     let ReceiverChannel { mut forward, mut back, tunnel } =
         open_receiver(&source(&args)?, None, &interrupt).map_err(unopened)?;
@@ -80,7 +80,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn unopened(error: OpenError) -> anyhow::Error {
-    if error.is_usage() { cli::usage(error) } else { error.into() }
+    if error.is_usage() { migpipe_cli::usage(error) } else { error.into() }
 }
 
 /// Where the stream comes from: started by a systemd socket, it is what systemd passed.

@@ -7,8 +7,8 @@ use std::thread;
 use anyhow::ensure;
 use mig_engine::precopy::Bitmap;
 use mig_stream::{MemoryDigest, ReadError, StreamReader};
-use units::{Gfn, PAGE_SIZE, PageRange, Pages};
-use vm_control::memory::GuestMemory;
+use migpipe_units::{Gfn, PAGE_SIZE, PageRange, Pages};
+use vm_mapping::GuestMemory;
 
 /// How much is made to exist at a time: small enough to stop soon after the stream does.
 const POPULATE_STEP: Pages = Pages(8192);

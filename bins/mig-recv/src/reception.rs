@@ -7,16 +7,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use cli::output;
 use mig_channel::{ChannelReader, ChannelWriter};
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
 use mig_engine::ownership::{Authority, Decision, Input, Standing};
 use mig_stream::{
     FormatVersion, MemoryDigest, Message, Record, ReturnWriter, StreamDigest, StreamReader,
 };
+use migpipe_cli::output;
+use migpipe_units::{Acknowledged, MigrationId, Nonce};
 use tracing::{debug, warn};
-use units::{Acknowledged, MigrationId, Nonce};
-use vm_control::{Overrides, Started, place};
+use vm_control::{Overrides, Started};
 use vm_state::MachineDescription;
 
 use crate::NAME;
@@ -108,7 +108,7 @@ impl<'a> Reception<'a> {
         let read = || -> anyhow::Result<_> {
             let description = MachineDescription::decode(&reader.header().machine)?;
             check_regions(&reader.header().regions, &description.memory)?;
-            place::check_name(&description.name)
+            vm_paths::check_name(&description.name)
                 .context("the guest's name cannot be used on this host")?;
             limits(args, &description)?;
             if args.clone && form.is_answered() {
@@ -120,7 +120,7 @@ impl<'a> Reception<'a> {
             Ok(good) => good,
             Err(error) => {
                 if let Some(back) = &mut back {
-                    let _ = back.send(&Message::Refused { reason: cli::one_line(&error) });
+                    let _ = back.send(&Message::Refused { reason: migpipe_cli::one_line(&error) });
                 }
                 return Err(error);
             }
@@ -239,7 +239,7 @@ impl<'a> Reception<'a> {
             Err(error) => return Err(refused(self.host.explain(vmrun, error))),
         };
         for note in notes.iter().filter(|_| !self.args.quiet) {
-            output::say(format_args!("{NAME}: {}", cli::printable(note)));
+            output::say(format_args!("{NAME}: {}", migpipe_cli::printable(note)));
         }
         self.received = true;
         if let Ok(Some(dir)) = self.host.short_memory() {
@@ -316,7 +316,7 @@ impl<'a> Reception<'a> {
     /// One way the sender's end of the tunnel says that nothing more comes.
     fn await_eof(&mut self) -> Result<(), Stop> {
         let ended = self.reader.expect_eof().map_err(anyhow::Error::from);
-        Ok(ended.map_err(|error| match cli::is_timeout(&error) {
+        Ok(ended.map_err(|error| match migpipe_cli::is_timeout(&error) {
             true => error.context(
                 "the guest is complete, but the connection stays open behind it (nc closes it only \
                  as nc -N)",
@@ -432,7 +432,7 @@ impl<'a> Reception<'a> {
         if let Some(vmrun) = self.vmrun.take() {
             self.host.wait_end(vmrun, received && confirmed.is_ok());
         }
-        let reason = why.map(cli::one_line).unwrap_or_default();
+        let reason = why.map(migpipe_cli::one_line).unwrap_or_default();
         if let Some(back) = &mut self.back {
             let message = match received {
                 true => Message::Failed { reason },
@@ -471,7 +471,7 @@ impl<'a> Reception<'a> {
             }
             DestinationEnding::Prepared if self.form == Form::Saved => {
                 let why = why.unwrap_or_else(|| anyhow!("its vmrun does not say how it is"));
-                cli::complain(
+                migpipe_cli::complain(
                     NAME,
                     &why.context(format!(
                         "{name} may have begun to run here (vmctl status {name}); if it has not, \
@@ -481,7 +481,7 @@ impl<'a> Reception<'a> {
             }
             DestinationEnding::Prepared => {
                 let why = why.unwrap_or_else(|| anyhow!("no GO came"));
-                cli::complain(
+                migpipe_cli::complain(
                     NAME,
                     &why.context(format!(
                         "{name} is here, paused, and waits for its source to resolve migration \

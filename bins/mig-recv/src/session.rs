@@ -45,7 +45,7 @@ enum Start {
 
 /// What decides that.
 #[derive(Clone, Copy, Debug)]
-struct Surroundings<'a> {
+struct SessionEnvironment<'a> {
     /// /proc/self/cgroup.
     cgroup: &'a str,
     root: bool,
@@ -55,7 +55,7 @@ struct Surroundings<'a> {
     lingers: bool,
 }
 
-fn decide(here: Surroundings<'_>) -> Start {
+fn decide(here: SessionEnvironment<'_>) -> Start {
     if !ends_with_somebody(control_group(here.cgroup)) {
         return Start::Child;
     }
@@ -87,7 +87,7 @@ fn ends_with_somebody(path: &str) -> bool {
 /// The command that starts `program` as the vmrun of the guest `name`, and what is to be said of it.
 pub fn command(program: &Path, name: &str) -> (Command, Option<String>) {
     let user = geteuid();
-    let start = decide(Surroundings {
+    let start = decide(SessionEnvironment {
         cgroup: &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
         root: user.is_root(),
         systemd: Path::new(BOOTED).is_dir(),
@@ -190,7 +190,7 @@ mod tests {
             (CONTAINER, true, false, false, Start::Child),
             ("", true, true, false, Start::Child),
         ] {
-            let here = Surroundings { cgroup, root, systemd, lingers };
+            let here = SessionEnvironment { cgroup, root, systemd, lingers };
             assert_eq!(decide(here), expected, "{here:?}");
         }
     }

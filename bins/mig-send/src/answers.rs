@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use mig_channel::ChannelReader;
-use mig_stream::{Message, Outcome, ReturnReader, StreamDigest, Timings};
-use units::{Acknowledged, MigrationId};
+use mig_stream::{DestinationOutcome, Message, ReturnReader, StreamDigest, Timings};
+use migpipe_units::{Acknowledged, MigrationId};
 
 use crate::stop::{Stop, Told};
 
@@ -107,7 +107,7 @@ impl Answers {
         &mut self,
         timeout: Duration,
         again: impl FnMut() -> bool,
-    ) -> Result<Outcome, Stop> {
+    ) -> Result<DestinationOutcome, Stop> {
         self.first(timeout, again)?;
         match self.next(timeout) {
             Ok(Message::Resolved(outcome)) => Ok(outcome),
@@ -149,7 +149,7 @@ mod tests {
 
     use mig_channel::{Endpoint, Interrupt, open_sender};
     use mig_stream::ReturnWriter;
-    use units::{HostId, Nonce};
+    use migpipe_units::{HostId, Nonce};
 
     use super::*;
 
@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn only_an_outcome_says_that_the_guest_was_refused() {
         let outcome = |message: &Message| answers(message).outcome(PATIENCE, || false);
-        let refused = outcome(&Message::Resolved(Outcome::Refused));
-        assert!(matches!(refused, Ok(Outcome::Refused)), "{refused:?}");
+        let refused = outcome(&Message::Resolved(DestinationOutcome::Refused));
+        assert!(matches!(refused, Ok(DestinationOutcome::Refused)), "{refused:?}");
         let reason = "the question cannot be read";
         let refused = Message::Refused { reason: reason.to_owned() };
         let failed = Message::Failed { reason: reason.to_owned() };

@@ -6,8 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
-use units::{BytesPerSec, MigrationId, Pages};
-use vm_control::place;
+use migpipe_units::{BytesPerSec, MigrationId, Pages};
 
 use crate::question::About;
 
@@ -16,7 +15,7 @@ use crate::question::About;
 #[command(name = "mig-send", version, after_help = EXAMPLES)]
 pub struct Args {
     /// The guest: its name, or the path of its control socket
-    #[arg(value_name = "GUEST", value_parser = place::guest, add = cli::candidates(place::names))]
+    #[arg(value_name = "GUEST", value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
     pub guest: String,
     /// Where the stream goes: - (stdout), exec:CMD, tcp:HOST:PORT, unix:PATH, file:PATH or fd:N
     ///
@@ -56,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "RATE")]
     pub max_bandwidth: Option<BytesPerSec>,
     /// Stop the guest for at most this many milliseconds
-    #[arg(long, value_name = "MS", default_value = "100", value_parser = cli::milliseconds)]
+    #[arg(long, value_name = "MS", default_value = "100", value_parser = migpipe_cli::milliseconds)]
     pub max_downtime: Duration,
     /// Few enough: this many dirty pages end pre-copy
     #[arg(long, value_name = "PAGES", default_value = "50", value_parser = pages)]
@@ -69,7 +68,7 @@ pub struct Args {
     pub max_rounds: u32,
     /// What a stall leads to: throttle the guest, stop it and send the rest, or abort
     #[arg(long, value_name = "POLICY", default_value_t = OnStall::Throttle,
-          value_parser = cli::word::<OnStall>(&["throttle", "stop", "abort"]),
+          value_parser = migpipe_cli::word::<OnStall>(&["throttle", "stop", "abort"]),
           hide_possible_values = true)]
     pub on_stall: OnStall,
     /// The three rules of the KVM Forum 2007 talk alone, whatever downtime comes of it
@@ -91,13 +90,13 @@ pub struct Args {
     pub verify: bool,
 
     /// How long the destination may take to answer the header, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = migpipe_cli::seconds)]
     pub ready_timeout: Duration,
     /// Give up when nothing moves for so long, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = migpipe_cli::seconds)]
     pub timeout: Duration,
     /// How long to go on asking for the outcome after the commit, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = cli::seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = migpipe_cli::seconds)]
     pub resolve_for: Duration,
 
     /// Write the report to this file, as JSON
@@ -124,9 +123,9 @@ pub struct Args {
     #[arg(long, value_name = "JSON", hide = true)]
     pub about: Option<About>,
     #[command(flatten)]
-    pub confinement: cli::Confinement,
+    pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
-    pub common: cli::Common,
+    pub common: migpipe_cli::Common,
 }
 
 /// How progress is shown.
@@ -160,11 +159,11 @@ Exit status:
   3  cancelled; the guest runs on here
   4  outcome not known: the guest is handed-over here; run mig-send --resolve";
 
-impl cli::Program for Args {
-    const FILTERS: &'static [confine::Filter] =
+impl migpipe_cli::Program for Args {
+    const FILTERS: &'static [migpipe_confine::Filter] =
         &[crate::confinement::MAIN, crate::confinement::SIGNALS];
 
-    fn common(&self) -> &cli::Common {
+    fn common(&self) -> &migpipe_cli::Common {
         &self.common
     }
 }
@@ -191,7 +190,7 @@ impl Args {
         } else {
             return Ok(());
         };
-        Err(cli::usage(anyhow::anyhow!(
+        Err(migpipe_cli::usage(anyhow::anyhow!(
             "no progress on descriptor {fd}: {reason}; open another one in the shell, as in 3>PATH"
         )))
     }

@@ -20,9 +20,9 @@ use mig_engine::ownership::Input;
 use mig_engine::precopy::RoundStats;
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
-use units::{Acknowledged, Pages};
+use migpipe_units::{Acknowledged, Pages};
 use vm_control::ClientError;
-use vm_control::memory::SharedBitmap;
+use vm_mapping::SharedBitmap;
 
 use crate::answers::phase;
 use crate::migration::Migration;
@@ -133,7 +133,7 @@ impl Migration<'_> {
         let (shared, mut stops) = (&self.shared, self.shared.stops());
         let stopped = || std::mem::replace(&mut stops, shared.stops()) != shared.stops();
         answers.ready(timeout, stopped).map_err(|stop| match stop {
-            Stop::Failed(error) if cli::is_timeout(&error) => Stop::Failed(anyhow!(
+            Stop::Failed(error) if migpipe_cli::is_timeout(&error) => Stop::Failed(anyhow!(
                 "no answer to the header within {} s: the destination does not run, or the tunnel \
                  holds data back (gzip, zstd and the like do); use --one-way, or --commit \
                  exec:'ssh HOST vmctl commit GUEST'",

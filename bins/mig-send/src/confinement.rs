@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
-use confine::{Access, Call, Check, Files, Filter, calls};
 use mig_channel::{Endpoint, Tunnel};
+use migpipe_confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
+use migpipe_confine::{Access, Call, Check, Files, Filter, calls};
 
 /// The forward half of a channel.
 const CHANNEL: &[Call] = calls![
@@ -52,7 +52,7 @@ pub fn enter(tunnel: Option<&Tunnel>, destination: &Endpoint) -> anyhow::Result<
         }
     }
     let group = tunnel.map(|tunnel| Call::kill(-tunnel.process_group()));
-    Ok(confine::enter(&MAIN, group.as_slice(), &files)?)
+    Ok(migpipe_confine::enter(&MAIN, group.as_slice(), &files)?)
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -18,10 +18,10 @@ use crate::stop::Stop;
 
 /// How long a flush in pre-copy may take: as long as it does, for the guest runs, and a vmrun that
 /// ends closes the connection.
-const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How often orders are looked for while a flush is waited for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A flush that takes no longer than this fraction of the promised downtime is not repeated before
 /// the pause.
@@ -37,7 +37,7 @@ pub struct Disks {
 impl Disks {
     /// By a connection of its own, in a thread that has no more rights than its maker has by now.
     pub fn new(client: Client) -> anyhow::Result<Self> {
-        client.set_patience(PATIENCE)?;
+        client.set_patience(FLUSH_TIMEOUT)?;
         let (orders, to_flush) = sync_channel(1);
         let (done, flushed) = sync_channel(1);
         let serve = move || {
@@ -74,7 +74,7 @@ impl Migration<'_> {
         let mut last = Duration::MAX;
         loop {
             let took = loop {
-                if let Some(took) = self.disks.wait(LOOK)? {
+                if let Some(took) = self.disks.wait(POLL_INTERVAL)? {
                     break took;
                 }
                 self.take_orders()?;
@@ -91,7 +91,7 @@ impl Migration<'_> {
     pub fn await_disks(&mut self) -> Result<(), Stop> {
         let began = Instant::now();
         let patience = self.left_of_blackout();
-        while self.disks.wait(LOOK.min(patience))?.is_none() {
+        while self.disks.wait(POLL_INTERVAL.min(patience))?.is_none() {
             if self.shared.is_cancelled() {
                 return Err(Stop::Cancelled);
             }

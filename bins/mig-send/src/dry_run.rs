@@ -1,8 +1,8 @@
 //! What would be sent.
 
-use cli::output;
 use mig_stream::MAX_RUN;
-use units::{PAGE_SIZE, Pages};
+use migpipe_cli::output;
+use migpipe_units::{PAGE_SIZE, Pages};
 use vm_control::Client;
 
 use crate::args::Args;

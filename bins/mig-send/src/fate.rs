@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mig_engine::ownership::State;
-use units::MigrationId;
+use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError, FrameError};
 
 use crate::NAME;

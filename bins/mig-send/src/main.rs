@@ -22,8 +22,8 @@ mod stop;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use confine::Outside;
-use vm_control::{Client, ClientError, place};
+use migpipe_confine::ViolationAction;
+use vm_control::{Client, ClientError};
 
 use crate::args::Args;
 use crate::fate::{Fate, Witness};
@@ -35,14 +35,14 @@ use crate::report::Draft;
 const NAME: &str = "mig-send";
 
 fn main() -> ExitCode {
-    cli::main(run)
+    migpipe_cli::main(run)
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(id) = args.broker {
         return question::serve(&args, id);
     }
-    args.confinement.begin(Outside::Killed);
+    args.confinement.begin(ViolationAction::Killed);
     if let (Some(id), Some(about)) = (args.ask, args.about) {
         return question::run(&args, id, about);
     }
@@ -62,7 +62,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn connect(args: &Args) -> anyhow::Result<Client> {
-    Ok(Client::connect_within(&place::socket_of(&args.guest)?, NAME, args.timeout)?)
+    Ok(Client::connect_within(&vm_paths::socket_of(&args.guest)?, NAME, args.timeout)?)
 }
 
 /// Whatever happens, a report says so, and the guest's whereabouts are told.

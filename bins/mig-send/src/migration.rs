@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use cli::output;
 use mig_channel::{
     ChannelWriter, Endpoint, ReturnPath, SenderChannel, Tunnel, TunnelError, open_sender,
 };
@@ -16,9 +15,10 @@ use mig_engine::ownership::Input;
 use mig_engine::precopy::{Bitmap, Pacer, Policy, RateMeter, Wws};
 use mig_engine::report::{Mode, Phase, Report};
 use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
-use units::MigrationId;
-use vm_control::memory::GuestMemory;
-use vm_control::{Client, ClientError, place};
+use migpipe_cli::output;
+use migpipe_units::MigrationId;
+use vm_control::{Client, ClientError};
+use vm_mapping::GuestMemory;
 use vm_state::MachineDescription;
 
 use crate::answers::Answers;
@@ -183,8 +183,11 @@ impl<'a> Migration<'a> {
                     let stop = self.explain(&source, stop);
                     if let (SourceStep::Confirm, Stop::Failed(error)) = (step, &stop) {
                         // The status says what became of the guest, and that alone.
-                        let (name, error) = (&self.machine.name, cli::one_line(error));
-                        cli::complain(NAME, &anyhow!("{name} is still here, handed-over: {error}"));
+                        let (name, error) = (&self.machine.name, migpipe_cli::one_line(error));
+                        migpipe_cli::complain(
+                            NAME,
+                            &anyhow!("{name} is still here, handed-over: {error}"),
+                        );
                     }
                     if step == SourceStep::Commit {
                         self.fate = self.witness.fate(self.id);
@@ -298,7 +301,7 @@ impl<'a> Migration<'a> {
             (Fate::Silent, Ok(())) => Fate::RunsOn,
             (fate, Ok(())) => fate,
             (fate, Err(error)) => {
-                tracing::debug!("{}", cli::one_line(&error.into()));
+                tracing::debug!("{}", migpipe_cli::one_line(&error.into()));
                 fate
             }
         };
@@ -337,7 +340,10 @@ impl<'a> Migration<'a> {
         if error.is::<Told>() {
             return Stop::Failed(error);
         }
-        if asked || cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error)
+        if asked
+            || migpipe_cli::is_timeout(&error)
+            || error.is::<ClientError>()
+            || names_what_came(&error)
         {
             // It has had its time to say something, or has nothing to do with it, or something
             // else speaks in its place.
@@ -377,7 +383,7 @@ impl<'a> Migration<'a> {
             && let Err(error) = tunnel.wait_for_success(TUNNEL_END.min(self.args.timeout))
         {
             // The guest has arrived; what the tunnel says now cannot change that.
-            tracing::warn!("{}", cli::one_line(&error.into()));
+            tracing::warn!("{}", migpipe_cli::one_line(&error.into()));
         }
         if ending == SourceEnding::Unknown
             && self.form == Form::OneWay
@@ -393,13 +399,13 @@ impl<'a> Migration<'a> {
         report::finish(&mut self, ending, why);
         if let Err(error) = self.draft.write(&self.report) {
             // The status says what became of the guest, and that alone.
-            cli::complain(NAME, &error);
+            migpipe_cli::complain(NAME, &error);
         }
         if !self.args.quiet && !self.report.rounds.is_empty() {
             output::say(self.report.table().trim_end());
         }
         if let Some(complaint) = complaint {
-            cli::complain(NAME, &complaint);
+            migpipe_cli::complain(NAME, &complaint);
         }
         ending.exit_status()
     }
@@ -427,7 +433,7 @@ fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
     Ok(match (&args.commit, channel.is_both_ways()) {
         (Some(_), true) => Form::SeparateCommit,
         (Some(_), false) => {
-            return Err(cli::usage(anyhow!(
+            return Err(migpipe_cli::usage(anyhow!(
                 "--commit needs the destination's answer, and {} has no way back: use exec:, or \
                  give --return",
                 channel.describe()
@@ -440,7 +446,7 @@ fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
 }
 
 fn header_of(machine: &MachineDescription, released: Vec<MigrationId>) -> anyhow::Result<Header> {
-    place::check_name(&machine.name)?;
+    vm_paths::check_name(&machine.name)?;
     Ok(Header {
         guest: machine.name.clone(),
         machine: machine.encode()?,

@@ -9,13 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use cli::output::{self, Loss};
 use mig_channel::{Interrupt, Job};
 use mig_engine::report::Progress;
+use migpipe_cli::output::{self, Loss};
+use migpipe_units::{BytesPerSec, MigrationId};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::{debug, warn};
-use units::{BytesPerSec, MigrationId};
 use vm_control::{Client, ClientError, Order, Refusal, RefusalKind};
 
 use crate::args::{Args, ProgressMode};
@@ -174,7 +174,7 @@ pub fn block_signals() -> nix::Result<SigSet> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1] {
         signals.add(signal);
     }
-    if !cli::is_ignored(Signal::SIGHUP) {
+    if !migpipe_cli::is_ignored(Signal::SIGHUP) {
         signals.add(Signal::SIGHUP);
     }
     signals.thread_block()?;
@@ -185,7 +185,7 @@ pub fn block_signals() -> nix::Result<SigSet> {
 pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
     thread::spawn(move || {
-        confine::thread(&SIGNALS);
+        migpipe_confine::thread(&SIGNALS);
         while let Ok(signal) = signals.wait() {
             if signal == Signal::SIGUSR1 {
                 let line = shared.lock().progress.line();

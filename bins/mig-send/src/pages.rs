@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use mig_channel::ChannelWriter;
 use mig_engine::precopy::{Bitmap, SentHistogram};
 use mig_stream::{MAX_RUN, MemoryDigest, StreamWriter, WriteError};
-use units::{PAGE_SIZE, PageRange, Pages};
-use vm_control::memory::{GuestMemory, MemoryError};
+use migpipe_units::{PAGE_SIZE, PageRange, Pages};
+use vm_mapping::{GuestMemory, MemoryError};
 use vm_state::MachineDescription;
 
 /// Bytes of a page.

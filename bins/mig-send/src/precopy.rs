@@ -7,8 +7,8 @@ use mig_engine::ownership::Input;
 use mig_engine::precopy::{Bitmap, Next, Path, RoundStats};
 use mig_engine::report::{EndedBy, Phase, ThrottleStep};
 use mig_stream::MAX_RUN;
-use units::{Bytes, BytesPerSec, PageRange, Pages};
-use vm_control::memory::SharedBitmap;
+use migpipe_units::{Bytes, BytesPerSec, PageRange, Pages};
+use vm_mapping::SharedBitmap;
 
 use crate::migration::Migration;
 use crate::pages::{self, Sent};
@@ -125,7 +125,8 @@ impl Migration<'_> {
     /// Sends all pages of `todo`, no faster than the limit allows.
     pub fn send_pages(&mut self, todo: &[Bitmap]) -> Result<Sent, Stop> {
         let mut sent = Sent::default();
-        let longest = MAX_RUN.min(Pages(self.pacer.burst().0 / units::PAGE_SIZE).max(Pages(1)));
+        let longest =
+            MAX_RUN.min(Pages(self.pacer.burst().0 / migpipe_units::PAGE_SIZE).max(Pages(1)));
         for bitmap in todo {
             for range in bitmap.runs(longest) {
                 let piece = self.send_run(range)?;

@@ -14,11 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use confine::broker::{self, Broker};
 use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
-use mig_stream::{Outcome, Preamble, StreamWriter};
+use mig_stream::{DestinationOutcome, Preamble, StreamWriter};
+use migpipe_confine::broker::{self, Broker};
+use migpipe_units::{Acknowledged, MigrationId};
 use serde::{Deserialize, Serialize};
-use units::{Acknowledged, MigrationId};
 
 use crate::answers::Answers;
 use crate::args::Args;
@@ -46,7 +46,7 @@ const LONGEST: u64 = broker::LONGEST / 2;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Asked {
     /// The destination's answer.
-    Known(Outcome),
+    Known(DestinationOutcome),
     /// There was none, and why.
     Failed(String),
     /// Whoever the tunnel asked at the terminal does not want it.
@@ -146,7 +146,7 @@ pub fn serve(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     block_signals()?;
     broker::serve(|about: About| match Question::start(args, id, &about) {
         Ok(mut question) => question.answer(),
-        Err(error) => Asked::Failed(cli::one_line(&error)),
+        Err(error) => Asked::Failed(migpipe_cli::one_line(&error)),
     })?;
     Ok(0)
 }
@@ -222,7 +222,7 @@ fn ask(
     id: MigrationId,
     about: About,
     patience: Duration,
-) -> Result<Outcome, Stop> {
+) -> Result<DestinationOutcome, Stop> {
     let began = Instant::now();
     let channel = open_sender(destination, None, false, &Interrupt::new()?)?;
     let mut tunnel = channel.tunnel;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use mig_channel::Endpoint;
 use mig_engine::handover::{Form, SourceEnding, SourceStep};
-use mig_engine::report::{Location, Mode, Outcome, Promise, Report, Totals};
+use mig_engine::report::{Location, Mode, Promise, Report, ReportOutcome, Totals};
+use migpipe_units::MigrationId;
 use nix::sys::resource::{UsageWho, getrusage};
-use units::MigrationId;
 
 use crate::NAME;
 use crate::args::Args;
@@ -40,7 +40,7 @@ impl<'a> Draft<'a> {
             migration: MigrationId::random(),
             mode: if args.one_way { Mode::OneWay } else { Mode::BothWays },
             format_version: mig_stream::FormatVersion::NEWEST.0,
-            outcome: Outcome::Unknown,
+            outcome: ReportOutcome::Unknown,
             reason: Some("the migration has not ended".to_owned()),
             location: None,
             needed_downtime: None,
@@ -101,19 +101,19 @@ impl<'a> Draft<'a> {
             None => anyhow!("{reason}"),
         };
         self.report.outcome = match stop {
-            Stop::Cancelled => Outcome::Cancelled,
-            _ => Outcome::Failed,
+            Stop::Cancelled => ReportOutcome::Cancelled,
+            _ => ReportOutcome::Failed,
         };
         self.report.reason = Some(reason);
         self.report.location = fate.and_then(location);
         self.report.totals.cpu = cpu_time();
         if let Err(error) = self.write(&self.report) {
-            cli::complain(NAME, &error);
+            migpipe_cli::complain(NAME, &error);
         }
-        cli::complain(NAME, &complaint);
+        migpipe_cli::complain(NAME, &complaint);
         match stop {
             Stop::Cancelled => SourceEnding::Cancelled.exit_status(),
-            Stop::Failed(error) if cli::is_usage(error) => cli::USAGE,
+            Stop::Failed(error) if migpipe_cli::is_usage(error) => migpipe_cli::USAGE,
             _ => SourceEnding::Stayed.exit_status(),
         }
     }
@@ -125,11 +125,11 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
     let gave_up = matches!(why, Some(Stop::GaveUp { .. }));
     let report = &mut migration.report;
     report.outcome = match ending {
-        SourceEnding::Moved => Outcome::Completed,
-        SourceEnding::Stayed if gave_up => Outcome::GaveUp,
-        SourceEnding::Stayed => Outcome::Failed,
-        SourceEnding::Cancelled => Outcome::Cancelled,
-        SourceEnding::Unknown => Outcome::Unknown,
+        SourceEnding::Moved => ReportOutcome::Completed,
+        SourceEnding::Stayed if gave_up => ReportOutcome::GaveUp,
+        SourceEnding::Stayed => ReportOutcome::Failed,
+        SourceEnding::Cancelled => ReportOutcome::Cancelled,
+        SourceEnding::Unknown => ReportOutcome::Unknown,
     };
     report.location = match ending {
         SourceEnding::Moved if report.mode == Mode::BothWays => Some(Location::Destination),
@@ -227,9 +227,9 @@ pub fn resolve_command(args: &Args) -> String {
         Endpoint::Standard | Endpoint::File(_) | Endpoint::Fd(_) => {
             "exec:'ssh HOST mig-recv'".to_owned()
         }
-        other => cli::quoted(&other.to_string()),
+        other => migpipe_cli::quoted(&other.to_string()),
     };
-    format!("{NAME} --resolve {} {destination}", cli::quoted(&args.guest))
+    format!("{NAME} --resolve {} {destination}", migpipe_cli::quoted(&args.guest))
 }
 
 /// What a step was for, in front of the reason why it failed.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use cli::output;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::{Input, State};
-use units::{Acknowledged, HostId, MigrationId};
+use migpipe_cli::output;
+use migpipe_units::{Acknowledged, HostId, MigrationId};
 use vm_control::{Client, ClientError};
 
 use crate::NAME;
@@ -26,7 +26,7 @@ pub fn check(args: &Args) -> anyhow::Result<()> {
     if can_be_asked(args) || args.force {
         return Ok(());
     }
-    Err(cli::usage(anyhow!(
+    Err(migpipe_cli::usage(anyhow!(
         "--resolve needs the destination to ask, and that is not {}: {}",
         args.commit.as_ref().unwrap_or(&args.destination),
         report::resolve_command(args)
@@ -71,7 +71,10 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
         SourceEnding::Moved => {
             output::say(format!("{NAME}: {name} runs at its destination"));
             if let Some(error) = why {
-                cli::complain(NAME, &error.context(format!("{name} is still here, handed-over")));
+                migpipe_cli::complain(
+                    NAME,
+                    &error.context(format!("{name} is still here, handed-over")),
+                );
             }
         }
         SourceEnding::Unknown => {
@@ -86,7 +89,10 @@ pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result
             }
             match why {
                 Some(error) => {
-                    cli::complain(NAME, &error.context(format!("{name} stays handed-over")));
+                    migpipe_cli::complain(
+                        NAME,
+                        &error.context(format!("{name} stays handed-over")),
+                    );
                 }
                 None => output::say(format!("{NAME}: cancelled; {name} stays handed-over")),
             }
@@ -107,7 +113,7 @@ pub fn confirm(client: &Client, id: MigrationId, args: &Args) -> Result<(), Clie
         // The status says what became of the guest.
         let (name, pid) = (client.name(), client.pid());
         let still = anyhow!("its vmrun {pid} is still ending here, and has its name and its disks");
-        cli::complain(NAME, &still.context(format!("{name} has moved")));
+        migpipe_cli::complain(NAME, &still.context(format!("{name} has moved")));
     }
     Ok(())
 }
@@ -139,7 +145,7 @@ pub fn until_forgotten(
     mut ask: impl FnMut() -> Result<Asked, Stop>,
 ) -> Result<(), Stop> {
     again(destination, limit, || match ask()? {
-        Asked::Known(mig_stream::Outcome::Refused) => Ok(()),
+        Asked::Known(mig_stream::DestinationOutcome::Refused) => Ok(()),
         Asked::Known(other) => Err(Stop::Failed(Unknowable(format!("{other:?}")).into())),
         Asked::Failed(why) => Err(anyhow!("{why}").into()),
         Asked::Cancelled => Err(Stop::Cancelled),
@@ -167,7 +173,7 @@ fn again(
             Err(Stop::Failed(error)) if error.is::<Unknowable>() => return Err(error.into()),
             Err(Stop::Failed(error)) if started.elapsed() >= limit => return Err(error.into()),
             Err(Stop::Failed(error)) => {
-                tracing::info!("{}", cli::one_line(&error));
+                tracing::info!("{}", migpipe_cli::one_line(&error));
                 std::thread::sleep(PAUSE);
             }
             known => return known,
@@ -178,16 +184,18 @@ fn again(
 /// What an answer means for the source: it is gone there, or refused there.
 pub fn verdict(taken_by: Option<Acknowledged>, asked: Asked) -> Result<(), Stop> {
     match asked {
-        Asked::Known(mig_stream::Outcome::Running) => Ok(()),
-        Asked::Known(mig_stream::Outcome::Refused) => Err(Stop::Refused("for ever".into())),
-        Asked::Known(mig_stream::Outcome::Prepared) => {
+        Asked::Known(mig_stream::DestinationOutcome::Running) => Ok(()),
+        Asked::Known(mig_stream::DestinationOutcome::Refused) => {
+            Err(Stop::Refused("for ever".into()))
+        }
+        Asked::Known(mig_stream::DestinationOutcome::Prepared) => {
             Err(anyhow!("the destination has the guest, paused").into())
         }
-        Asked::Known(mig_stream::Outcome::MayHaveRun { why }) => {
+        Asked::Known(mig_stream::DestinationOutcome::MayHaveRun { why }) => {
             Err(Stop::Failed(Unknowable(why).into()))
         }
         // The next attempt may lead to the right one.
-        Asked::Known(mig_stream::Outcome::OtherHost { host }) => {
+        Asked::Known(mig_stream::DestinationOutcome::OtherHost { host }) => {
             Err(other_host(taken_by, host).into())
         }
         Asked::Failed(why) => Err(anyhow!("{why}").into()),

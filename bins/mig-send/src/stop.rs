@@ -6,7 +6,7 @@ use std::time::Duration;
 use mig_channel::{ChannelError, OpenError, TunnelError};
 use mig_engine::handover::Outcome;
 use mig_engine::precopy::Rule;
-use mig_stream::{Foreign, ReturnError, WriteError};
+use mig_stream::{ReturnError, UnrecognisedStream, WriteError};
 use thiserror::Error;
 
 /// Why a step did not succeed.
@@ -33,7 +33,7 @@ impl Stop {
     /// Why, for a person.
     pub fn reason(&self) -> String {
         match self {
-            Self::Failed(error) | Self::Undone(error) => cli::one_line(error),
+            Self::Failed(error) | Self::Undone(error) => migpipe_cli::one_line(error),
             Self::Refused(reason) => format!("the destination refused: {reason}"),
             Self::Cancelled => "cancelled".to_owned(),
             Self::GaveUp { rule, .. } => rule.to_string(),
@@ -101,7 +101,7 @@ impl From<OpenError> for Stop {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Wait(ChannelError::Interrupted { .. }) => Self::Cancelled,
-            error if error.is_usage() => Self::Failed(cli::usage(error)),
+            error if error.is_usage() => Self::Failed(migpipe_cli::usage(error)),
             error => Self::Failed(error.into()),
         }
     }
@@ -138,7 +138,7 @@ pub fn names_what_came(error: &anyhow::Error) -> bool {
     }
     let what = error.chain().find_map(|cause| cause.downcast_ref::<ReturnError>());
     match what {
-        Some(ReturnError::Foreign(Foreign::Nothing)) => false,
+        Some(ReturnError::UnrecognisedStream(UnrecognisedStream::Nothing)) => false,
         Some(ReturnError::Io(_) | ReturnError::Truncated { .. } | ReturnError::GivenUp) => false,
         Some(_) => true,
         None => false,
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_came_on_the_return_path_is_told_from_that_nothing_came() {
-        let id = units::MigrationId::from_bytes([1; 16]);
+        let id = migpipe_units::MigrationId::from_bytes([1; 16]);
         let read = |bytes: &'static [u8]| {
             let read = mig_stream::ReturnReader::open(bytes, id);
             read.map(drop).context("the destination did not say that it is ready").unwrap_err()

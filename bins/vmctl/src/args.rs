@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use units::{Bytes, BytesPerSec};
-use vm_control::place;
+use migpipe_units::{Bytes, BytesPerSec};
 
 /// The monitor of running guests and migrations.
 #[derive(Parser, Debug)]
@@ -18,7 +17,7 @@ pub struct Args {
     #[arg(long, global = true)]
     pub json: bool,
     #[command(flatten)]
-    pub common: cli::Common,
+    pub common: migpipe_cli::Common,
 }
 
 #[derive(Subcommand, Debug)]
@@ -28,25 +27,25 @@ pub enum Command {
     /// Show how a guest is
     Status {
         /// The guest: its name, or the path of its control socket
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
     },
     /// Stop the vCPUs of a guest
     Pause {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
     },
     /// Let the vCPUs of a guest run; in the blackout of its migration that cancels it
     Resume {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
     },
     /// End a guest, and wait until its name and its disks are free
     Quit {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// Even if this may be its last copy
         #[arg(long)]
@@ -58,7 +57,7 @@ pub enum Command {
     /// shows how far it is. Asked for all of its memory it takes everything back.
     Balloon {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// How much of its memory the guest keeps
         size: Bytes,
@@ -66,20 +65,20 @@ pub enum Command {
     /// Print what happens to a guest, a line each, until it ends
     Events {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// Stop after the first event of this name: resumed, paused, ownership or ended
         #[arg(long, value_name = "EVENT",
               value_parser = ["resumed", "paused", "ownership", "ended"])]
         until: Option<String>,
         /// Stop after so many seconds, with status 1
-        #[arg(long, value_name = "SECONDS", value_parser = cli::seconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = migpipe_cli::seconds)]
         timeout: Option<Duration>,
     },
     /// Show how the migration of a guest goes
     Info {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
     },
     /// Cancel the migration of a guest: it runs on here
@@ -88,13 +87,13 @@ pub enum Command {
     /// once the guest was handed over.
     Cancel {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
     },
     /// Change how fast a migration may send, such as 200M; 0 is as fast as it goes
     SetSpeed {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// Bytes per second
         rate: BytesPerSec,
@@ -102,16 +101,16 @@ pub enum Command {
     /// Change how long a migration may stop the guest
     SetDowntime {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// Milliseconds
-        #[arg(value_parser = cli::milliseconds)]
+        #[arg(value_parser = migpipe_cli::milliseconds)]
         downtime: Duration,
     },
     /// Finish a migration whose outcome is not known: ask DEST what became of it
     Resolve {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// Where to ask, such as exec:'ssh hostb mig-recv'
         #[arg(value_name = "DEST")]
@@ -126,7 +125,7 @@ pub enum Command {
     /// the word of whoever types it, and if the source has not handed the guest over, two run.
     Commit {
         /// The guest
-        #[arg(value_parser = place::guest, add = cli::candidates(place::names))]
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
         /// GO without a question of the source
         #[arg(long)]
@@ -196,8 +195,8 @@ Exit status:
   2  wrong usage
   Those of resolve are those of mig-send --resolve, those of commit are mig-recv's.";
 
-impl cli::Program for Args {
-    fn common(&self) -> &cli::Common {
+impl migpipe_cli::Program for Args {
+    fn common(&self) -> &migpipe_cli::Common {
         &self.common
     }
 }

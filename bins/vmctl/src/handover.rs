@@ -20,7 +20,7 @@ pub fn resolve(guest: &str, destination: Option<&str>, force: bool) -> anyhow::R
 /// A question of the source is on stdin, and mig-recv answers those; or the operator's word is GO.
 pub fn commit(guest: &str, force: bool) -> anyhow::Result<u8> {
     if !force && io::stdin().is_terminal() {
-        return Err(cli::usage(anyhow!(
+        return Err(migpipe_cli::usage(anyhow!(
             "mig-send --resolve on the source asks for GO; --force gives it without the source, \
              and if that has not handed {guest} over, two run"
         )));
@@ -43,7 +43,7 @@ fn program(name: &str) -> Command {
 }
 
 fn replace(mut command: Command) -> anyhow::Result<u8> {
-    cli::output::finish();
+    migpipe_cli::output::finish();
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))
 }

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use mig_engine::ownership::Input;
-use units::BytesPerSec;
-use vm_control::place::{self, PlaceError};
+use migpipe_units::BytesPerSec;
 use vm_control::{Client, ClientError, Event, Order, Status};
+use vm_paths::PathError;
 
 use crate::args::{Args, Command};
 
@@ -29,7 +29,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(60);
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    cli::main(run)
+    migpipe_cli::main(run)
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
@@ -77,7 +77,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn connect(guest: &str) -> anyhow::Result<Client> {
-    Ok(Client::connect(&place::socket_of(guest)?, NAME)?)
+    Ok(Client::connect(&vm_paths::socket_of(guest)?, NAME)?)
 }
 
 /// Ends a guest, and waits until its name and its disks are free.
@@ -95,15 +95,15 @@ fn quit(guest: &str, force: bool) -> anyhow::Result<()> {
 }
 
 /// All guests that answer. A socket that nobody listens on any more is no guest.
-fn all() -> Result<Vec<Status>, PlaceError> {
-    let guests = place::all_sockets()?
+fn all() -> Result<Vec<Status>, PathError> {
+    let guests = vm_paths::all_sockets()?
         .iter()
         .filter_map(|socket| {
             match Client::connect_within(socket, NAME, LIST_TIMEOUT).and_then(|it| it.status()) {
                 Ok(status) => Some(status),
                 Err(ClientError::Connect { source, .. }) if is_nobody(&source) => None,
                 Err(error) => {
-                    cli::complain(NAME, &error.into());
+                    migpipe_cli::complain(NAME, &error.into());
                     None
                 }
             }

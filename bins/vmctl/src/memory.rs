@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use anyhow::bail;
 use mig_engine::ownership::Decision;
+use migpipe_units::MigrationId;
 use serde_json::{Value, json};
-use units::MigrationId;
-use vm_control::departure::Departures;
-use vm_control::record::{Entry, Records};
+use vm_records::departure::Departures;
+use vm_records::record::{Entry, Records};
 
 /// Shows all of it, after removing what can go if `tidy` says so.
 pub fn records(tidy: bool, as_json: bool) -> anyhow::Result<String> {
@@ -40,7 +40,7 @@ pub fn records(tidy: bool, as_json: bool) -> anyhow::Result<String> {
         match record {
             Ok(record) => {
                 let age = format!("{} h", record.age().as_secs() / 3600);
-                let name = cli::printable(&record.name);
+                let name = migpipe_cli::printable(&record.name);
                 writeln!(text, "{id}  {age:>8}  {:10}  {name}", word(record.decision))?;
             }
             Err(error) => writeln!(text, "{id}  {error}")?,

@@ -117,13 +117,15 @@ mod tests {
     fn what_is_no_report_is_named_in_one_line() {
         let said = |text: &str| {
             let (_dir, file) = report(text);
-            cli::one_line(&draw(&file, None, Format::Svg).unwrap_err())
+            migpipe_cli::one_line(&draw(&file, None, Format::Svg).unwrap_err())
         };
         assert!(said("a table").contains("r.json is no report of mig-send --report: "));
         assert!(said("{\"version\": 1}").contains("is no report of mig-send --report: "));
         let later = said("{\"version\": 2, \"guest\": {}}");
         assert!(later.contains("version 2, and this vmctl knows up to 1"), "{later}");
         let error = draw(Path::new("/nowhere/r.json"), None, Format::Svg).unwrap_err();
-        assert!(cli::one_line(&error).contains("cannot read /nowhere/r.json: No such file"));
+        assert!(
+            migpipe_cli::one_line(&error).contains("cannot read /nowhere/r.json: No such file")
+        );
     }
 }

@@ -166,7 +166,7 @@ fn line(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use units::{Bytes, MigrationId};
+    use migpipe_units::{Bytes, MigrationId};
     use vm_control::Balloon;
 
     fn guest(ownership: State, running: bool) -> Status {

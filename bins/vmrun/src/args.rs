@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use units::Bytes;
-use vm_control::place;
+use migpipe_units::Bytes;
 
 /// Runs one KVM guest and owns it: its memory, its state, and the right to run it.
 #[derive(Parser, Debug)]
@@ -12,7 +11,7 @@ use vm_control::place;
 pub struct Args {
     /// What the guest is called; its control socket is NAME.sock in $XDG_RUNTIME_DIR/vmrun, or in
     /// /run/vmrun (root's, also in a login that sets XDG_RUNTIME_DIR)
-    #[arg(long, value_name = "NAME", value_parser = place::name)]
+    #[arg(long, value_name = "NAME", value_parser = vm_paths::name)]
     pub name: String,
     /// A Linux kernel (bzImage, or vmlinux: any ELF file with a note of Linux), an ELF kernel with a
     /// PVH note, or
@@ -82,7 +81,7 @@ pub struct Args {
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds; or never.
     /// If its source has committed and its host crashed, that throws the only whole copy away
     #[arg(long, value_name = "SECONDS", default_value = "never")]
-    pub go_timeout: cli::Limit,
+    pub go_timeout: migpipe_cli::Limit,
     /// Serve a control connection on stdin too, and end with it if it closes before a guest is
     /// prepared; mig-recv uses it for the vmrun that it starts
     #[arg(long, hide = true, requires = "incoming")]
@@ -91,9 +90,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     #[command(flatten)]
-    pub confinement: cli::Confinement,
+    pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
-    pub common: cli::Common,
+    pub common: migpipe_cli::Common,
 }
 
 const EXAMPLES: &str = "\
@@ -109,10 +108,10 @@ Exit status:
   2  wrong usage
   3  the guest asked for a reset: start it again";
 
-impl cli::Program for Args {
-    const FILTERS: &'static [confine::Filter] = crate::confinement::FILTERS;
+impl migpipe_cli::Program for Args {
+    const FILTERS: &'static [migpipe_confine::Filter] = crate::confinement::FILTERS;
 
-    fn common(&self) -> &cli::Common {
+    fn common(&self) -> &migpipe_cli::Common {
         &self.common
     }
 }

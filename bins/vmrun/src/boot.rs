@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, warn};
-use vm_control::departure::{Departure, Departures};
-use vm_control::record::Records;
-use vm_control::{known_files, place};
-use vm_machine::{ConsoleSpec, Kernel, Machine, MachineConfig, MachineError, Places, VirtioSpec};
+use vm_machine::{
+    AllowedPaths, ConsoleSpec, Kernel, Machine, MachineConfig, MachineError, VirtioSpec,
+};
+use vm_records::departure::{Departure, Departures};
+use vm_records::known_files;
+use vm_records::record::Records;
 
 use crate::args::Args;
 use crate::builder::Builder;
@@ -32,7 +34,7 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         name: args.name.clone(),
         ownership: if args.incoming { Ownership::incoming() } else { Ownership::booted() },
         machine,
-        builder: args.incoming.then(|| Builder::start(places(args)?)).transpose()?,
+        builder: args.incoming.then(|| Builder::start(allowed(args)?)).transpose()?,
         description,
         wanted: !args.paused && held.is_none(),
         held,
@@ -44,34 +46,34 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         released: VecDeque::new(),
         receiver: None,
         acknowledged: false,
-        arrival: None,
+        go_timer: None,
         claim: None,
         parent: None,
     })
 }
 
 /// Where an arriving guest may have files; with what this command line itself names.
-fn places(args: &Args) -> anyhow::Result<Places> {
+fn allowed(args: &Args) -> anyhow::Result<AllowedPaths> {
     if args.files_anywhere {
-        return Ok(Places::anywhere());
+        return Ok(AllowedPaths::anywhere());
     }
     let mut paths = [&args.files_in[..], &args.named].concat();
     for console in [Some(&args.console), args.virtio_console.as_ref()].into_iter().flatten() {
         paths.extend(console_spec(console)?.path().map(Path::to_owned));
     }
     if !args.files_in.is_empty() {
-        return Ok(Places::new(&paths));
+        return Ok(AllowedPaths::new(&paths));
     }
-    let own = place::guests_dir();
-    place::ensure_dir(&own)?;
+    let own = vm_paths::guests_dir();
+    vm_paths::ensure_dir(&own)?;
     paths.push(own.clone());
-    Ok(Places::new(&paths).with_consoles_in(&own))
+    Ok(AllowedPaths::new(&paths).with_consoles_in(&own))
 }
 
 /// A console of the command line. The path of a file is made absolute, for it has to mean the same
 /// at a destination; that of a socket has to be short.
 fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
-    Ok(match text.parse().map_err(cli::usage)? {
+    Ok(match text.parse().map_err(migpipe_cli::usage)? {
         ConsoleSpec::File(path) => ConsoleSpec::File(std::path::absolute(path)?),
         other => other,
     })
@@ -81,9 +83,9 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
     let kernel = match kernel.strip_prefix("builtin:") {
         Some(_) if args.initrd.is_some() => {
             let why = anyhow!("the built-in guest is not Linux, and only Linux takes an initrd");
-            return Err(cli::usage(why));
+            return Err(migpipe_cli::usage(why));
         }
-        Some(_) => Kernel::Builtin(kernel.parse().map_err(cli::usage)?),
+        Some(_) => Kernel::Builtin(kernel.parse().map_err(migpipe_cli::usage)?),
         None => Kernel::from_file(PathBuf::from(kernel), args.initrd.clone())?,
     };
     kernel.check_host()?;
@@ -99,7 +101,7 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
     };
     let machine = Machine::boot(&config)
         .map_err(|error| match error {
-            MachineError::TwoOnStdio => cli::usage(error),
+            MachineError::TwoOnStdio => migpipe_cli::usage(error),
             error => error.into(),
         })
         .with_context(|| format!("cannot make the machine of {}", args.name))?;
@@ -116,10 +118,10 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
 fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
     let mut devices = Vec::new();
     for (number, disk) in args.disks.iter().enumerate() {
-        devices.push(VirtioSpec::disk(disk, number).map_err(cli::usage)?);
+        devices.push(VirtioSpec::disk(disk, number).map_err(migpipe_cli::usage)?);
     }
     for (number, net) in args.nets.iter().enumerate() {
-        devices.push(VirtioSpec::net(net, number).map_err(cli::usage)?);
+        devices.push(VirtioSpec::net(net, number).map_err(migpipe_cli::usage)?);
     }
     devices.extend(args.rng.then(VirtioSpec::rng));
     if let Some(to) = &args.virtio_console {
@@ -167,7 +169,7 @@ pub fn start(guest: &Guest, args: &Args) -> anyhow::Result<()> {
     let Some(machine) = &inner.machine else { return Ok(()) };
     guest.watch(machine).context("cannot watch the guest")?;
     if let Some(why) = &inner.held {
-        cli::complain("vmrun", &anyhow::anyhow!("{why}"));
+        migpipe_cli::complain("vmrun", &anyhow::anyhow!("{why}"));
         return Ok(());
     }
     if args.again {

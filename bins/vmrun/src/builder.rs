@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vm_control::Refusal;
-use vm_machine::{Machine, MachineError, Overrides, Places};
+use vm_machine::{AllowedPaths, Machine, MachineError, Overrides};
 use vm_state::MachineDescription;
 
 use crate::confinement;
 use crate::guest::refusal;
 
 /// How often whoever waits for a machine is looked after.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why there is no machine.
 pub enum NotBuilt {
@@ -38,16 +38,16 @@ pub struct Builder(Sender<Order>);
 
 impl Builder {
     /// Starts the thread, and waits until it is confined. The files of what it builds are in
-    /// `places`.
-    pub fn start(places: Places) -> anyhow::Result<Self> {
+    /// `allowed`.
+    pub fn start(allowed: AllowedPaths) -> anyhow::Result<Self> {
         let (orders, to_build) = channel();
         let (confined, is_confined) = sync_channel(1);
         let body = move || {
-            let entered = confinement::builder(&places);
+            let entered = confinement::builder(&allowed);
             let goes_on = entered.is_ok();
             let _ = confined.send(entered);
             if goes_on {
-                serve(&to_build, &places);
+                serve(&to_build, &allowed);
             }
         };
         let thread = thread::Builder::new().name("builder".into());
@@ -72,7 +72,7 @@ impl Builder {
         };
         self.0.send(Order { description, here, built }).map_err(|_| gone())?;
         loop {
-            match machine.recv_timeout(LOOK) {
+            match machine.recv_timeout(POLL_INTERVAL) {
                 Ok(built) => return built.map_err(|error| NotBuilt::Refused(refusal(error))),
                 Err(RecvTimeoutError::Timeout) if abandoned() => return Err(NotBuilt::Abandoned),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -82,9 +82,9 @@ impl Builder {
     }
 }
 
-fn serve(orders: &Receiver<Order>, places: &Places) {
+fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths) {
     for Order { description, mut here, built } in orders {
-        here.places = places.clone();
+        here.allowed_paths = allowed.clone();
         // A machine that nobody waits for ends here.
         let _ = built.send(Machine::incoming(&description, &here));
     }

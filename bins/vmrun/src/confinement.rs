@@ -6,13 +6,14 @@
 
 use std::path::Path;
 
-use confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
-use confine::{Access, Files, Filter, calls};
-use vm_control::departure::Departures;
-use vm_control::record::Records;
-use vm_control::{record, server};
-use vm_machine::Places;
+use migpipe_confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
+use migpipe_confine::{Access, Files, Filter, calls};
+use vm_control::server;
+use vm_machine::AllowedPaths;
 use vm_machine::confinement::{BUILDER, CONSOLE, DISKS, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
+use vm_records::departure::Departures;
+use vm_records::record;
+use vm_records::record::Records;
 
 /// The thread that waits for SIGTERM and SIGINT.
 pub const SIGNALS: Filter =
@@ -51,15 +52,15 @@ pub fn service(
     if let Some(records) = records {
         files = files.and(records.dir(), Access::Keep);
     }
-    Ok(confine::enter(&SERVICE, &[], &files)?)
+    Ok(migpipe_confine::enter(&SERVICE, &[], &files)?)
 }
 
 /// Confines the thread that builds the machine of a guest that arrives: it opens any file that this
-/// user may, or those at `places` and what every machine needs.
-pub fn builder(places: &Places) -> anyhow::Result<()> {
+/// user may, or those at `allowed` and what every machine needs.
+pub fn builder(allowed: &AllowedPaths) -> anyhow::Result<()> {
     let mut files = Files::none();
-    let Some(paths) = places.paths() else {
-        return Ok(confine::enter(&BUILDER, &[], &files.and("/", Access::Open))?);
+    let Some(paths) = allowed.paths() else {
+        return Ok(migpipe_confine::enter(&BUILDER, &[], &files.and("/", Access::Open))?);
     };
     {
         for device in ["/dev/kvm", "/dev/net/tun"] {
@@ -76,7 +77,7 @@ pub fn builder(places: &Places) -> anyhow::Result<()> {
             files = files.and(opened, Access::Open);
         }
     }
-    Ok(confine::enter(&BUILDER, &[], &files)?)
+    Ok(migpipe_confine::enter(&BUILDER, &[], &files)?)
 }
 
 fn directory_of(path: &Path) -> &Path {

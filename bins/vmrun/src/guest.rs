@@ -7,19 +7,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockResult, Wea
 use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
+use migpipe_units::{HostId, MigrationId};
 use tracing::{info, warn};
-use units::{HostId, MigrationId};
-use vm_control::memory::SharedBitmap;
-use vm_control::record::{Claim, Record, Records};
 use vm_control::server::ConnectionId;
 use vm_control::{Event, Handover, MAX_RELEASED, Order, Refusal, Status};
 use vm_machine::Machine;
+use vm_mapping::SharedBitmap;
+use vm_records::record::{Claim, Record, Records};
 use vm_state::MachineDescription;
 
-use crate::arrival::Arrival;
 use crate::builder::Builder;
+use crate::departure_writer::DepartureWriter;
 use crate::end::{End, Ending};
-use crate::notes::Notes;
+use crate::go_timer::GoTimer;
 use crate::withdrawal::Withdrawn;
 
 /// Events that a subscriber may be behind before it is dropped.
@@ -36,7 +36,7 @@ pub struct Guest {
     pub name: String,
     subscribers: Mutex<Vec<SyncSender<Event>>>,
     records: Records,
-    pub notes: Arc<Notes>,
+    pub notes: Arc<DepartureWriter>,
     /// Whose records they are, for a guest that may arrive.
     pub host: Option<HostId>,
     pub ending: Ending,
@@ -71,7 +71,7 @@ pub struct Inner {
     /// Whether its source is told when it is prepared.
     pub acknowledged: bool,
     /// What waits for the GO of that guest.
-    pub arrival: Option<Arrival>,
+    pub go_timer: Option<GoTimer>,
     /// The record of a saved guest that is being restored.
     pub claim: Option<Claim>,
     /// Why the guest is held back: one of its name has left this host.
@@ -112,7 +112,7 @@ impl Guest {
     pub fn new(
         inner: Inner,
         records: Records,
-        notes: Arc<Notes>,
+        notes: Arc<DepartureWriter>,
         host: Option<HostId>,
         socket: PathBuf,
         go_timeout: Option<Duration>,
@@ -207,9 +207,9 @@ impl Guest {
             Some(Effect::Record(..) | Effect::Forget(_)) | None => {}
         }
         if let Some(Effect::Record(_, decision)) = transition.later
-            && let Some(arrival) = inner.arrival.take()
+            && let Some(go_timer) = inner.go_timer.take()
         {
-            arrival.record(decision);
+            go_timer.record(decision);
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ impl Guest {
                     && let Err(error) = claim.give_up()
                 {
                     // It ends with this process.
-                    warn!("{}", cli::one_line(&error.into()));
+                    warn!("{}", migpipe_cli::one_line(&error.into()));
                 }
                 Ok(())
             }
@@ -429,5 +429,5 @@ fn give_disks_back(inner: &mut Inner) {
 
 /// An error of the machine as one line.
 pub fn refusal(error: impl std::error::Error + Send + Sync + 'static) -> Refusal {
-    Refusal::new(cli::one_line(&error.into()))
+    Refusal::new(migpipe_cli::one_line(&error.into()))
 }

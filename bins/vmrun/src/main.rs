@@ -3,18 +3,18 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod arrival;
 mod boot;
 mod builder;
+mod client_watchdog;
 mod confinement;
+mod departure_writer;
 mod end;
+mod go_timer;
 mod guest;
-mod hung;
-mod notes;
+mod lock_timeout;
 mod run_state;
 mod service;
 mod signals;
-mod vigil;
 mod watch;
 mod withdrawal;
 
@@ -25,35 +25,34 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use confine::Outside;
 use mig_engine::ownership::State;
+use migpipe_confine::ViolationAction;
 use tracing::{info, warn};
-use vm_control::departure::Departures;
-use vm_control::place;
-use vm_control::record::Records;
 use vm_control::server::{Server, Service};
+use vm_records::departure::Departures;
+use vm_records::record::Records;
 
 use crate::args::Args;
+use crate::departure_writer::DepartureWriter;
 use crate::guest::Guest;
-use crate::notes::Notes;
 use crate::signals::Signals;
 
 /// Requests that are being answered when the guest ends get their answers within this time.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The machine is given back within this time; what a disk that hangs holds of it is the kernel's to
 /// take back.
-const TEARDOWN: Duration = Duration::from_secs(5);
+const TEARDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    cli::main(run)
+    migpipe_cli::main(run)
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
-    place::check_name(&args.name)?;
+    vm_paths::check_name(&args.name)?;
     let socket = match &args.socket {
         Some(path) => path.clone(),
-        None => place::socket_of(&args.name)?,
+        None => vm_paths::socket_of(&args.name)?,
     };
     let records = Records::of_this_host();
     // For a guest that may arrive: its records are kept from now on, and whose they are is known.
@@ -61,10 +60,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let departures = Departures::of_this_host();
     if let Err(error) = departures.make_dir() {
         // A guest that never leaves needs none.
-        warn!("{}", cli::one_line(&error.into()));
+        warn!("{}", migpipe_cli::one_line(&error.into()));
     }
     let held = boot::held(&args, &departures)?;
-    args.confinement.begin(Outside::NoSuchCall);
+    args.confinement.begin(ViolationAction::NoSuchCall);
     let signals = Signals::take()?;
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
@@ -73,11 +72,11 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // All that is opened is open, no client is served yet and nothing of the guest has run. Only a
     // guest that arrived has records.
     confinement::service(&socket, args.incoming.then_some(&records), &departures)?;
-    let notes = Notes::new(departures);
+    let notes = DepartureWriter::new(departures);
     notes.start(args.name.clone()).context("cannot start a thread")?;
     let guest = Guest::new(first, records, Arc::clone(&notes), host, socket, args.go_timeout.0);
     signals.end(&guest)?;
-    vigil::start(&guest).context("cannot start a thread")?;
+    client_watchdog::start(&guest).context("cannot start a thread")?;
     let service: Arc<dyn Service> = Arc::<Guest>::clone(&guest);
     if let Some(parent) = parent {
         // With the lock held, so that it is known before its end can be noticed.
@@ -100,14 +99,14 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // 4. The socket, and with it the name.
     // 5. The connections, which the end of the process closes.
     // Storage that hangs is waited for in none of them.
-    let machine = guest.lock_within(TEARDOWN).and_then(|mut inner| inner.machine.take());
-    within(TEARDOWN, move || drop(machine));
-    server.drain(DRAIN);
+    let machine = guest.lock_within(TEARDOWN_TIMEOUT).and_then(|mut inner| inner.machine.take());
+    within(TEARDOWN_TIMEOUT, move || drop(machine));
+    server.drain(DRAIN_TIMEOUT);
     if let State::Migrating(_) = guest.status().ownership {
         // It ended here, on its way.
         notes.stays();
     }
-    notes.settle(DRAIN);
+    notes.settle(DRAIN_TIMEOUT);
     drop(server);
     if end.exit_status() == 1 {
         anyhow::bail!("{}: {end}", args.name);

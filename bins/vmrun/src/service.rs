@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, State};
+use migpipe_units::{Acknowledged, Bytes, MigrationId, Nonce};
 use tracing::info;
-use units::{Acknowledged, Bytes, MigrationId, Nonce};
-use vm_control::departure::Departure;
-use vm_control::memory::SharedBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Service};
 use vm_control::{
     Balloon, Event, Loaded, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
 use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
+use vm_mapping::SharedBitmap;
+use vm_records::departure::Departure;
 use vm_state::{MachineDescription, Section};
 
-use crate::arrival::Arrival;
 use crate::builder::{Builder, NotBuilt};
 use crate::end::End;
+use crate::go_timer::GoTimer;
 use crate::guest::{Guest, Inner, Migration, refusal};
 use crate::run_state::RunState;
 
 /// How long the first entry of a vCPU is waited for; it takes some 50 us.
-const FIRST_INSTRUCTION: Duration = Duration::from_millis(100);
+const FIRST_INSTRUCTION_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Where a guest goes is noted in no more characters than this.
 const MAX_PLACE: usize = 1024;
@@ -177,7 +177,7 @@ impl Guest {
                 if mine != id {
                     return Err(Refusal::new("another migration is under way"));
                 }
-                let to: String = cli::printable(&to).chars().take(MAX_PLACE).collect();
+                let to: String = migpipe_cli::printable(&to).chars().take(MAX_PLACE).collect();
                 self.notes.leaves(Departure::now(id, &to));
                 Reply::Done.into()
             }
@@ -298,10 +298,10 @@ impl Guest {
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
-        let arrival = Arrival::start(this, self.name.clone(), id)?;
+        let go_timer = GoTimer::start(this, self.name.clone(), id)?;
         let inner = &mut *self.lock();
         self.step(inner, input)?;
-        inner.arrival = Some(arrival);
+        inner.go_timer = Some(go_timer);
         // As it is here: its next destination is told where its files are on this host.
         inner.description = Some(machine.describe());
         inner.machine = Some(machine);
@@ -370,8 +370,8 @@ impl Guest {
         inner.machine()?.load_after(sections, paused_for).map_err(refusal)?;
         debug_assert_eq!(expected.before, None);
         self.step(inner, prepared)?;
-        if let Some(arrival) = &inner.arrival {
-            arrival.prepared();
+        if let Some(go_timer) = &inner.go_timer {
+            go_timer.prepared();
         }
         Ok(Reply::Prepared(Loaded { load: started.elapsed(), acknowledge }))
     }
@@ -556,7 +556,7 @@ fn first_instruction(machine: &Machine) -> Duration {
         if let Some(entered) = machine.first_instruction_after() {
             return entered.since(resumed);
         }
-        if started.elapsed() > FIRST_INSTRUCTION {
+        if started.elapsed() > FIRST_INSTRUCTION_TIMEOUT {
             return started.elapsed();
         }
         thread::yield_now();

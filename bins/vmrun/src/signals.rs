@@ -26,7 +26,7 @@ impl Signals {
         let mut set = SigSet::empty();
         set.add(Signal::SIGTERM);
         set.add(Signal::SIGINT);
-        if !cli::is_ignored(Signal::SIGHUP) {
+        if !migpipe_cli::is_ignored(Signal::SIGHUP) {
             set.add(Signal::SIGHUP);
         }
         set.thread_block().context("cannot block signals")?;
@@ -34,13 +34,13 @@ impl Signals {
         let to = signals.clone();
         let thread = thread::Builder::new().name("signals".into());
         let body = move || {
-            confine::thread(&SIGNALS);
+            migpipe_confine::thread(&SIGNALS);
             while let Ok(signal) = set.wait() {
                 match &*to.lock() {
                     Some(guest) => drop(guest.send(signal)),
                     None => {
                         error!("ended by {signal} before the guest ran");
-                        cli::output::finish();
+                        migpipe_cli::output::finish();
                         std::process::exit(1);
                     }
                 }

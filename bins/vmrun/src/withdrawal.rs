@@ -7,12 +7,12 @@
 //! pause the guest in the operator's name, nor commit.
 
 use mig_engine::ownership::{Input, State};
-use units::MigrationId;
+use migpipe_units::MigrationId;
 use vm_control::server::ConnectionId;
 use vm_control::{Order, Refusal, Request};
 
+use crate::client_watchdog::{SILENT_POLLS, STATUS_POLL_INTERVAL};
 use crate::guest::{Guest, Inner};
-use crate::vigil::{LOOK, SILENT_LOOKS};
 
 /// Orders that wait for a sender; more are refused.
 const MAX_ORDERS: usize = 64;
@@ -30,7 +30,7 @@ impl Withdrawal {
     fn refusal(self) -> Refusal {
         match self {
             Self::Cancelled => Refusal::cancelled(),
-            Self::Silent => Refusal::given_up(LOOK * SILENT_LOOKS),
+            Self::Silent => Refusal::given_up(STATUS_POLL_INTERVAL * SILENT_POLLS),
         }
     }
 }

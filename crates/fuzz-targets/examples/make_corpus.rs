@@ -12,11 +12,13 @@ use std::{env, fs};
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, Standing, State};
 use mig_stream::{
-    Flags, FormatVersion, Header, MemoryDigest, Message, Outcome, Preamble, Question, Record,
-    RegionDigest, ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
+    DestinationOutcome, Flags, FormatVersion, Header, MemoryDigest, Message, Preamble, Question,
+    Record, RegionDigest, ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
+};
+use migpipe_units::{
+    Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId,
 };
 use serde::Serialize;
-use units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId};
 use vm_control::{
     Event, Handover, Loaded, Order, Overrides, Refusal, Reply, Request, Started, Status,
 };
@@ -189,11 +191,11 @@ fn answers(corpus: &Corpus) -> Result<()> {
         Message::Failed { reason: "no space left on device".to_owned() },
     ];
     let resolved = [
-        Message::Resolved(Outcome::Prepared),
-        Message::Resolved(Outcome::Running),
-        Message::Resolved(Outcome::Refused),
-        Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".to_owned() }),
-        Message::Resolved(Outcome::OtherHost { host: BY.host }),
+        Message::Resolved(DestinationOutcome::Prepared),
+        Message::Resolved(DestinationOutcome::Running),
+        Message::Resolved(DestinationOutcome::Refused),
+        Message::Resolved(DestinationOutcome::MayHaveRun { why: "the host crashed".to_owned() }),
+        Message::Resolved(DestinationOutcome::OtherHost { host: BY.host }),
     ];
     for (name, messages) in [("good", &good[..]), ("bad", &bad), ("resolved", &resolved)] {
         let mut writer = ReturnWriter::new(Vec::new(), ID)?;

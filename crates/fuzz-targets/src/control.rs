@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, Ownership};
+use migpipe_units::{Gfn, MigrationId, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use units::{Gfn, MigrationId, Pages, RegionId};
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{
     Client, ClientError, Event, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request,
@@ -32,7 +32,7 @@ const FIXED: usize = 1 << 20;
 /// What is in flight at once fits a socket's buffer, so that neither end waits for the other.
 const MOST: usize = 64 << 10;
 
-const PATIENCE: Duration = Duration::from_secs(600);
+const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 const ID: MigrationId = MigrationId::from_bytes([7; 16]);
 
 /// What a client writes. Unless the first byte is odd, it has said hello.
@@ -50,9 +50,9 @@ pub fn control_server(bytes: &[u8]) {
         // Of a server that has closed already nothing more is to be heard.
         let _ = ours.write_all(&sent[..sent.len().min(MOST)]);
         let _ = ours.shutdown(Shutdown::Write);
-        ours.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        ours.set_read_timeout(Some(HANG_TIMEOUT)).expect("a timeout");
         let _ = ours.read_to_end(&mut Vec::new());
-        is_closed.recv_timeout(PATIENCE).expect("the server is told of every end");
+        is_closed.recv_timeout(HANG_TIMEOUT).expect("the server is told of every end");
     });
 }
 
@@ -170,7 +170,9 @@ fn machine() -> MachineDescription {
 
 /// Every request once, in the order of a migration, until the connection breaks.
 fn converse(stream: UnixStream) {
-    let Ok(client) = Client::over(stream, Path::new("fuzz.sock"), "fuzz", PATIENCE) else { return };
+    let Ok(client) = Client::over(stream, Path::new("fuzz.sock"), "fuzz", HANG_TIMEOUT) else {
+        return;
+    };
     let _ = all_requests(client);
 }
 
@@ -210,7 +212,7 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.prepare(ID, sections, None))?;
     heard(client.go(ID, Authority::Operator))?;
     if let Some(mut events) = heard(client.subscribe())? {
-        while events.next(Some(PATIENCE)).is_some() {}
+        while events.next(Some(HANG_TIMEOUT)).is_some() {}
     }
     Ok(())
 }

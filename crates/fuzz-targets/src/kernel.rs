@@ -5,8 +5,8 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
+use migpipe_units::Bytes;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use units::Bytes;
 use vm_machine::Kernel;
 
 use crate::memory::within;

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use migpipe_units::{Gfn, PAGE_SIZE, Pages, RegionId};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use units::{Gfn, PAGE_SIZE, Pages, RegionId};
 use vm_devices::{
     ConsoleSpec, Device, DeviceDirtyLog, GuestRam, OpenedDevice, VirtioDevice, VirtioError,
     VirtioSpec,
@@ -35,7 +35,7 @@ const QUEUE_SIZE: u32 = 16;
 
 /// A driver that makes a request by completing the one before keeps its device busy for ever. A
 /// pause ends that, here as in a guest.
-const BUSY: Duration = Duration::from_millis(20);
+const BUSY_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// How often the device is let loose in one run.
 const MOST_TURNS: usize = 4;
@@ -218,7 +218,7 @@ impl Bench {
         thread::scope(|scope| {
             scope.spawn(move || {
                 // It ends early when the other end goes.
-                let _ = end.recv_timeout(BUSY);
+                let _ = end.recv_timeout(BUSY_TIMEOUT);
                 self.device().quiesce().expect("a device can be stopped between two requests");
             });
             self.device().serve();

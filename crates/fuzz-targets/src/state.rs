@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use units::{Gfn, Pages, RegionId};
+use migpipe_units::{Gfn, Pages, RegionId};
 use vm_devices::{
     Console, ConsoleSpec, Device, DeviceDirtyLog, GuestRam, OpenedDevice, Serial, VirtioSpec,
 };

@@ -4,7 +4,7 @@ use mig_stream::{
     Header, Message, Preamble, Record, ReturnReader, ReturnWriter, StreamReader, StreamWriter,
     WriteError,
 };
-use units::MigrationId;
+use migpipe_units::MigrationId;
 use vm_state::MachineDescription;
 
 use crate::memory::within;

@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use migpipe_units::Bytes;
 use nix::libc;
-use units::Bytes;
 
 /// Bytes that a pipe holds (pipe(7), FIONREAD); 0 where the kernel does not say.
 pub(crate) fn of_pipe(fd: BorrowedFd<'_>) -> Bytes {

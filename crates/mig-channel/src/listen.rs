@@ -21,7 +21,7 @@ use crate::interrupt::{Interrupt, Waited};
 use crate::socket::{internet, resolve, tune};
 
 /// How long a peer that says nothing keeps others waiting.
-const SILENT_LIMIT: Duration = Duration::from_secs(10);
+const SILENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One peer is taken; a few more may knock meanwhile, such as a port scan.
 const BACKLOG: i32 = 4;
@@ -118,7 +118,7 @@ impl Listener {
                 Err(errno) => return Err(failed(errno.into())),
             };
             loop {
-                let silent = left().map_or(SILENT_LIMIT, |left| left.min(SILENT_LIMIT));
+                let silent = left().map_or(SILENT_TIMEOUT, |left| left.min(SILENT_TIMEOUT));
                 let first_byte = (peer.as_fd(), PollFlags::POLLIN);
                 match interrupt.wait(Some(first_byte), Some(silent)).map_err(failed)? {
                     Waited::Ready if sends(&peer) => {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
+use migpipe_units::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -15,7 +16,6 @@ use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
 use nix::sys::uio::writev;
 use nix::unistd::read;
-use units::Bytes;
 
 use crate::backlog;
 use crate::error::ChannelError;

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use units::Bytes;
+use migpipe_units::Bytes;
 
 use crate::interrupt::Interrupt;
 use crate::port::{Direction, Port};

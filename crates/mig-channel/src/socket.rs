@@ -22,10 +22,10 @@ use crate::interrupt::{Interrupt, Waited};
 const UNIX_BUFFER: usize = 1 << 20;
 
 /// How long one address is tried: longer than a lost SYN takes to be sent five times (1+2+4+8 s).
-const CONNECT_LIMIT: Duration = Duration::from_secs(16);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(16);
 
 /// How soon a Unix listener with a full backlog is tried again; poll(2) cannot wait for one.
-const BACKLOG_RETRY: Duration = Duration::from_millis(10);
+const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A pair that carries bytes from the first to the second only, with a large buffer. A command
 /// gets one for each direction, so that it can end its answers while it reads on.
@@ -136,7 +136,7 @@ fn connect_one(
     // The socket is ours alone, so it may be non-blocking for good.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, None).map_err(failed)?;
-    let until = Instant::now() + CONNECT_LIMIT;
+    let until = Instant::now() + CONNECT_TIMEOUT;
     let wait = |ready, limit| {
         interrupt
             .wait(ready, Some(limit))
@@ -144,7 +144,7 @@ fn connect_one(
     };
     let interrupted = || Err(OpenError::Wait(ChannelError::Interrupted { doing: doing() }));
     let timed_out =
-        || Err(OpenError::Wait(ChannelError::TimedOut { after: CONNECT_LIMIT, doing: doing() }));
+        || Err(OpenError::Wait(ChannelError::TimedOut { after: CONNECT_TIMEOUT, doing: doing() }));
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match connect(fd.as_raw_fd(), address) {
@@ -161,7 +161,7 @@ fn connect_one(
                 }
             }
             Err(Errno::EAGAIN) if !left.is_zero() => {
-                if wait(None, BACKLOG_RETRY)? == Waited::Interrupted {
+                if wait(None, BACKLOG_RETRY_INTERVAL)? == Waited::Interrupted {
                     return interrupted();
                 }
             }

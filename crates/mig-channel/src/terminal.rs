@@ -19,11 +19,11 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 /// How often a tunnel that may use the terminal is looked at: somebody has typed Ctrl-Z then.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A stop that this process has sent to its own group has come within this time. One that comes
 /// later costs nothing but another look: the tunnel is stopped again when it reads the terminal.
-const STOPPED_WITHIN: Duration = Duration::from_millis(100);
+const STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The process group into which [`kill`] sends: that of the caller.
 const OWN_GROUP: Pid = Pid::from_raw(0);
@@ -104,7 +104,7 @@ impl Job {
         let watching = thread.spawn(move || {
             while !job.0.over.load(Ordering::SeqCst) {
                 job.look();
-                thread::sleep(LOOK_EVERY);
+                thread::sleep(POLL_INTERVAL);
             }
         });
         watching.map(drop)
@@ -125,7 +125,7 @@ impl Job {
                 // All that the shell takes for this job. Where it has no job control the kernel
                 // ignores the signal, and everything goes on at once.
                 let _ = kill(OWN_GROUP, signal);
-                thread::sleep(STOPPED_WITHIN);
+                thread::sleep(STOP_TIMEOUT);
             }
             _ => return,
         }

@@ -18,14 +18,14 @@ use crate::socket::one_way_pair;
 use crate::terminal::{Job, Terminal, give_to_self};
 
 /// How often a running command is looked at. Nothing in the blackout waits for it.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How long a command may take to end after a signal.
-const KILL_GRACE: Duration = Duration::from_millis(500);
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long the rest of a pipeline may take after its shell has ended: the shell dies of SIGTERM
 /// at once, ssh first puts the terminal right.
-const PIPELINE_GRACE: Duration = Duration::from_millis(50);
+const PIPELINE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The command of an `exec:` channel: `sh -c CMD` in a process group of its own.
 ///
@@ -231,7 +231,7 @@ impl Tunnel {
                     after: timeout,
                 });
             }
-            match self.interrupt.wait(None, Some(left.min(LOOK_EVERY))) {
+            match self.interrupt.wait(None, Some(left.min(POLL_INTERVAL))) {
                 Ok(Waited::Interrupted) => {
                     return Err(TunnelError::Interrupted { command: self.command.clone() });
                 }
@@ -272,7 +272,7 @@ impl Tunnel {
         let _ = killpg(group, Signal::SIGTERM);
         wait_for_shell(group);
         if !shell_runs(group) {
-            thread::sleep(PIPELINE_GRACE);
+            thread::sleep(PIPELINE_TIMEOUT);
         }
         let _ = killpg(group, Signal::SIGKILL);
         // A command that runs as another user (sudo) may be out of reach; it ends by the closed
@@ -297,11 +297,11 @@ impl Drop for Tunnel {
     }
 }
 
-/// Waits for the end of the shell, in vain after [`KILL_GRACE`]; does not reap it.
+/// Waits for the end of the shell, in vain after [`KILL_TIMEOUT`]; does not reap it.
 fn wait_for_shell(shell: Pid) {
     let started = Instant::now();
-    while started.elapsed() < KILL_GRACE && shell_runs(shell) {
-        thread::sleep(LOOK_EVERY);
+    while started.elapsed() < KILL_TIMEOUT && shell_runs(shell) {
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

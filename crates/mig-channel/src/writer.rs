@@ -6,9 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use migpipe_units::Bytes;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
-use units::Bytes;
 
 use crate::error::{ChannelError, OpenError};
 use crate::file_sink::FileSink;

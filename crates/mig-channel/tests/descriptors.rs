@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::thread;
 
 use mig_channel::{Endpoint, Interrupt, OpenError, ReturnPath, open_receiver, open_sender};
+use migpipe_units::Bytes;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use units::Bytes;
 
 fn passed(fd: impl Into<OwnedFd>) -> Endpoint {
     let fd = fd.into();

@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Ends what hangs, and measures nothing.
-const HANGS: Duration = Duration::from_secs(600);
+const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn send(command: &str) -> SenderChannel {
     let endpoint = format!("exec:{command}").parse().unwrap();
@@ -25,9 +25,9 @@ fn output(command: &str) -> String {
     channel.forward.close().unwrap();
     let mut text = String::new();
     let back = channel.back.as_mut().unwrap();
-    back.set_stall_limit(Some(HANGS));
+    back.set_stall_limit(Some(HANG_TIMEOUT));
     back.read_to_string(&mut text).unwrap();
-    channel.tunnel.unwrap().wait_for_success(HANGS).unwrap();
+    channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap();
     text
 }
 
@@ -47,7 +47,7 @@ fn noise(length: usize) -> Vec<u8> {
 fn a_prompt_tunnel_answers_each_question() {
     let mut channel = send("cat");
     let back = channel.back.as_mut().unwrap();
-    back.set_stall_limit(Some(HANGS));
+    back.set_stall_limit(Some(HANG_TIMEOUT));
     for question in [*b"ready?", *b"steady", *b"go now"] {
         channel.forward.write_all(&question).unwrap();
         let mut answer = [0; 6];
@@ -56,7 +56,7 @@ fn a_prompt_tunnel_answers_each_question() {
     }
     channel.forward.close().unwrap();
     assert_eq!(back.read(&mut [0; 1]).unwrap(), 0);
-    channel.tunnel.unwrap().wait_for_success(HANGS).unwrap();
+    channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap();
 }
 
 #[test]
@@ -71,11 +71,11 @@ fn filters_that_hold_data_back_give_it_after_a_half_close() {
     });
     let mut received = Vec::new();
     let back = channel.back.as_mut().unwrap();
-    back.set_stall_limit(Some(HANGS));
+    back.set_stall_limit(Some(HANG_TIMEOUT));
     back.read_to_end(&mut received).unwrap();
     writer.join().unwrap();
     assert!(received == sent, "{} bytes came back", received.len());
-    channel.tunnel.unwrap().wait_for_success(HANGS).unwrap();
+    channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap();
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn every_exit_status_of_a_tunnel_surfaces_with_its_command() {
     ] {
         let mut channel = send(command);
         channel.forward.close().unwrap();
-        let error = channel.tunnel.unwrap().wait_for_success(HANGS).unwrap_err();
+        let error = channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
     }
 }
@@ -102,7 +102,7 @@ fn a_tunnel_that_has_not_ended_says_so_and_can_be_waited_for_again() {
     let early = tunnel.wait(Duration::from_millis(20));
     assert!(matches!(early, Err(TunnelError::StillRunning { .. })), "{early:?}");
     drop(channel);
-    assert!(tunnel.wait(HANGS).unwrap().success());
+    assert!(tunnel.wait(HANG_TIMEOUT).unwrap().success());
     assert!(tunnel.wait(Duration::ZERO).unwrap().success(), "remembered");
 }
 
@@ -113,7 +113,7 @@ fn an_interrupted_wait_leaves_the_command_running() {
     let mut channel = open_sender(&endpoint, None, false, &interrupt).unwrap();
     interrupt.trigger();
     let tunnel = channel.tunnel.as_mut().unwrap();
-    let waited = tunnel.wait(HANGS);
+    let waited = tunnel.wait(HANG_TIMEOUT);
     assert!(matches!(waited, Err(TunnelError::Interrupted { .. })), "{waited:?}");
     assert_eq!(tunnel.status().unwrap(), None);
 }
@@ -121,7 +121,7 @@ fn an_interrupted_wait_leaves_the_command_running() {
 #[test]
 fn writing_to_a_tunnel_that_has_ended_says_that_the_reader_went_away() {
     let mut channel = send("exit 0");
-    channel.tunnel.as_mut().unwrap().wait(HANGS).unwrap();
+    channel.tunnel.as_mut().unwrap().wait(HANG_TIMEOUT).unwrap();
     let error = channel.forward.write_all(b"page").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     let text = "writing to tunnel command 'exit 0': the reader of the stream went away";
@@ -133,11 +133,11 @@ fn writing_to_a_tunnel_that_has_ended_says_that_the_reader_went_away() {
 fn the_end_of_the_answers_is_seen_while_the_command_reads_on() {
     let mut channel = send("exec >&-; cat >/dev/null");
     let back = channel.back.as_mut().unwrap();
-    back.set_stall_limit(Some(HANGS));
+    back.set_stall_limit(Some(HANG_TIMEOUT));
     assert_eq!(back.read(&mut [0; 8]).unwrap(), 0);
     channel.forward.write_all(b"more").unwrap();
     channel.forward.close().unwrap();
-    channel.tunnel.unwrap().wait_for_success(HANGS).unwrap();
+    channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap();
 }
 
 /// The processes of a group that have not ended; zombies may stay where init reaps nobody.
@@ -211,7 +211,7 @@ fn a_one_way_tunnel_carries_no_answers() {
     assert!(!channel.is_both_ways());
     channel.forward.write_all(b"stream").unwrap();
     channel.forward.close().unwrap();
-    channel.tunnel.unwrap().wait_for_success(HANGS).unwrap();
+    channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap();
     assert_eq!(fs::read(path).unwrap(), b"stream");
 }
 
@@ -220,7 +220,7 @@ fn a_receiver_reads_what_a_command_says_and_answers_to_its_stdin() {
     let endpoint = "exec:printf header; cat".parse().unwrap();
     let interrupt = Interrupt::new().unwrap();
     let mut channel = open_receiver(&endpoint, None, &interrupt).unwrap();
-    channel.forward.set_stall_limit(Some(HANGS));
+    channel.forward.set_stall_limit(Some(HANG_TIMEOUT));
     let mut header = [0; 6];
     channel.forward.read_exact(&mut header).unwrap();
     assert_eq!(&header, b"header");
@@ -230,5 +230,5 @@ fn a_receiver_reads_what_a_command_says_and_answers_to_its_stdin() {
     let mut echo = String::new();
     channel.forward.read_to_string(&mut echo).unwrap();
     assert_eq!(echo, "ready");
-    channel.tunnel.unwrap().wait_for_success(HANGS).unwrap();
+    channel.tunnel.unwrap().wait_for_success(HANG_TIMEOUT).unwrap();
 }

@@ -9,7 +9,7 @@ use mig_channel::{ChannelError, Endpoint, Interrupt, SenderChannel, open_receive
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Ends what hangs, and measures nothing. Far less than the commands of these tests sleep.
-const HANGS: Duration = Duration::from_secs(300);
+const HANG_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn send(endpoint: &str, interrupt: &Interrupt) -> SenderChannel {
     open_sender(&endpoint.parse().unwrap(), None, false, interrupt).unwrap()
@@ -86,7 +86,7 @@ fn a_deadline_holds_also_while_bytes_flow() {
     let mut channel = send("exec:cat /dev/zero", &interrupt);
     let back = channel.back.as_mut().unwrap();
     let limit = Duration::from_millis(100);
-    back.set_stall_limit(Some(HANGS));
+    back.set_stall_limit(Some(HANG_TIMEOUT));
     back.set_deadline(Some(limit));
     let mut buffer = vec![0; 1 << 20];
     let error = loop {
@@ -117,7 +117,7 @@ fn an_interrupt_ends_a_blocked_write() {
         let interrupt = Interrupt::new().unwrap();
         let mut channel = open_sender(&endpoint, None, false, &interrupt).unwrap();
         let forward = &mut channel.forward;
-        forward.set_stall_limit(Some(HANGS));
+        forward.set_stall_limit(Some(HANG_TIMEOUT));
         let error = interrupted(&interrupt, || fill(forward));
         assert!(ChannelError::is_interrupted(&error), "{endpoint}: {error}");
     }
@@ -130,7 +130,7 @@ fn an_interrupt_ends_a_blocked_read() {
         let interrupt = Interrupt::new().unwrap();
         let mut channel = open_receiver(&endpoint, None, &interrupt).unwrap();
         let forward = &mut channel.forward;
-        forward.set_stall_limit(Some(HANGS));
+        forward.set_stall_limit(Some(HANG_TIMEOUT));
         let error = interrupted(&interrupt, || forward.read_exact(&mut [0; 1]).unwrap_err());
         assert!(ChannelError::is_interrupted(&error), "{endpoint}: {error}");
     }

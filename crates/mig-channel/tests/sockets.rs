@@ -20,7 +20,7 @@ use nix::sys::socket::{
 };
 
 /// Ends what hangs, and measures nothing.
-const HANGS: Duration = Duration::from_secs(600);
+const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn passed(fd: impl Into<OwnedFd>) -> Endpoint {
     let fd = fd.into();
@@ -32,8 +32,8 @@ fn passed(fd: impl Into<OwnedFd>) -> Endpoint {
 fn talk(receiver: PendingReceiver, destination: &Endpoint) {
     let interrupt = Interrupt::new().unwrap();
     let accepting = thread::spawn(move || {
-        let mut channel = receiver.accept(Some(HANGS)).unwrap();
-        channel.forward.set_stall_limit(Some(HANGS));
+        let mut channel = receiver.accept(Some(HANG_TIMEOUT)).unwrap();
+        channel.forward.set_stall_limit(Some(HANG_TIMEOUT));
         let mut stream = Vec::new();
         channel.forward.read_to_end(&mut stream).unwrap();
         channel.back.take().unwrap().write_all(b"running").unwrap();
@@ -46,7 +46,7 @@ fn talk(receiver: PendingReceiver, destination: &Endpoint) {
     channel.forward.close().unwrap();
     let mut answer = String::new();
     let back = channel.back.as_mut().unwrap();
-    back.set_stall_limit(Some(HANGS));
+    back.set_stall_limit(Some(HANG_TIMEOUT));
     back.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "running");
     assert!(accepting.join().unwrap() == sent);
@@ -119,7 +119,7 @@ fn a_peer_that_leaves_without_a_byte_is_passed_over() {
     drop(TcpStream::connect(address).unwrap());
     let mut real = TcpStream::connect(address).unwrap();
     real.write_all(b"MIG").unwrap();
-    let mut channel = receiver.accept(Some(HANGS)).unwrap();
+    let mut channel = receiver.accept(Some(HANG_TIMEOUT)).unwrap();
     let mut magic = [0; 3];
     channel.forward.read_exact(&mut magic).unwrap();
     assert_eq!(&magic, b"MIG");

@@ -20,7 +20,7 @@ use nix::unistd::{getpgrp, setsid, tcgetpgrp};
 
 const ROLE: &str = "MIG_CHANNEL_TEST_ROLE";
 /// Ends what hangs, and measures nothing.
-const HANGS: Duration = Duration::from_secs(600);
+const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn main() {
     if let Ok(role) = std::env::var(ROLE) {
@@ -69,7 +69,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             let mut channel = open_sender(&Endpoint::Standard, back, false, &interrupt)?;
             channel.forward.write_all(b"question")?;
             let back = channel.back.as_mut().ok_or("no back half")?;
-            back.set_stall_limit(Some(HANGS));
+            back.set_stall_limit(Some(HANG_TIMEOUT));
             let mut answer = [0; 6];
             back.read_exact(&mut answer)?;
             channel.forward.write_all(&answer)?;
@@ -93,7 +93,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             let endpoint = "exec:head -n 1 </dev/tty".parse()?;
             let mut channel = open_sender(&endpoint, None, false, &interrupt)?;
             let back = channel.back.as_mut().ok_or("no back half")?;
-            back.set_deadline(Some(HANGS));
+            back.set_deadline(Some(HANG_TIMEOUT));
             let mut password = String::new();
             back.read_to_string(&mut password)?;
             let tunnel = channel.tunnel.as_mut().ok_or("no tunnel")?;
@@ -102,7 +102,7 @@ fn play(role: &str) -> Result<(), Box<dyn std::error::Error>> {
             if tcgetpgrp(&terminal)? != getpgrp() {
                 return Err("the terminal was not given back".into());
             }
-            tunnel.wait_for_success(HANGS)?;
+            tunnel.wait_for_success(HANG_TIMEOUT)?;
             if password != "secret\n" {
                 return Err(format!("read {password:?}").into());
             }

@@ -35,9 +35,9 @@
 
 use std::fmt;
 
+use migpipe_units::{Acknowledged, MigrationId, Nonce};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use units::{Acknowledged, MigrationId, Nonce};
 
 /// What one vmrun is to its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -423,7 +423,7 @@ impl Ownership {
 
 #[cfg(test)]
 mod tests {
-    use units::HostId;
+    use migpipe_units::HostId;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Every state against every input: what is listed happens, with exactly these effects, and all
 //! else is denied.
 
-use units::{Acknowledged, HostId, MigrationId, Nonce};
+use migpipe_units::{Acknowledged, HostId, MigrationId, Nonce};
 
 use crate::ownership::Input::{
     Begin, Commit, Confirm, Go, Prepared, Quit, Receive, Refuse, Release, Restore, TakeBack,

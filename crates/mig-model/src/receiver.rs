@@ -2,7 +2,7 @@
 
 use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
 use mig_engine::ownership::{Authority, Decision, Input, Ownership, Standing};
-use units::Nonce;
+use migpipe_units::Nonce;
 
 use crate::mutation::Mutation;
 use crate::state::{

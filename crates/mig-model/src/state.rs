@@ -3,7 +3,7 @@
 
 use mig_engine::handover::{Destination, Source};
 use mig_engine::ownership::{Decision, Input, Ownership, State as Owner};
-use units::{Acknowledged, HostId, MigrationId, Nonce};
+use migpipe_units::{Acknowledged, HostId, MigrationId, Nonce};
 
 /// The vmrun that has the guest at first; the others wait for one, on the other host.
 pub const SOURCE: usize = 0;

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use mig_engine::precopy::RoundStats;
-use mig_engine::report::{Downtime, EndedBy, Mode, Outcome, Promise, Report, Totals};
+use mig_engine::report::{Downtime, EndedBy, Mode, Promise, Report, ReportOutcome, Totals};
+use migpipe_units::{BytesPerSec, MigrationId, Pages};
 use roxmltree::{Document, Node};
-use units::{BytesPerSec, MigrationId, Pages};
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn empty() -> Report {
         migration: MigrationId::from_bytes([7; 16]),
         mode: Mode::BothWays,
         format_version: 1,
-        outcome: Outcome::Failed,
+        outcome: ReportOutcome::Failed,
         reason: Some("the destination did not say that it is ready".to_owned()),
         location: None,
         needed_downtime: None,
@@ -48,7 +48,7 @@ fn empty() -> Report {
 fn moved() -> Report {
     let total = Some(9 * MS);
     Report {
-        outcome: Outcome::Completed,
+        outcome: ReportOutcome::Completed,
         reason: None,
         location: None,
         rounds: vec![

@@ -11,7 +11,7 @@ use mig_stream::{
     Flags, Header, MAX_RUN, Preamble, Record, Region, RegionDigest, StreamReader, StreamWriter,
     checksum_implementation,
 };
-use units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
+use migpipe_units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
 
 /// More than the caches hold.
 const AMOUNT: usize = 256 << 20;
@@ -44,7 +44,7 @@ fn write<W: io::Write>(out: W, memory: &[u8], page_sums: bool) -> Result<W, Box<
     let mut stream = StreamWriter::new(out, preamble, header)?;
     for (index, bytes) in memory.chunks(MAX_RUN.bytes().0 as usize).enumerate() {
         let first = index as u64 * MAX_RUN.0;
-        let count = Pages(bytes.len() as u64 / units::PAGE_SIZE);
+        let count = Pages(bytes.len() as u64 / migpipe_units::PAGE_SIZE);
         stream.pages(PageRange { region: RegionId(0), first, count }, bytes)?;
     }
     stream.end()?;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use migpipe_units::{Acknowledged, HostId};
 use serde::{Deserialize, Serialize};
-use units::{Acknowledged, HostId};
 
 use crate::bytes::{Malformed, Put, Take};
 use crate::checksum::StreamDigest;
@@ -23,7 +23,7 @@ pub type Timings = Vec<(String, Duration)>;
 /// What became of a migration, as the destination knows it. The serde form is for the processes of
 /// one program; the wire has its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
+pub enum DestinationOutcome {
     /// The guest is complete there and waits for `Go`.
     Prepared,
     /// The guest runs there.
@@ -76,7 +76,7 @@ pub enum Message {
         reason: String,
     },
     /// The answer to a question.
-    Resolved(Outcome),
+    Resolved(DestinationOutcome),
 }
 
 /// The numbers of the messages; bit 15 would mark one that may be skipped.
@@ -114,16 +114,20 @@ impl Message {
             }
             Self::Resolved(outcome) => {
                 bytes.u8(match outcome {
-                    Outcome::Prepared => 1,
-                    Outcome::Running => 2,
-                    Outcome::Refused => 3,
-                    Outcome::MayHaveRun { .. } => 4,
-                    Outcome::OtherHost { .. } => 5,
+                    DestinationOutcome::Prepared => 1,
+                    DestinationOutcome::Running => 2,
+                    DestinationOutcome::Refused => 3,
+                    DestinationOutcome::MayHaveRun { .. } => 4,
+                    DestinationOutcome::OtherHost { .. } => 5,
                 });
                 match outcome {
-                    Outcome::Prepared | Outcome::Running | Outcome::Refused => {}
-                    Outcome::MayHaveRun { why } => bytes.raw(clean(why, MAX_REASON).as_bytes()),
-                    Outcome::OtherHost { host } => bytes.raw(&host.to_bytes()),
+                    DestinationOutcome::Prepared
+                    | DestinationOutcome::Running
+                    | DestinationOutcome::Refused => {}
+                    DestinationOutcome::MayHaveRun { why } => {
+                        bytes.raw(clean(why, MAX_REASON).as_bytes())
+                    }
+                    DestinationOutcome::OtherHost { host } => bytes.raw(&host.to_bytes()),
                 }
             }
         }
@@ -148,14 +152,14 @@ impl Message {
                 return Ok(Some(Self::Failed { reason: decode_text(payload)? }));
             }
             RESOLVED => Self::Resolved(match take.u8()? {
-                1 => Outcome::Prepared,
-                2 => Outcome::Running,
-                3 => Outcome::Refused,
+                1 => DestinationOutcome::Prepared,
+                2 => DestinationOutcome::Running,
+                3 => DestinationOutcome::Refused,
                 4 => {
                     let why = decode_text(&payload[1..])?;
-                    return Ok(Some(Self::Resolved(Outcome::MayHaveRun { why })));
+                    return Ok(Some(Self::Resolved(DestinationOutcome::MayHaveRun { why })));
                 }
-                5 => Outcome::OtherHost { host: take.host()? },
+                5 => DestinationOutcome::OtherHost { host: take.host()? },
                 _ => return Err(Malformed("it names an outcome that is not known")),
             }),
             _ => return Ok(None),

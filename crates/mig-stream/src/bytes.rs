@@ -1,7 +1,7 @@
 //! Little-endian fields, taken from and put into byte strings without a panic.
 
+use migpipe_units::{Acknowledged, HostId, MigrationId, Nonce};
 use thiserror::Error;
-use units::{Acknowledged, HostId, MigrationId, Nonce};
 
 /// What is wrong with the fields of a record, a header or a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use units::{PageRange, Pages, RegionId};
+use migpipe_units::{PageRange, Pages, RegionId};
 
 use crate::bytes::{Put, Take};
 use crate::checksum::crc32c;
@@ -81,7 +81,7 @@ impl RecordType {
     /// The longest payload of this record (bytes).
     pub(crate) const fn max_payload(self) -> u32 {
         match self {
-            Self::Pages => MAX_RUN.0 as u32 * units::PAGE_SIZE as u32,
+            Self::Pages => MAX_RUN.0 as u32 * migpipe_units::PAGE_SIZE as u32,
             Self::Section => MAX_PAYLOAD,
             // Room for the largest list of either kind; its own decoder bounds it exactly.
             Self::Extents | Self::Digest => 2 << 20,

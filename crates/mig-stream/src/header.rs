@@ -1,7 +1,7 @@
 //! The header behind the preamble: which guest, which machine, which memory.
 
+use migpipe_units::{Gfn, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
 use thiserror::Error;
-use units::{Gfn, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
 
 use crate::bytes::{Malformed, Put, Take};
 use crate::preamble::{Kind, MAX_HEADER};
@@ -91,7 +91,7 @@ pub enum RangeError {
     NoRegion(RegionId),
     /// The run leaves its region.
     #[error("pages {first} to {end} lie outside {region}, which has {pages}", end = first.saturating_add(count.0))]
-    Outside {
+    ViolationAction {
         /// The region.
         region: RegionId,
         /// First page of the run.
@@ -165,7 +165,7 @@ impl Header {
         }
         match range.first.checked_add(range.count.0) {
             Some(end) if end <= region.pages.0 => Ok(()),
-            _ => Err(RangeError::Outside {
+            _ => Err(RangeError::ViolationAction {
                 region: range.region,
                 first: range.first,
                 count: range.count,

@@ -162,7 +162,7 @@
 //! one error that says what failed, where in the stream, and what that means: the tunnel died
 //! ([`ReadError::Truncated`]), the tunnel changes bytes (the damage errors), the tunnel loses or
 //! repeats data ([`ReadError::Sequence`], [`ReadError::Totals`]), the other side is newer, the
-//! pipeline is put together wrongly ([`Foreign`]). After an error nothing more is read. What the
+//! pipeline is put together wrongly ([`UnrecognisedStream`]). After an error nothing more is read. What the
 //! guest's fate is says the caller, who knows it.
 //!
 //! The checksums find damage, not forgery: who can write to the channel can write a valid stream.
@@ -173,7 +173,7 @@
 mod answer;
 mod bytes;
 mod checksum;
-mod foreign;
+mod counters;
 mod frame;
 mod header;
 mod io_util;
@@ -186,14 +186,14 @@ mod read_error;
 mod reader;
 mod record;
 mod return_path;
-mod tally;
 mod text;
+mod unrecognised;
 mod writer;
 
-pub use answer::{MAX_PHASE_NAME, MAX_PHASES, Message, Outcome, Timings};
+pub use answer::{DestinationOutcome, MAX_PHASE_NAME, MAX_PHASES, Message, Timings};
 pub use bytes::Malformed;
 pub use checksum::{StreamDigest, checksum_implementation};
-pub use foreign::Foreign;
+pub use counters::Totals;
 pub use frame::{MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
 pub use header::{Header, HeaderError, MAX_NAME, MAX_REGIONS, MAX_RELEASED, RangeError, Region};
 pub use memory::{MemoryDigest, RegionDigest};
@@ -205,6 +205,6 @@ pub use read_error::{Inside, ReadError};
 pub use reader::StreamReader;
 pub use record::{MAX_EXTENTS, Record, RoundStats};
 pub use return_path::{ReturnError, ReturnReader, ReturnWriter};
-pub use tally::Totals;
 pub use text::MAX_REASON;
+pub use unrecognised::UnrecognisedStream;
 pub use writer::{StreamWriter, WriteError};

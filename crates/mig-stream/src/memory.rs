@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use units::{Bytes, PageRange, Pages, RegionId};
+use migpipe_units::{Bytes, PageRange, Pages, RegionId};
 
 use crate::frame::MAX_RUN;
 
@@ -53,7 +53,7 @@ fn shift(mut register: u64, length: u64) -> u64 {
 ///
 /// ```
 /// use mig_stream::RegionDigest;
-/// use units::Bytes;
+/// use migpipe_units::Bytes;
 ///
 /// let mut whole = RegionDigest::new();
 /// whole.update(&[7; 4096]);

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::io::{self, Read};
 
+use migpipe_units::MigrationId;
 use thiserror::Error;
-use units::MigrationId;
 
 use crate::checksum::crc32c;
-use crate::foreign::Foreign;
+use crate::counters::Counters;
 use crate::header::{Header, HeaderError};
 use crate::io_util::{read_full, read_growing};
 use crate::preamble::{MAGIC, PREAMBLE_BYTES, Preamble, PreambleError, RawPreamble};
-use crate::tally::Tally;
+use crate::unrecognised::UnrecognisedStream;
 
 /// Why a stream could not be opened. The text is that of [`OpenProblem`].
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub enum OpenProblem {
     Io(#[source] io::Error),
     /// It is something else.
     #[error("{0}")]
-    Foreign(Foreign),
+    UnrecognisedStream(UnrecognisedStream),
     /// It ends too early.
     #[error(
         "the stream ends inside its {inside} after {after} bytes: the sender or the tunnel died"
@@ -66,7 +66,7 @@ impl std::error::Error for OpenError {
 }
 
 /// A preamble, a header, and the count of what came so far.
-pub(crate) fn open(from: &mut impl Read) -> Result<(Preamble, Header, Tally), OpenError> {
+pub(crate) fn open(from: &mut impl Read) -> Result<(Preamble, Header, Counters), OpenError> {
     let mut answer_to = None;
     open_inner(from, &mut answer_to).map_err(|problem| OpenError { answer_to, problem })
 }
@@ -74,7 +74,7 @@ pub(crate) fn open(from: &mut impl Read) -> Result<(Preamble, Header, Tally), Op
 fn open_inner(
     from: &mut impl Read,
     answer_to: &mut Option<MigrationId>,
-) -> Result<(Preamble, Header, Tally), OpenProblem> {
+) -> Result<(Preamble, Header, Counters), OpenProblem> {
     let mut leading = [0; PREAMBLE_BYTES];
     // Never more than a preamble: what stands behind it is read where it belongs.
     let came = read_full(from, &mut leading).map_err(OpenProblem::Io)?;
@@ -83,7 +83,10 @@ fn open_inner(
         if came > 0 && came < MAGIC.len() && MAGIC.starts_with(&leading[..came]) {
             return Err(OpenProblem::Truncated { inside: "preamble", after: came });
         }
-        return Err(OpenProblem::Foreign(Foreign::recognise(&leading[..came], &MAGIC)));
+        return Err(OpenProblem::UnrecognisedStream(UnrecognisedStream::recognise(
+            &leading[..came],
+            &MAGIC,
+        )));
     }
     if came < PREAMBLE_BYTES {
         return Err(OpenProblem::Truncated { inside: "preamble", after: came });
@@ -105,7 +108,7 @@ fn open_inner(
     }
     let header = Header::decode(&body).map_err(OpenProblem::Header)?;
     header.check_kind(preamble.kind).map_err(OpenProblem::Header)?;
-    Ok((preamble, header, Tally::new(&leading, body.len())))
+    Ok((preamble, header, Counters::new(&leading, body.len())))
 }
 
 impl From<PreambleError> for OpenProblem {

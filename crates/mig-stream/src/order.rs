@@ -1,7 +1,7 @@
 //! Which record may follow which. The writer and the reader hold to the same rules.
 
+use migpipe_units::Pages;
 use thiserror::Error;
-use units::Pages;
 
 use crate::frame::RecordType;
 use crate::preamble::Preamble;
@@ -183,7 +183,7 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use units::MigrationId;
+    use migpipe_units::MigrationId;
 
     use super::*;
     use crate::preamble::Flags;
@@ -191,7 +191,7 @@ mod tests {
 
     fn run(flags: Flags, records: &[RecordType]) -> Result<Order, OrderError> {
         let id = MigrationId::from_bytes([1; 16]);
-        follow(Order::new(&Preamble::migrate(id, flags), units::Pages(100)), records)
+        follow(Order::new(&Preamble::migrate(id, flags), migpipe_units::Pages(100)), records)
     }
 
     fn follow(mut order: Order, records: &[RecordType]) -> Result<Order, OrderError> {
@@ -263,7 +263,7 @@ mod tests {
     fn a_question_carries_nothing_behind_its_header() {
         let id = MigrationId::from_bytes([1; 16]);
         for preamble in [Preamble::resolve(id), Preamble::release(id)] {
-            let order = Order::new(&preamble, units::Pages(0));
+            let order = Order::new(&preamble, migpipe_units::Pages(0));
             assert!(order.may_end() && !order.may_continue());
             for record in [Go, Abort, Pages, End] {
                 assert_eq!(follow(order, &[record]).unwrap_err(), OrderError::BehindLast);
@@ -275,11 +275,11 @@ mod tests {
     fn fills_cover_the_memory_a_bounded_number_of_times() {
         let mut order = run(ONE_WAY, &[]).unwrap();
         for _ in 0..MOST_FILLS {
-            assert!(order.has_room_for_fill(units::Pages(100)));
-            order.admit_fill(units::Pages(100)).unwrap();
+            assert!(order.has_room_for_fill(migpipe_units::Pages(100)));
+            order.admit_fill(migpipe_units::Pages(100)).unwrap();
         }
-        assert!(!order.has_room_for_fill(units::Pages(1)));
-        assert_eq!(order.admit_fill(units::Pages(1)), Err(OrderError::TooManyFills));
+        assert!(!order.has_room_for_fill(migpipe_units::Pages(1)));
+        assert_eq!(order.admit_fill(migpipe_units::Pages(1)), Err(OrderError::TooManyFills));
     }
 
     #[test]

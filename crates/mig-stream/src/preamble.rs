@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use migpipe_units::MigrationId;
 use thiserror::Error;
-use units::MigrationId;
 
 use crate::bytes::{Put, Take};
 use crate::checksum::crc32c;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use units::Acknowledged;
+use migpipe_units::Acknowledged;
 
 use crate::bytes::{Malformed, Put, Take};
 use crate::header::Header;

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io;
 
+use migpipe_units::{Bytes, MigrationId};
 use thiserror::Error;
-use units::{Bytes, MigrationId};
 
 use crate::bytes::Malformed;
 use crate::frame::RecordType;

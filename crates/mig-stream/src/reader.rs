@@ -2,10 +2,11 @@
 
 use std::io::{self, Read};
 
-use units::{Bytes, Pages};
+use migpipe_units::{Bytes, Pages};
 
 use crate::bytes::Malformed;
 use crate::checksum::{Crc32c, crc32c};
+use crate::counters::{Counters, Totals};
 use crate::frame::{FRAME_BYTES, Frame, MAX_FILL, MAX_PAYLOAD, RecordType};
 use crate::header::Header;
 use crate::io_util::{read_full, read_growing};
@@ -15,7 +16,6 @@ use crate::preamble::Preamble;
 use crate::question::Question;
 use crate::read_error::{Inside, ReadError};
 use crate::record::Record;
-use crate::tally::{Tally, Totals};
 
 /// How much of a payload that nobody wants is read at a time (bytes).
 const DRAIN_BYTES: usize = 64 << 10;
@@ -44,7 +44,7 @@ pub struct StreamReader<R> {
     from: R,
     preamble: Preamble,
     header: Header,
-    tally: Tally,
+    counters: Counters,
     order: Order,
     pending: Option<Pending>,
     /// Type and beginning of the record that was handed out last.
@@ -59,14 +59,14 @@ impl<R: Read> StreamReader<R> {
     /// # Errors
     /// [`OpenError`], which knows whether the sender waits for an answer.
     pub fn open(mut from: R) -> Result<Self, OpenError> {
-        let (preamble, header, tally) = open(&mut from)?;
+        let (preamble, header, counters) = open(&mut from)?;
         Ok(Self {
             order: Order::new(&preamble, header.memory()),
-            current: (RecordType::Blackout, tally.bytes()),
+            current: (RecordType::Blackout, counters.bytes()),
             from,
             preamble,
             header,
-            tally,
+            counters,
             pending: None,
             skipped: 0,
             given_up: false,
@@ -119,7 +119,7 @@ impl<R: Read> StreamReader<R> {
             match reader.fill(&mut byte, Inside::Between)? {
                 0 if reader.order.may_end() => Ok(()),
                 0 => Err(reader.truncated(Inside::Between, 0)),
-                _ => Err(ReadError::Trailing { at: reader.tally.bytes() }),
+                _ => Err(ReadError::Trailing { at: reader.counters.bytes() }),
             }
         })
     }
@@ -139,7 +139,7 @@ impl<R: Read> StreamReader<R> {
     fn advance(&mut self) -> Result<Option<Record>, ReadError> {
         self.drain()?;
         loop {
-            let at = self.tally.bytes();
+            let at = self.counters.bytes();
             let mut encoded = [0; FRAME_BYTES];
             match self.fill(&mut encoded, Inside::Frame)? {
                 0 if self.order.may_end() => return Ok(None),
@@ -149,7 +149,7 @@ impl<R: Read> StreamReader<R> {
                 came => return Err(self.truncated(Inside::Frame, came)),
             }
             let frame = Frame::decode(&encoded).ok_or(ReadError::FrameDamaged { at })?;
-            let expected = self.tally.sequence();
+            let expected = self.counters.sequence();
             if frame.sequence != expected {
                 return Err(ReadError::Sequence { expected, found: frame.sequence, at });
             }
@@ -167,7 +167,7 @@ impl<R: Read> StreamReader<R> {
         frame: &Frame,
         encoded: &[u8; FRAME_BYTES],
     ) -> Result<Record, ReadError> {
-        let at = self.tally.bytes();
+        let at = self.counters.bytes();
         self.check_length(frame, kind.max_payload())?;
         self.order
             .admit(kind, frame.length.into())
@@ -178,8 +178,8 @@ impl<R: Read> StreamReader<R> {
             self.order.admit_fill(count).map_err(|source| ReadError::Order { at, source })?;
         }
         self.current = (kind, at);
-        let totals = self.tally.totals();
-        self.tally.record(frame, encoded);
+        let totals = self.counters.totals();
+        self.counters.record(frame, encoded);
         if kind == RecordType::Pages {
             let sums = self.preamble.flags.page_sums;
             self.pending = Some(Pending {
@@ -208,7 +208,7 @@ impl<R: Read> StreamReader<R> {
 
     /// What can be said of a record before its payload is there.
     fn check_frame(&self, kind: RecordType, frame: &Frame) -> Result<(), ReadError> {
-        let at = self.tally.bytes();
+        let at = self.counters.bytes();
         let malformed = |what| ReadError::Malformed { kind, at, source: Malformed(what) };
         if !kind.has_place() {
             return if frame.is_placeless() {
@@ -265,14 +265,14 @@ impl<R: Read> StreamReader<R> {
                 number: frame.kind,
                 length: frame.length,
                 max,
-                at: self.tally.bytes(),
+                at: self.counters.bytes(),
             });
         }
         Ok(())
     }
 
     fn skip(&mut self, frame: &Frame, encoded: &[u8; FRAME_BYTES]) -> Result<(), ReadError> {
-        let at = self.tally.bytes();
+        let at = self.counters.bytes();
         if !frame.is_optional() {
             return Err(ReadError::Unknown { number: frame.kind, at });
         }
@@ -294,7 +294,7 @@ impl<R: Read> StreamReader<R> {
         if sum.value() != frame.payload_crc {
             return Err(ReadError::SkippedDamaged { number: frame.kind, at });
         }
-        self.tally.record(frame, encoded);
+        self.counters.record(frame, encoded);
         self.skipped += 1;
         Ok(())
     }
@@ -349,14 +349,14 @@ impl<R: Read> StreamReader<R> {
     fn fill(&mut self, buf: &mut [u8], inside: Inside) -> Result<usize, ReadError> {
         read_full(&mut self.from, buf).map_err(|source| ReadError::Io {
             inside,
-            at: self.tally.bytes(),
+            at: self.counters.bytes(),
             source,
         })
     }
 
     /// The error of a stream that ends `came` bytes into the record that begins here.
     const fn truncated(&self, inside: Inside, came: usize) -> ReadError {
-        ReadError::Truncated { inside, at: Bytes(self.tally.bytes().0 + came as u64) }
+        ReadError::Truncated { inside, at: Bytes(self.counters.bytes().0 + came as u64) }
     }
 }
 
@@ -381,7 +381,7 @@ impl<R> StreamReader<R> {
 
     /// How many bytes of stream were read, with the payload of the last record, read or not.
     pub const fn bytes_read(&self) -> Bytes {
-        self.tally.bytes()
+        self.counters.bytes()
     }
 
     /// Where in the stream the record begins that was handed out last.
@@ -391,7 +391,7 @@ impl<R> StreamReader<R> {
 
     /// What was read so far; in front of `End`, what `End` must say.
     pub fn totals(&self) -> Totals {
-        self.tally.totals()
+        self.counters.totals()
     }
 
     /// How many records were skipped because they are unknown and optional.
@@ -401,7 +401,7 @@ impl<R> StreamReader<R> {
 
     /// How many pages came so far, raw and as patterns.
     pub fn pages_read(&self) -> Pages {
-        let totals = self.tally.totals();
+        let totals = self.counters.totals();
         Pages(totals.pages.0.saturating_add(totals.filled.0))
     }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use units::{Bytes, MigrationId, Nonce, PageRange, Pages, RegionId};
+use migpipe_units::{Bytes, MigrationId, Nonce, PageRange, Pages, RegionId};
 
 use crate::bytes::{Malformed, Put, Take};
+use crate::counters::Totals;
 use crate::frame::{Frame, RecordType};
 use crate::memory::MemoryDigest;
-use crate::tally::Totals;
 use crate::text::{MAX_REASON, clean};
 
 /// The most runs in one `Extents` record.

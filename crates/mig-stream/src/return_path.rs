@@ -2,15 +2,15 @@
 
 use std::io::{self, Read, Write};
 
+use migpipe_units::MigrationId;
 use thiserror::Error;
-use units::MigrationId;
 
 use crate::answer::Message;
 use crate::bytes::{Malformed, Put, Take};
 use crate::checksum::crc32c;
-use crate::foreign::Foreign;
 use crate::frame::OPTIONAL;
 use crate::io_util::{read_full, read_growing, write_both};
+use crate::unrecognised::UnrecognisedStream;
 
 /// First bytes of a return path; see [`crate::preamble::MAGIC`] for why these.
 pub(crate) const RETURN_MAGIC: [u8; 8] = *b"\x89MIR\r\n\x1a\n";
@@ -32,7 +32,7 @@ pub enum ReturnError {
     Io(#[source] io::Error),
     /// It is something else.
     #[error("the return path carries no answer: {0}")]
-    Foreign(Foreign),
+    UnrecognisedStream(UnrecognisedStream),
     /// It ends too early.
     #[error(
         "the destination's answer breaks off after {after} bytes: the receiver or the tunnel died"
@@ -148,7 +148,10 @@ impl<R: Read> ReturnReader<R> {
             if came > 0 && RETURN_MAGIC.starts_with(bytes) {
                 return Err(ReturnError::Truncated { after: came as u64 });
             }
-            return Err(ReturnError::Foreign(Foreign::recognise(bytes, &RETURN_MAGIC)));
+            return Err(ReturnError::UnrecognisedStream(UnrecognisedStream::recognise(
+                bytes,
+                &RETURN_MAGIC,
+            )));
         }
         if came < OPENING_BYTES {
             return Err(ReturnError::Truncated { after: came as u64 });
@@ -259,10 +262,10 @@ impl Frame {
 mod tests {
     use std::time::Duration;
 
-    use units::{Acknowledged, HostId, Nonce};
+    use migpipe_units::{Acknowledged, HostId, Nonce};
 
     use super::*;
-    use crate::answer::{MAX_PHASE_NAME, MAX_PHASES, Outcome};
+    use crate::answer::{DestinationOutcome, MAX_PHASE_NAME, MAX_PHASES};
     use crate::checksum::StreamDigest;
     use crate::preamble::FormatVersion;
     use crate::text::MAX_REASON;
@@ -287,11 +290,11 @@ mod tests {
             Message::Running { timings },
             Message::Refused { reason: "the guest uses avx512f, this host has no avx512f".into() },
             Message::Failed { reason: String::new() },
-            Message::Resolved(Outcome::Prepared),
-            Message::Resolved(Outcome::Running),
-            Message::Resolved(Outcome::Refused),
-            Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".into() }),
-            Message::Resolved(Outcome::OtherHost { host: HostId::from_bytes([5; 16]) }),
+            Message::Resolved(DestinationOutcome::Prepared),
+            Message::Resolved(DestinationOutcome::Running),
+            Message::Resolved(DestinationOutcome::Refused),
+            Message::Resolved(DestinationOutcome::MayHaveRun { why: "the host crashed".into() }),
+            Message::Resolved(DestinationOutcome::OtherHost { host: HostId::from_bytes([5; 16]) }),
         ]
     }
 

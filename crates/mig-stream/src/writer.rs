@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
+use migpipe_units::{Bytes, Nonce, PAGE_SIZE, PageRange, Pages, RegionId};
 use thiserror::Error;
-use units::{Bytes, Nonce, PAGE_SIZE, PageRange, Pages, RegionId};
 
 use crate::checksum::crc32c;
+use crate::counters::{Counters, Totals};
 use crate::frame::{Frame, MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
 use crate::header::{Header, HeaderError, RangeError};
 use crate::io_util::write_both;
@@ -13,7 +14,6 @@ use crate::memory::MemoryDigest;
 use crate::order::{Order, OrderError};
 use crate::preamble::{Preamble, PreambleError};
 use crate::record::{MAX_EXTENTS, RoundStats, encode_extents};
-use crate::tally::{Tally, Totals};
 use crate::text::{MAX_REASON, clean};
 
 /// Why a record was not written. After [`Self::Io`] the stream is broken off in the middle of a
@@ -81,7 +81,7 @@ pub enum WriteError {
 ///
 /// ```
 /// use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
-/// use units::{Gfn, MigrationId, PageRange, Pages, RegionId};
+/// use migpipe_units::{Gfn, MigrationId, PageRange, Pages, RegionId};
 ///
 /// let flags = Flags { page_sums: true, ..Flags::default() };
 /// let header = Header {
@@ -103,7 +103,7 @@ pub struct StreamWriter<W> {
     out: W,
     preamble: Preamble,
     header: Header,
-    tally: Tally,
+    counters: Counters,
     order: Order,
     broken: bool,
 }
@@ -125,7 +125,7 @@ impl<W: Write> StreamWriter<W> {
             source,
         })?;
         Ok(Self {
-            tally: Tally::new(&leading, body.len()),
+            counters: Counters::new(&leading, body.len()),
             order: Order::new(&preamble, header.memory()),
             out,
             preamble,
@@ -257,7 +257,7 @@ impl<W: Write> StreamWriter<W> {
     /// # Errors
     /// [`WriteError::Order`] where an announced digest is missing, [`WriteError::Io`].
     pub fn end(&mut self) -> Result<Totals, WriteError> {
-        let totals = self.tally.totals();
+        let totals = self.counters.totals();
         self.put_payload(RecordType::End, &totals.encode())?;
         self.flush()?;
         Ok(totals)
@@ -327,7 +327,7 @@ impl<W: Write> StreamWriter<W> {
         let frame = Frame {
             kind: kind.number(),
             region: place.region,
-            sequence: self.tally.sequence(),
+            sequence: self.counters.sequence(),
             first: place.first,
             count: place.count.0 as u32,
             length,
@@ -336,14 +336,14 @@ impl<W: Write> StreamWriter<W> {
         let encoded = frame.encode();
         let written = write_both(&mut self.out, &encoded, payload);
         self.io("a record", written)?;
-        self.tally.record(&frame, &encoded);
+        self.counters.record(&frame, &encoded);
         Ok(())
     }
 
     fn io(&mut self, what: &'static str, result: io::Result<()>) -> Result<(), WriteError> {
         result.map_err(|source| {
             self.broken = true;
-            WriteError::Io { what, at: self.tally.bytes(), source }
+            WriteError::Io { what, at: self.counters.bytes(), source }
         })
     }
 }
@@ -351,12 +351,12 @@ impl<W: Write> StreamWriter<W> {
 impl<W> StreamWriter<W> {
     /// How many bytes of stream were written so far, with the payloads that the caller moves.
     pub const fn bytes_written(&self) -> Bytes {
-        self.tally.bytes()
+        self.counters.bytes()
     }
 
     /// What was written so far.
     pub fn totals(&self) -> Totals {
-        self.tally.totals()
+        self.counters.totals()
     }
 
     /// What the stream says of itself.
@@ -379,7 +379,7 @@ const _: () = assert!(MAX_RUN.0 * PAGE_SIZE <= MAX_PAYLOAD as u64);
 
 #[cfg(test)]
 mod tests {
-    use units::{Gfn, MigrationId};
+    use migpipe_units::{Gfn, MigrationId};
 
     use super::*;
     use crate::header::Region;

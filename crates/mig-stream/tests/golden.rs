@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use common::{BOTH_WAYS, BY, ID, memory_digest, page, read, round, run, sample};
 use mig_stream::{
-    FormatVersion, Message, Outcome, Record, ReturnReader, ReturnWriter, StreamDigest, Totals,
+    DestinationOutcome, FormatVersion, Message, Record, ReturnReader, ReturnWriter, StreamDigest,
+    Totals,
 };
-use units::{Bytes, Pages};
+use migpipe_units::{Bytes, Pages};
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -32,11 +33,11 @@ fn answers() -> Vec<Message> {
         Message::Running { timings },
         Message::Refused { reason: "this host has no avx512f".into() },
         Message::Failed { reason: "no space left on device".into() },
-        Message::Resolved(Outcome::Prepared),
-        Message::Resolved(Outcome::Running),
-        Message::Resolved(Outcome::Refused),
-        Message::Resolved(Outcome::MayHaveRun { why: "the host crashed".into() }),
-        Message::Resolved(Outcome::OtherHost { host: BY.host }),
+        Message::Resolved(DestinationOutcome::Prepared),
+        Message::Resolved(DestinationOutcome::Running),
+        Message::Resolved(DestinationOutcome::Refused),
+        Message::Resolved(DestinationOutcome::MayHaveRun { why: "the host crashed".into() }),
+        Message::Resolved(DestinationOutcome::OtherHost { host: BY.host }),
     ]
 }
 

@@ -4,8 +4,8 @@ mod common;
 
 use common::{ID, ONE_WAY, Place, Raw, Stopped, page, read};
 use mig_stream::{Flags, MOST_FILLS, Preamble, ReadError, Record, StreamReader, StreamWriter};
+use migpipe_units::Pages;
 use proptest::prelude::*;
-use units::Pages;
 
 const PAGES: u16 = 1;
 const FILL: u16 = 2;

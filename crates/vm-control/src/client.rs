@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, Standing};
+use migpipe_units::{Bytes, MigrationId, Nonce, Pages};
 use thiserror::Error;
-use units::{Bytes, MigrationId, Nonce, Pages};
 use vm_state::MachineDescription;
 
 use crate::frame::{self, FrameError};
-use crate::memory::{Access, GuestMemory, MemoryError, SharedBitmap};
 use crate::message::{
     Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
+use vm_mapping::{Access, GuestMemory, MemoryError, SharedBitmap};
 
 /// A vmrun that has not answered for so long hangs. Loading a large machine's state takes
 /// milliseconds; building one with hugetlbfs memory can take seconds.

@@ -278,7 +278,7 @@ mod tests {
     }
 
     /// Ends what hangs, and measures nothing.
-    const HANGS: Duration = Duration::from_secs(600);
+    const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
     fn framed(request: &Request) -> Vec<u8> {
         let body = postcard::to_stdvec(request).unwrap();
@@ -302,7 +302,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        assert_eq!(receive_request::<Request>(&theirs, HANGS, |_| 100).unwrap(), request);
+        assert_eq!(receive_request::<Request>(&theirs, HANG_TIMEOUT, |_| 100).unwrap(), request);
         sender.join().unwrap();
     }
 
@@ -314,7 +314,7 @@ mod tests {
         for (most, is_read) in [(length, true), (length - 1, false)] {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
             ours.write_all(&bytes).unwrap();
-            let read = receive_request::<Request>(&theirs, HANGS, |_| most);
+            let read = receive_request::<Request>(&theirs, HANG_TIMEOUT, |_| most);
             assert_eq!(read.is_ok(), is_read, "{read:?}");
         }
     }

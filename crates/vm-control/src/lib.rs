@@ -36,15 +36,8 @@
 #![warn(missing_docs)]
 
 mod client;
-pub mod departure;
-mod durable;
 mod frame;
-pub mod identity;
-pub mod known_files;
-pub mod memory;
 mod message;
-pub mod place;
-pub mod record;
 pub mod server;
 
 pub use client::{Client, ClientError, Subscription};

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, Standing, State};
+use migpipe_units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
-use units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use vm_state::MachineDescription;
 
 use crate::frame::MAX_FRAME;

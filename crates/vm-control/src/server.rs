@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use confine::{Call, calls};
+use migpipe_confine::{Call, calls};
 use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -20,7 +20,7 @@ use unix_socket::{SocketFile, Taken};
 
 use crate::frame::{self, FrameError};
 use crate::message::{Event, PROTOCOL_VERSION, Refusal, Reply, Request, longest_request};
-use crate::place::{self, PlaceError};
+use vm_paths::PathError;
 
 /// More connections at once are turned away.
 const MAX_CONNECTIONS: usize = 64;
@@ -30,10 +30,10 @@ const MAX_CONNECTIONS: usize = 64;
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of connections that have just been closed the places are free within this time.
-const PLACE_TIMEOUT: Duration = Duration::from_millis(100);
+const SLOT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How often a subscriber that hears nothing is looked after.
-const SUBSCRIBER_CHECK: Duration = Duration::from_secs(1);
+const SUBSCRIBER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What serving clients takes, beside threads and what goes over a socket.
 pub const CALLS: &[Call] = calls![
@@ -64,7 +64,7 @@ pub enum ServerError {
     },
     /// Its directory cannot be made.
     #[error(transparent)]
-    Place(#[from] PlaceError),
+    Place(#[from] PathError),
 }
 
 /// Names one connection for as long as vmrun lives.
@@ -205,7 +205,7 @@ impl Server {
     /// that is not to be replaced.
     pub fn bind(path: &Path) -> Result<Self, ServerError> {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            place::ensure_dir(dir)?;
+            vm_paths::ensure_dir(dir)?;
         }
         let failed = |source| ServerError::Listen { path: path.to_owned(), source };
         unix_socket::make_room(path).map_err(|taken| match taken {
@@ -270,7 +270,7 @@ fn accept(listener: &UnixListener, service: &Arc<dyn Service>, connections: &Arc
                 continue;
             }
         };
-        if let Some(refusal) = turn_away(&stream, connections.open_after(PLACE_TIMEOUT)) {
+        if let Some(refusal) = turn_away(&stream, connections.open_after(SLOT_TIMEOUT)) {
             let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
             let _ = frame::send(&stream, &Reply::Refused(refusal), &[]);
             continue;
@@ -370,7 +370,7 @@ fn forward(
 ) -> Result<(), FrameError> {
     let peer = Peer { id, stream };
     loop {
-        match events.recv_timeout(SUBSCRIBER_CHECK) {
+        match events.recv_timeout(SUBSCRIBER_POLL_INTERVAL) {
             Ok(event) => frame::send(stream, &event, &[])?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) if peer.is_gone() => return Ok(()),
@@ -387,7 +387,7 @@ mod tests {
     use std::sync::mpsc;
 
     /// Ends what hangs, and measures nothing.
-    const HANGS: Duration = Duration::from_secs(600);
+    const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
     struct Echo(mpsc::SyncSender<ConnectionId>);
 
@@ -435,7 +435,7 @@ mod tests {
     fn a_client_that_goes_away_is_noticed() {
         let (_dir, server, closed) = served();
         drop(Client::connect(server.path(), "test").unwrap());
-        closed.recv_timeout(HANGS).unwrap();
+        closed.recv_timeout(HANG_TIMEOUT).unwrap();
     }
 
     #[test]
@@ -443,7 +443,7 @@ mod tests {
         let (_dir, server, closed) = served();
         let client = Client::connect(server.path(), "test").unwrap();
         assert!(matches!(client.throttle(1), Err(ClientError::Lost { .. })));
-        closed.recv_timeout(HANGS).unwrap();
+        closed.recv_timeout(HANG_TIMEOUT).unwrap();
         Client::connect(server.path(), "test").unwrap().resume().unwrap();
     }
 
@@ -454,7 +454,7 @@ mod tests {
         stalled.write_all(&[200, 0, 0, 0, 1]).unwrap();
         let mut garbage = UnixStream::connect(server.path()).unwrap();
         garbage.write_all(&[0xff; 400]).unwrap();
-        closed.recv_timeout(HANGS).unwrap();
+        closed.recv_timeout(HANG_TIMEOUT).unwrap();
         Client::connect(server.path(), "test").unwrap().resume().unwrap();
     }
 
@@ -483,7 +483,7 @@ mod tests {
         let stream = vmrun.join().unwrap();
         assert!(!client.await_end(Duration::from_millis(20)), "it has not ended");
         drop(stream);
-        assert!(client.await_end(HANGS));
+        assert!(client.await_end(HANG_TIMEOUT));
     }
 
     #[test]
@@ -500,8 +500,8 @@ mod tests {
     fn a_subscriber_hears_events() {
         let (_dir, server, _) = served();
         let mut events = Client::connect(server.path(), "test").unwrap().subscribe().unwrap();
-        assert_eq!(events.next(Some(HANGS)), Some(Event::Paused));
-        assert_eq!(events.next(Some(HANGS)), None);
+        assert_eq!(events.next(Some(HANG_TIMEOUT)), Some(Event::Paused));
+        assert_eq!(events.next(Some(HANG_TIMEOUT)), None);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What is left to the threads of the devices: they read what the guest has written into its
 //! memory, and what clients of its consoles type.
 //!
-//! Each confines itself as its first act (`confine::thread`), and opens nothing any more: what is
+//! Each confines itself as its first act (`migpipe_confine::thread`), and opens nothing any more: what is
 //! behind a device was opened before its thread began.
 #![forbid(unsafe_code)]
 
-use confine::sets::{DESCRIPTORS, POLL, RUNTIME};
-use confine::{Call, Check, Filter, calls};
+use migpipe_confine::sets::{DESCRIPTORS, POLL, RUNTIME};
+use migpipe_confine::{Call, Check, Filter, calls};
 
 /// What serves a ring.
 pub const RINGS: &[Call] = calls![

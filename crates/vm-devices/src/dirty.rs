@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use units::{PageRange, Pages, RegionId};
+use migpipe_units::{PageRange, Pages, RegionId};
 use vm_state::MemoryRegion;
 
 /// One bit per page of guest memory, set by whoever writes guest memory from this process.
@@ -125,7 +125,7 @@ const fn mask(bits: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use units::Gfn;
+    use migpipe_units::Gfn;
 
     use super::*;
 

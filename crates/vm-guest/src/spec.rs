@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use migpipe_units::{Bytes, Pages};
 use thiserror::Error;
-use units::{Bytes, Pages};
 
 const MIB: u64 = 1 << 20;
 /// Memory that the guest needs beside what the options ask for: the first MiB, its image with the

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use units::Bytes;
+use migpipe_units::Bytes;
 use vm_devices::{ConsoleSpec, DeviceDirtyLog, SerialSnapshot, VirtioKind, VirtioSpec};
 use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
 
@@ -36,9 +36,11 @@ impl Machine {
         let cpu = describe_cpu(&kvm, config.cpus)?;
         let pages = config.mem.pages();
         if config.mem != pages.bytes() || pages.0 == 0 {
-            return Err(
-                MemoryError::Size { asked: config.mem, page: Bytes(units::PAGE_SIZE) }.into()
-            );
+            return Err(MemoryError::Size {
+                asked: config.mem,
+                page: Bytes(migpipe_units::PAGE_SIZE),
+            }
+            .into());
         }
         let description = MachineDescription {
             name: config.name.clone(),
@@ -81,8 +83,8 @@ impl Machine {
             None => console_of(serial)?,
         };
         let name = overrides.name.as_ref().unwrap_or(&description.name);
-        overrides.places.place_consoles(name, (&serial.id, &mut console), &mut specs);
-        overrides.places.check(&console, &specs)?;
+        overrides.allowed_paths.move_consoles(name, (&serial.id, &mut console), &mut specs);
+        overrides.allowed_paths.check(&console, &specs)?;
         let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
         let needed = bytes.fold(0, u64::saturating_add);
         if !description.hugetlb {

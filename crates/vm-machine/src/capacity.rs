@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use units::Bytes;
+use migpipe_units::Bytes;
 
 use crate::memory::MemoryError;
 

@@ -1,10 +1,10 @@
 //! What a machine is to be: for a guest that begins here, and for one that arrives.
 
-use units::Bytes;
+use migpipe_units::Bytes;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 
+use crate::allowed_paths::AllowedPaths;
 use crate::boot::Kernel;
-use crate::places::Places;
 
 /// A machine that begins here.
 #[derive(Clone, Debug)]
@@ -50,5 +50,5 @@ pub struct Overrides {
     /// What else is another here.
     pub device_params: Vec<DeviceParam>,
     /// Where the files may be that it has then.
-    pub places: Places,
+    pub allowed_paths: AllowedPaths,
 }

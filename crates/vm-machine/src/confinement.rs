@@ -4,9 +4,9 @@
 //! direction it claims to have is KVM's to check.
 #![forbid(unsafe_code)]
 
-use confine::sets::{NARROWING, OPEN_FILES, OPENING, POLL, RUNTIME, THREADS};
-use confine::{Call, Check, Filter, calls};
 use kvm_bindings::KVMIO;
+use migpipe_confine::sets::{NARROWING, OPEN_FILES, OPENING, POLL, RUNTIME, THREADS};
+use migpipe_confine::{Call, Check, Filter, calls};
 use vm_devices::confinement::{CLIENT, FAR_ENDS, RINGS};
 pub use vm_devices::confinement::{CONSOLE, DISKS, REGISTERS, WORKER};
 

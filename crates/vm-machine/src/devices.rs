@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
-use units::Pages;
+use migpipe_units::Pages;
 use vm_devices::{
     BalloonSize, Console, ConsoleSpec, Device, DeviceDirtyLog, DeviceError, DiskFile, MmioWindow,
     SERIAL_IRQ, Serial, VirtioError, VirtioSpec,

@@ -15,8 +15,8 @@ use kvm_bindings::{
     kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
+use migpipe_units::{Pages, RegionId};
 use thiserror::Error;
-use units::{Pages, RegionId};
 use vm_devices::DeviceDirtyLog;
 use vm_state::MemoryRegion;
 use vmm_sys_util::errno;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use migpipe_units::Bytes;
 use thiserror::Error;
-use units::Bytes;
 use vm_devices::{ConsoleError, DeviceError, VirtioError};
 use vm_state::compat::Incompatible;
 use vm_state::{LoadError, SaveError};

@@ -16,7 +16,7 @@
 //! | 0xd000_0000 | virtio-mmio devices |
 //! | 0x1_0000_0000 | the memory that does not fit below 3 GiB |
 
-use units::{Bytes, Gfn, PAGE_SIZE, Pages, RegionId};
+use migpipe_units::{Bytes, Gfn, PAGE_SIZE, Pages, RegionId};
 use vm_state::MemoryRegion;
 
 /// Where hvm_start_info is.

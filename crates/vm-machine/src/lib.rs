@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod acpi;
+mod allowed_paths;
 pub mod arch;
 mod boot;
 mod build;
@@ -19,13 +20,13 @@ mod events;
 mod layout;
 mod machine;
 mod memory;
-mod moment;
-mod places;
+mod monotonic_time;
 mod ports;
 mod vcpu;
 mod virtio;
 
 pub use acpi::AcpiError;
+pub use allowed_paths::AllowedPaths;
 pub use boot::{BootError, Kernel};
 pub use config::{DeviceParam, MachineConfig, Overrides};
 pub use dirty::DirtyLogError;
@@ -33,8 +34,7 @@ pub use error::MachineError;
 pub use events::MachineEvent;
 pub use machine::{Balloon, Machine};
 pub use memory::{MemoryError, huge_page_warning};
-pub use moment::Moment;
-pub use places::Places;
+pub use monotonic_time::MonotonicTime;
 pub use ports::{IDLE_PORT, LINE_PORT, LINE_PORT_ANSWER, LONGEST_LINE};
 pub use vcpu::VcpuError;
 pub use vm_devices::{ConsoleSpec, DiskFile, VirtioError, VirtioKind, VirtioSpec};

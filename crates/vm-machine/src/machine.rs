@@ -5,8 +5,8 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use migpipe_units::{Bytes, Pages, RegionId};
 use tracing::warn;
-use units::{Bytes, Pages, RegionId};
 use vm_devices::DiskFile;
 use vm_memory::GuestMemoryMmap;
 use vm_state::{MachineDescription, Section, SectionSet};
@@ -19,7 +19,7 @@ use crate::dirty::DirtyLog;
 use crate::error::MachineError;
 use crate::events::{Events, MachineEvent};
 use crate::memory::Memory;
-use crate::moment::Moment;
+use crate::monotonic_time::MonotonicTime;
 use crate::vcpu::Vcpus;
 
 /// How much of its memory a guest with a balloon has for itself.
@@ -56,7 +56,7 @@ pub struct Machine {
     pub(crate) memory: Memory,
     pub(crate) description: MachineDescription,
     pub(crate) events: Arc<Events>,
-    pub(crate) resumed_at: Option<Moment>,
+    pub(crate) resumed_at: Option<MonotonicTime>,
 }
 
 impl Machine {
@@ -127,7 +127,7 @@ impl Machine {
             return;
         }
         devices.resume();
-        self.resumed_at = Some(Moment::now());
+        self.resumed_at = Some(MonotonicTime::now());
         self.vcpus.resume();
     }
 
@@ -137,7 +137,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError::Device`] if a device cannot be stopped; the guest runs on then.
-    pub fn pause(&mut self) -> Result<Moment, MachineError> {
+    pub fn pause(&mut self) -> Result<MonotonicTime, MachineError> {
         let was_running = self.vcpus.is_running();
         let last_instruction = self.vcpus.pause();
         if let LoadState::Loaded(devices) = &self.state
@@ -187,12 +187,12 @@ impl Machine {
     }
 
     /// When the guest was last resumed, if ever.
-    pub const fn resumed_at(&self) -> Option<Moment> {
+    pub const fn resumed_at(&self) -> Option<MonotonicTime> {
         self.resumed_at
     }
 
     /// When the first vCPU entered guest mode after the last resume; nothing if none has yet.
-    pub fn first_instruction_after(&self) -> Option<Moment> {
+    pub fn first_instruction_after(&self) -> Option<MonotonicTime> {
         self.vcpus.first_entry()
     }
 

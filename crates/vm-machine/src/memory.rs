@@ -8,12 +8,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use migpipe_units::{Bytes, PAGE_SIZE, RegionId};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, madvise};
 use std::ptr::NonNull;
 use thiserror::Error;
-use units::{Bytes, PAGE_SIZE, RegionId};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -269,7 +269,7 @@ fn warning_for(setting: &str) -> Option<String> {
 mod tests {
     use std::os::unix::fs::{FileExt, PermissionsExt};
 
-    use units::{Gfn, Pages};
+    use migpipe_units::{Gfn, Pages};
     use vm_memory::Bytes as _;
 
     use super::*;

@@ -36,7 +36,7 @@ pub const LINE_PORT_ANSWER: [u8; 4] = *b"migp";
 pub const LONGEST_LINE: usize = 4096;
 
 /// The longest sleep that is granted.
-const LONGEST_IDLE: Duration = Duration::from_millis(10);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// What a port write asks of the vCPU that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Ports {
             return match <[u8; 4]>::try_from(data) {
                 Ok(micros) => {
                     let asked = Duration::from_micros(u32::from_le_bytes(micros).into());
-                    Ask::Idle(asked.min(LONGEST_IDLE))
+                    Ask::Idle(asked.min(IDLE_TIMEOUT))
                 }
                 Err(_) => Ask::Nothing,
             };
@@ -189,7 +189,7 @@ mod tests {
         printed(|ports| {
             let ask = |data: &[u8]| ports.write(IDLE_PORT, data);
             assert_eq!(ask(&500_u32.to_le_bytes()), Ask::Idle(Duration::from_micros(500)));
-            assert_eq!(ask(&u32::MAX.to_le_bytes()), Ask::Idle(LONGEST_IDLE));
+            assert_eq!(ask(&u32::MAX.to_le_bytes()), Ask::Idle(IDLE_TIMEOUT));
             assert_eq!(ask(&[1]), Ask::Nothing);
             assert_eq!(ask(&[]), Ask::Nothing);
         });

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
-use units::Pages;
+use migpipe_units::Pages;
 use vm_devices::{
     BalloonSize, Device, DeviceDirtyLog, DeviceError, DiskFile, GuestRam, MmioWindow, OpenedDevice,
     VirtioDevice, VirtioError, VirtioSpec,

@@ -5,8 +5,8 @@ mod common;
 
 use std::path::Path;
 
-use common::{Guest, PATIENCE, has_kvm};
-use units::Bytes;
+use common::{Guest, HANG_TIMEOUT, has_kvm};
+use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
 use vm_machine::{Kernel, Machine, MachineConfig, MachineError, MachineEvent};
 use vm_memory::{Bytes as _, GuestAddress};
@@ -72,7 +72,7 @@ fn a_guest_that_cannot_run_on_is_told_of_with_the_place() {
     guest.machine.memory().write_slice(&[0x0f, 0x0b], GuestAddress(entry)).unwrap();
     let events = guest.machine.events();
     guest.machine.resume().unwrap();
-    match events.recv_timeout(PATIENCE).unwrap() {
+    match events.recv_timeout(HANG_TIMEOUT).unwrap() {
         MachineEvent::Failed(text) => {
             assert!(text.starts_with("vCPU 0 ") && text.contains("rip 0x"), "{text}");
         }
@@ -108,7 +108,7 @@ fn an_elf_file_with_a_pvh_note_boots_with_its_command_line() {
     let mut machine = boot(Kernel::Elf(kernel), &console, line, Bytes(16 << 20)).unwrap();
     let events = machine.events();
     machine.resume().unwrap();
-    assert_eq!(events.recv_timeout(PATIENCE).unwrap(), MachineEvent::PowerOff);
+    assert_eq!(events.recv_timeout(HANG_TIMEOUT).unwrap(), MachineEvent::PowerOff);
     machine.quit();
     let text = std::fs::read_to_string(&console).unwrap();
     assert!(text.starts_with("ready pages 3 fill-pages 256 cpus 1 "), "{text}");

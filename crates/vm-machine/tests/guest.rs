@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Guest, PATIENCE, has_kvm};
+use common::{Guest, HANG_TIMEOUT, has_kvm};
 use vm_machine::MachineEvent;
 
 #[test]
@@ -59,7 +59,7 @@ fn a_guest_that_switches_off_is_told_of_and_does_not_run_again() {
     let mut guest = Guest::boot(dir.path(), spec, "16M", 2);
     let events = guest.machine.events();
     guest.machine.resume().unwrap();
-    let event = events.recv_timeout(PATIENCE).unwrap();
+    let event = events.recv_timeout(HANG_TIMEOUT).unwrap();
     assert_eq!(event, MachineEvent::PowerOff);
     guest.wait_for("done line", |guest| {
         guest.lines().last().is_some_and(|line| line.starts_with("done ticks 3 "))
@@ -115,7 +115,7 @@ fn a_guest_is_paused_and_resumed_200_times_and_loses_nothing() {
         }
         guest.machine.resume().unwrap();
         guest.machine.resume().unwrap();
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + HANG_TIMEOUT;
         let first = loop {
             if let Some(first) = guest.machine.first_instruction_after() {
                 break first;

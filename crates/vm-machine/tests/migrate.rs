@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use common::{Guest, has_kvm};
-use units::{Bytes, Pages};
+use migpipe_units::{Bytes, Pages};
 use vm_machine::arch::ClockState;
 use vm_machine::{Machine, MachineError, Overrides};
 use vm_state::{MachineDescription, Section, Snapshot};

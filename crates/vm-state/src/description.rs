@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use migpipe_units::{Gfn, Pages, RegionId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use units::{Gfn, Pages, RegionId};
 
 /// The version that [`MachineDescription::encode`] writes. Version 1 did not say which kernel the
 /// guest booted.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::expect::{self, Outcome};
+use super::expect::{self, Ending};
 use super::wire::{Act, Point};
 
 /// How the guest is sent.
@@ -290,9 +290,9 @@ impl Case {
 }
 
 /// What can come after: only where something is open can it matter.
-fn afters(form: Form, fault: Fault, outcomes: &[Outcome]) -> &'static [After] {
+fn afters(form: Form, fault: Fault, outcomes: &[Ending]) -> &'static [After] {
     use After::*;
-    let waits = outcomes.contains(&Outcome::Prepared);
+    let waits = outcomes.contains(&Ending::Prepared);
     let open = outcomes.iter().any(|outcome| outcome.is_open());
     // Nobody is there who would ask by itself.
     let alone = matches!(form, Form::OneWay | Form::Resolve)

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::case::{After, Case, Fault, Form, Order, Party};
-use super::expect::{self, Outcome};
+use super::expect::{self, Ending};
 use super::party::lives;
-use super::scene::Scene;
+use super::test_bed::TestBed;
 use super::wire::{Act, Point};
 use crate::console::{Console, wait};
 use crate::host::Host;
@@ -51,21 +51,21 @@ const SETTLE: Duration = Duration::from_secs(120);
 
 /// How things stand. Waits until nothing moves that moves by itself: a message that is on its way
 /// when mig-send ends is waited for, and what is not `expected` is looked at again and again.
-pub fn outcome(scene: &mut Scene, status: Option<i32>, expected: &BTreeSet<Outcome>) -> Outcome {
+pub fn outcome(bed: &mut TestBed, status: Option<i32>, expected: &BTreeSet<Ending>) -> Ending {
     let started = Instant::now();
     let mut found = None;
     wait("things to come to rest", || {
         // A question that a killed mig-send had asked goes on.
-        let asking = scene.source.processes().iter().any(|(_, comm)| comm.starts_with("mig-"));
-        let receiving = scene.destination.processes().iter().any(|(_, comm)| comm == "mig-recv");
-        let here = if scene.a.lives() { state(&scene.source, "a") } else { None };
-        let there = state(&scene.destination, "b");
-        found = stand(scene, here.as_deref(), there.as_deref(), status);
+        let asking = bed.source.processes().iter().any(|(_, comm)| comm.starts_with("mig-"));
+        let receiving = bed.destination.processes().iter().any(|(_, comm)| comm == "mig-recv");
+        let here = if bed.a.lives() { state(&bed.source, "a") } else { None };
+        let there = state(&bed.destination, "b");
+        found = stand(bed, here.as_deref(), there.as_deref(), status);
         let Some(found) = found else { return false };
         // A mig-recv that waits for the end of a stream, or for another to bring GO, waits on
         // purpose; any other is about to end.
         let waits = match found {
-            Outcome::Prepared => scene.case.form == Form::Commit,
+            Ending::Prepared => bed.case.form == Form::Commit,
             _ => here.as_deref() == Some("handed-over"),
         };
         let rests = !asking && (!receiving || waits);
@@ -75,54 +75,54 @@ pub fn outcome(scene: &mut Scene, status: Option<i32>, expected: &BTreeSet<Outco
 }
 
 fn stand(
-    scene: &Scene,
+    bed: &TestBed,
     here: Option<&str>,
     there: Option<&str>,
     status: Option<i32>,
-) -> Option<Outcome> {
+) -> Option<Ending> {
     let ran = |console: &Console| !console.ticks().is_empty();
     // The source was told, and is about to end.
-    let told = status == Some(0) && scene.case.form != Form::OneWay;
+    let told = status == Some(0) && bed.case.form != Form::OneWay;
     Some(match (here, there) {
         (Some("running" | "paused"), None | Some("prepared")) if status == Some(3) => {
-            Outcome::Cancelled
+            Ending::Cancelled
         }
-        (Some("running" | "paused"), None | Some("prepared")) => Outcome::Stays,
-        (Some("handed-over"), Some("prepared")) => Outcome::Prepared,
+        (Some("running" | "paused"), None | Some("prepared")) => Ending::Stays,
+        (Some("handed-over"), Some("prepared")) => Ending::Prepared,
         (Some("handed-over"), Some("running" | "paused")) if told => return None,
-        (Some("handed-over"), Some("running" | "paused")) => Outcome::Running,
+        (Some("handed-over"), Some("running" | "paused")) => Ending::Running,
         // Whoever asks makes it refuse.
-        (Some("handed-over"), Some("receiving")) => Outcome::Refused,
-        (Some("handed-over"), None) => match record(&scene.destination) {
-            Some(text) if text.contains("\"MayRun\"") => Outcome::Doubtful,
-            Some(text) if text.contains("\"Ran\"") => Outcome::EndedThere,
-            _ => Outcome::Refused,
+        (Some("handed-over"), Some("receiving")) => Ending::Refused,
+        (Some("handed-over"), None) => match record(&bed.destination) {
+            Some(text) if text.contains("\"MayRun\"") => Ending::Doubtful,
+            Some(text) if text.contains("\"Ran\"") => Ending::EndedThere,
+            _ => Ending::Refused,
         },
-        (None, Some("running" | "paused")) => Outcome::Moved,
-        (None, _) if ran(&scene.c) => Outcome::Elsewhere,
+        (None, Some("running" | "paused")) => Ending::Moved,
+        (None, _) if ran(&bed.c) => Ending::Elsewhere,
         // It may have been killed before its first word.
-        (None, None) if ran(&scene.b) || status == Some(0) => Outcome::EndedThere,
-        (None, None | Some("prepared")) => Outcome::EndedHere,
+        (None, None) if ran(&bed.b) || status == Some(0) => Ending::EndedThere,
+        (None, None | Some("prepared")) => Ending::EndedHere,
         // It is still at it.
         _ => return None,
     })
 }
 
 /// The exit status and the words of mig-send.
-pub fn sender(case: Case, outcome: Outcome, status: Option<i32>, said: &str) {
+pub fn sender(case: Case, outcome: Ending, status: Option<i32>, said: &str) {
     let lines: Vec<_> = said.lines().filter(|line| !line.trim().is_empty()).collect();
     if case.fault == Fault::Kill(Party::Send) {
         assert_eq!(status, None, "mig-send was killed");
         return;
     }
     let allowed: &[i32] = match (outcome, case.form) {
-        (Outcome::Stays | Outcome::Elsewhere, _) => &[1],
-        (Outcome::Cancelled, _) => &[3],
+        (Ending::Stays | Ending::Elsewhere, _) => &[1],
+        (Ending::Cancelled, _) => &[3],
         // A source that dies when it is asked to commit leaves open whether it did.
-        (Outcome::EndedHere, _) => &[1, 4],
+        (Ending::EndedHere, _) => &[1, 4],
         // It cannot know more than that its part is done, and that its tunnel was content.
         (_, Form::OneWay) => one_way(case),
-        (Outcome::Moved | Outcome::EndedThere, _) => &[0],
+        (Ending::Moved | Ending::EndedThere, _) => &[0],
         (_, _) => &[4],
     };
     assert!(
@@ -135,11 +135,11 @@ pub fn sender(case: Case, outcome: Outcome, status: Option<i32>, said: &str) {
     assert_eq!(lines.len(), 1, "mig-send does not say one line: {said}");
     assert!(lines[0].starts_with("mig-send: "), "{said}");
     let fate: &[&str] = match (status, outcome) {
-        (Some(1), Outcome::EndedHere | Outcome::Elsewhere) => &["a ended while it was being sent"],
+        (Some(1), Ending::EndedHere | Ending::Elsewhere) => &["a ended while it was being sent"],
         (Some(1), _) if case.form == Form::Resolve => &["runs here"],
         (Some(1), _) => &["a runs on here", "took a back"],
         (Some(3), _) => &["cancelled; a runs on here"],
-        (Some(4), Outcome::EndedHere) => &["vmctl commit"],
+        (Some(4), Ending::EndedHere) => &["vmctl commit"],
         _ => &["--resolve", "--force", "stays handed-over"],
     };
     assert!(fate.iter().any(|words| said.contains(words)), "none of {fate:?}: {said}");
@@ -159,8 +159,8 @@ fn one_way(case: Case) -> &'static [i32] {
 }
 
 /// What the one line must name.
-fn thing(case: Case, outcome: Outcome) -> Option<&'static [&'static str]> {
-    if outcome != Outcome::Stays || !matches!(case.form, Form::Both | Form::File) {
+fn thing(case: Case, outcome: Ending) -> Option<&'static [&'static str]> {
+    if outcome != Ending::Stays || !matches!(case.form, Form::Both | Form::File) {
         return None;
     }
     Some(match case.fault {
@@ -177,12 +177,12 @@ fn thing(case: Case, outcome: Outcome) -> Option<&'static [&'static str]> {
 
 /// That no program at the destination lied: 0, the guest runs (ran) here; 1, it has not run and
 /// never will.
-pub fn receptions(scene: &Scene, paused: bool) {
-    let ran = !scene.b.ticks().is_empty();
-    let killed = scene.case.fault == Fault::Kill(Party::Recv);
+pub fn receptions(bed: &TestBed, paused: bool) {
+    let ran = !bed.b.ticks().is_empty();
+    let killed = bed.case.fault == Fault::Kill(Party::Recv);
     // A vmrun that is killed takes its guest's last words with it.
-    let silent = paused || scene.case.fault == Fault::Kill(Party::Destination);
-    for (number, (status, said)) in scene.receptions().into_iter().enumerate() {
+    let silent = paused || bed.case.fault == Fault::Kill(Party::Destination);
+    for (number, (status, said)) in bed.receptions().into_iter().enumerate() {
         let lines = said.lines().filter(|line| !line.trim().is_empty()).count();
         // One that answers a question may not even have read it.
         if number > 0 {
@@ -204,13 +204,12 @@ pub fn receptions(scene: &Scene, paused: bool) {
 
 /// That every tick is there once, in one order, and none is missing. A vmrun that is killed may
 /// take the last lines of its console with it.
-pub fn story(scene: &Scene) {
-    let case = scene.case;
+pub fn story(bed: &TestBed) {
+    let case = bed.case;
     let killed = matches!(case.fault, Fault::Kill(Party::Source | Party::Destination))
         || case.fault == Fault::NoMoreMemory
         || case.fault == Fault::Say(Order::QuitForce);
-    let ticks: Vec<_> =
-        [&scene.a.console, &scene.b, &scene.c].iter().flat_map(|it| it.ticks()).collect();
+    let ticks: Vec<_> = [&bed.a.console, &bed.b, &bed.c].iter().flat_map(|it| it.ticks()).collect();
     let numbers: BTreeSet<_> = ticks.iter().map(|tick| tick.number).collect();
     assert_eq!(numbers.len(), ticks.len(), "a tick is there twice: the guest ran twice");
     for pair in ticks.windows(2) {
@@ -221,29 +220,29 @@ pub fn story(scene: &Scene) {
 }
 
 /// That nothing is there but what the outcome leaves, once the destination had its time.
-pub fn leftovers(scene: &mut Scene, end: Outcome) {
-    let here = scene.a.lives().then(|| scene.a.pid());
-    let stays_here = matches!(end, Outcome::Stays | Outcome::Cancelled) || end.is_open();
+pub fn leftovers(bed: &mut TestBed, end: Ending) {
+    let here = bed.a.lives().then(|| bed.a.pid());
+    let stays_here = matches!(end, Ending::Stays | Ending::Cancelled) || end.is_open();
     assert_eq!(here.is_some(), stays_here, "the source's vmrun, at the end: {end:?}");
     wait("the source's other processes to go", || {
-        scene.source.processes().iter().all(|(pid, _)| Some(*pid) == here || !lives(*pid))
+        bed.source.processes().iter().all(|(pid, _)| Some(*pid) == here || !lives(*pid))
     });
-    let vmruns = usize::from(matches!(end, Outcome::Moved | Outcome::Elsewhere));
+    let vmruns = usize::from(matches!(end, Ending::Moved | Ending::Elsewhere));
     let mut left = Vec::new();
     wait("the destination's other processes to go", || {
-        left = scene.destination.processes();
+        left = bed.destination.processes();
         left.retain(|(pid, _)| lives(*pid));
         left.len() == vmruns && left.iter().all(|(_, comm)| comm == "vmrun")
     });
     // What a killed vmrun leaves is taken by the next one.
-    let killed = |party| scene.case.fault == Fault::Kill(party);
-    let dies = scene.case.fault == Fault::NoMoreMemory;
+    let killed = |party| bed.case.fault == Fault::Kill(party);
+    let dies = bed.case.fault == Fault::NoMoreMemory;
     if !killed(Party::Source) {
-        assert_eq!(scene.source.sockets().len(), usize::from(stays_here), "sockets here");
+        assert_eq!(bed.source.sockets().len(), usize::from(stays_here), "sockets here");
     }
     if !killed(Party::Destination) && !dies {
-        assert_eq!(scene.destination.sockets().len(), vmruns, "sockets there");
-        let drafts = files(&scene.destination.path("state/vmrun/migrations"))
+        assert_eq!(bed.destination.sockets().len(), vmruns, "sockets there");
+        let drafts = files(&bed.destination.path("state/vmrun/migrations"))
             .into_iter()
             .filter(|it| it.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')))
             .count();
@@ -266,14 +265,14 @@ fn bitmaps(pid: i32) -> usize {
 }
 
 /// The outcomes that are right when mig-send has ended by itself: it has asked, if it could.
-pub fn expected(case: Case) -> BTreeSet<Outcome> {
+pub fn expected(case: Case) -> BTreeSet<Ending> {
     let table = expect::outcomes(case.form, case.step, case.fault);
     let asks = case.after == After::Mended;
     let mut expected: BTreeSet<_> =
         table.iter().map(|&outcome| if asks { outcome.resolved() } else { outcome }).collect();
     if case.after == After::AskedLate {
         // The destination may have given up by now.
-        expected.insert(Outcome::Refused);
+        expected.insert(Ending::Refused);
     }
     expected
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::case::{After, Case, Fault, Form, Order};
 use super::check;
-use super::expect::Outcome;
+use super::expect::Ending;
 use super::inject::{Miss, inject, may_miss};
-use super::scene::{self, Scene};
 use super::seed::Seed;
+use super::test_bed::{self, TestBed};
 use crate::console::wait;
 use crate::{Guest, Host};
 
@@ -19,7 +19,7 @@ pub struct Verdict {
     /// Which case.
     pub case: Case,
     /// How things stood when mig-send had ended, or why that was wrong.
-    pub outcome: Result<Outcome, String>,
+    pub outcome: Result<Ending, String>,
     /// Whether the fault really happened; if not, what had become of what it was for.
     pub hit: Result<(), Miss>,
     /// How long it took.
@@ -71,16 +71,16 @@ impl Verdict {
     }
 }
 
-fn go(case: Case, seed: &mut Seed, hit: &mut Result<(), Miss>) -> Outcome {
+fn go(case: Case, seed: &mut Seed, hit: &mut Result<(), Miss>) -> Ending {
     if case.form == Form::File {
         return save(case);
     }
-    let mut scene = Scene::new(case, seed);
-    let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut scene, hit)));
+    let mut bed = TestBed::new(case, seed);
+    let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut bed, hit)));
     outcome.unwrap_or_else(|panic| {
         let why = words(panic.as_ref());
-        let there = scene.receptions();
-        panic!("{why}\n  mig-recv, as far as they ended: {there:?}\n  {}", scene.log())
+        let there = bed.receptions();
+        panic!("{why}\n  mig-recv, as far as they ended: {there:?}\n  {}", bed.log())
     })
 }
 
@@ -92,125 +92,125 @@ fn words(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "it panicked".to_owned())
 }
 
-fn play(scene: &mut Scene, hit: &mut Result<(), Miss>) -> Outcome {
-    let case = scene.case;
+fn play(bed: &mut TestBed, hit: &mut Result<(), Miss>) -> Ending {
+    let case = bed.case;
     if case.form == Form::Resolve {
-        scene.ask();
+        bed.ask();
     }
     let mut stopped = None;
     wait("the step", || {
         // What the tunnel says it said before mig-send can end.
-        let ended = scene.sender.has_ended();
-        stopped = scene.gate.wait(Duration::from_millis(20));
+        let ended = bed.sender.has_ended();
+        stopped = bed.gate.wait(Duration::from_millis(20));
         stopped.is_some() || ended
     });
     let stopped = stopped.unwrap_or_else(|| {
-        let (status, said) = scene.sender.end();
+        let (status, said) = bed.sender.end();
         panic!("{NEVER_REACHED}; mig-send ended with {status:?}: {said}")
     });
-    *hit = inject(scene, stopped);
+    *hit = inject(bed, stopped);
 
-    let (status, said) = scene.sender.end();
+    let (status, said) = bed.sender.end();
     let expected = check::expected(case);
-    let outcome = check::outcome(scene, status, &expected);
+    let outcome = check::outcome(bed, status, &expected);
     assert!(expected.contains(&outcome), "{outcome:?} and not one of {expected:?}: {said}");
     check::sender(case, outcome, status, &said);
     if outcome.is_open() {
-        scene.a.assert_stands_still();
+        bed.a.assert_stands_still();
     }
-    let end = resolve(scene, outcome);
-    rest(scene, end);
+    let end = resolve(bed, outcome);
+    rest(bed, end);
     outcome
 }
 
 /// The operator finds out what became of a guest that was handed over. Returns how it ends.
-fn resolve(scene: &mut Scene, outcome: Outcome) -> Outcome {
+fn resolve(bed: &mut TestBed, outcome: Ending) -> Ending {
     if !outcome.is_open() {
         return outcome;
     }
     let mut outcome = outcome;
-    scene.restore();
-    if scene.case.after == After::AskedLate && outcome == Outcome::Prepared {
-        wait("the destination to give up", || scene.destination.state("b").is_none());
-        outcome = Outcome::Refused;
-        scene.a.assert_stands_still();
+    bed.restore();
+    if bed.case.after == After::AskedLate && outcome == Ending::Prepared {
+        wait("the destination to give up", || bed.destination.state("b").is_none());
+        outcome = Ending::Refused;
+        bed.a.assert_stands_still();
     }
-    let (status, said) = scene.resolve(&[]);
+    let (status, said) = bed.resolve(&[]);
     let right = match outcome {
-        Outcome::Prepared | Outcome::Running => 0,
-        Outcome::Refused => 1,
+        Ending::Prepared | Ending::Running => 0,
+        Ending::Refused => 1,
         _ => 4,
     };
     assert_eq!(status, Some(right), "mig-send --resolve, {outcome:?}: {said}");
-    if outcome != Outcome::Doubtful {
+    if outcome != Ending::Doubtful {
         return outcome.resolved();
     }
     assert!(said.contains("may have run"), "mig-send --resolve: {said}");
-    scene.a.assert_stands_still();
-    if !scene.b.ticks().is_empty() {
+    bed.a.assert_stands_still();
+    if !bed.b.ticks().is_empty() {
         // It did run. Whoever forces now has two.
         return outcome;
     }
-    let (status, said) = scene.resolve(&["--force"]);
+    let (status, said) = bed.resolve(&["--force"]);
     assert_eq!(status, Some(1), "mig-send --resolve --force: {said}");
-    Outcome::Stays
+    Ending::Stays
 }
 
 /// The guest runs where it should, and nowhere else, and nothing is left over.
-fn rest(scene: &mut Scene, end: Outcome) {
-    let paused = scene.case.fault == Fault::Say(Order::Pause);
+fn rest(bed: &mut TestBed, end: Ending) {
+    let paused = bed.case.fault == Fault::Say(Order::Pause);
     match end {
-        Outcome::Stays | Outcome::Cancelled => {
+        Ending::Stays | Ending::Cancelled => {
             if paused {
-                scene.source.run("vmctl", &["resume", "a"]).expect(0);
+                bed.source.run("vmctl", &["resume", "a"]).expect(0);
             }
-            scene.a.assert_runs();
+            bed.a.assert_runs();
         }
-        Outcome::Moved => {
+        Ending::Moved => {
             if paused {
-                scene.destination.run("vmctl", &["resume", "b"]).expect(0);
+                bed.destination.run("vmctl", &["resume", "b"]).expect(0);
             }
-            scene.a.ended();
-            scene.b.wait_ticks(3);
+            bed.a.ended();
+            bed.b.wait_ticks(3);
         }
-        Outcome::Elsewhere => {
-            scene.a.ended();
-            scene.c.wait_ticks(3);
+        Ending::Elsewhere => {
+            bed.a.ended();
+            bed.c.wait_ticks(3);
         }
-        Outcome::EndedHere => drop(scene.a.ended()),
-        Outcome::EndedThere => {
+        Ending::EndedHere => drop(bed.a.ended()),
+        Ending::EndedThere => {
             // The source ends when it is told, or when it asks.
-            if scene.a.lives() {
-                let (status, said) = scene.resolve(&[]);
+            if bed.a.lives() {
+                let (status, said) = bed.resolve(&[]);
                 // It may have been about to end.
-                let told = status == Some(0) || !scene.a.lives();
+                let told = status == Some(0) || !bed.a.lives();
                 assert!(told, "mig-send --resolve, {status:?}: {said}");
             }
-            scene.a.ended();
+            bed.a.ended();
         }
-        _ => scene.a.assert_stands_still(),
+        _ => bed.a.assert_stands_still(),
     }
-    check::leftovers(scene, end);
-    check::receptions(scene, paused);
-    check::story(scene);
-    // Dropped with the scene otherwise: here it has its say.
-    let idle = super::watch::Watch::new(&scene.a.console, &scene.b);
-    std::mem::replace(&mut scene.watch, idle).assert_never_two();
+    check::leftovers(bed, end);
+    check::receptions(bed, paused);
+    check::story(bed);
+    // Dropped with the bed otherwise: here it has its say.
+    let idle = super::watch::Watch::new(&bed.a.console, &bed.b);
+    std::mem::replace(&mut bed.watch, idle).assert_never_two();
 }
 
 /// A guest that is saved to a file has no tunnel that could stop; the faults last instead.
-fn save(case: Case) -> Outcome {
+fn save(case: Case) -> Ending {
     let source = Host::new();
     let disk = source.path("disk");
     std::fs::create_dir(&disk).expect("a directory");
     let _mount = (case.fault == Fault::DiskFull)
-        .then(|| scene::small_disk(&disk).expect("needs the right to mount a tmpfs"));
+        .then(|| test_bed::small_disk(&disk).expect("needs the right to mount a tmpfs"));
     let kernel = "builtin:dirty,pages=64,rate=500,fill=random,fill-mb=8,tick-ms=10";
     let mut a = Guest::boot(&source, "a", kernel, &["--mem", "64M"]);
-    let file = scene::file(&source);
+    let file = test_bed::file(&source);
     let mut command = source.command("mig-send");
     command.args(["-q", "--max-bandwidth", "60M", "a", &file]);
-    let mut sender = scene::start(&source, &mut command);
+    let mut sender = test_bed::start(&source, &mut command);
     if case.fault == Fault::NameTaken {
         wait("the file to be begun", || disk.join("a.mig.part").exists());
         std::fs::create_dir(disk.join("a.mig")).expect("a directory");
@@ -218,10 +218,10 @@ fn save(case: Case) -> Outcome {
     let (status, said) = sender.end();
     assert_eq!(status, Some(1), "mig-send: {said}");
     a.assert_runs();
-    check::sender(case, Outcome::Stays, status, &said);
+    check::sender(case, Ending::Stays, status, &said);
     assert!(!disk.join("a.mig.part").exists(), "the half file is left over");
     crate::assert_one_story(&[&a.console]);
-    Outcome::Stays
+    Ending::Stays
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::wire::{Act, Point};
 
 /// How things stand when mig-send has ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Outcome {
+pub enum Ending {
     /// The source runs the guest, the destination has given it up.
     Stays,
     /// The same, at the operator's wish.
@@ -40,7 +40,7 @@ pub enum Outcome {
     Elsewhere,
 }
 
-impl Outcome {
+impl Ending {
     /// Whether the source still has to find out.
     pub const fn is_open(self) -> bool {
         matches!(self, Self::Prepared | Self::Running | Self::Refused | Self::Doubtful)
@@ -112,7 +112,7 @@ const fn phase(step: Step) -> Phase {
 
 /// What may come of `fault` at `step`. More than one where the two sides race; none where there is
 /// no such case: the party is not there, or the order means nothing.
-pub fn outcomes(form: Form, step: Step, fault: Fault) -> &'static [Outcome] {
+pub fn outcomes(form: Form, step: Step, fault: Fault) -> &'static [Ending] {
     match form {
         Form::Both => both(phase(step), step, fault),
         Form::Commit => commit(phase(step), step, fault),
@@ -122,8 +122,8 @@ pub fn outcomes(form: Form, step: Step, fault: Fault) -> &'static [Outcome] {
     }
 }
 
-fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
-    use {Act::*, Fault::*, Order::*, Outcome::*, Party::*};
+fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Ending] {
+    use {Act::*, Ending::*, Fault::*, Order::*, Party::*};
     match (fault, phase) {
         (Kill(Send), ..=ACKED) => &[Stays],
         // What it had written passes, and nobody tells the source.
@@ -257,8 +257,8 @@ fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
 
 /// As both ways but where the form matters: nobody waits for READY, the forward path is closed
 /// behind `End`, and the mig-recv that brings GO is not the one that brought the guest.
-fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
-    use {Act::*, Fault::*, Order::*, Outcome::*, Party::*};
+fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Ending] {
+    use {Act::*, Ending::*, Fault::*, Order::*, Party::*};
     match (fault, phase) {
         // It brings GO, and that it is dead is seen before the commit. One that thaws finds that it
         // was asked to.
@@ -293,8 +293,8 @@ fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Outcome] {
     }
 }
 
-fn one_way(step: Step, fault: Fault) -> &'static [Outcome] {
-    use {Act::*, Fault::*, Order::*, Outcome::*, Party::*};
+fn one_way(step: Step, fault: Fault) -> &'static [Ending] {
+    use {Act::*, Ending::*, Fault::*, Order::*, Party::*};
     let early = matches!(step, Point::Connect | Point::Header | Point::Round);
     // From here on mig-send waits for nobody: at Point::Section it may or may not have committed.
     let racing = step == Point::Section;
@@ -382,8 +382,8 @@ fn one_way(step: Step, fault: Fault) -> &'static [Outcome] {
 }
 
 /// The source is handed-over, the destination is prepared, and the operator asks.
-fn resolve(step: Step, fault: Fault) -> &'static [Outcome] {
-    use {Act::*, Fault::*, Order::*, Outcome::*, Party::*};
+fn resolve(step: Step, fault: Fault) -> &'static [Ending] {
+    use {Act::*, Ending::*, Fault::*, Order::*, Party::*};
     let answered = step == Point::Answer;
     match fault {
         Kill(Send) => &[Running],
@@ -426,9 +426,9 @@ fn resolve(step: Step, fault: Fault) -> &'static [Outcome] {
 }
 
 /// A file is whole or not there, and mig-send knows which.
-fn file(step: Step, fault: Fault) -> &'static [Outcome] {
+fn file(step: Step, fault: Fault) -> &'static [Ending] {
     match (fault, step) {
-        (Fault::DiskFull, Point::Round) | (Fault::NameTaken, Point::Eof) => &[Outcome::Stays],
+        (Fault::DiskFull, Point::Round) | (Fault::NameTaken, Point::Eof) => &[Ending::Stays],
         _ => &[],
     }
 }

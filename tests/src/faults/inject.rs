@@ -7,10 +7,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::case::{After, Case, Fault, Form, Order, Party};
-use super::expect::{self, Outcome};
+use super::expect::{self, Ending};
 use super::gate::Stopped;
 use super::party::{self, find, kill_9, lives, signal, within};
-use super::scene::Scene;
+use super::test_bed::TestBed;
 use super::wire::{Act, Point};
 use crate::console::wait;
 use crate::program::Done;
@@ -33,20 +33,20 @@ const DISOBEYED: Miss = "the tunnel did not do it";
 
 /// Does it, tells the tunnel how to go on, and waits until the fault is over. Says whether it
 /// really happened.
-pub fn inject(scene: &mut Scene, mut stopped: Stopped) -> Result<(), Miss> {
-    match scene.case.fault {
+pub fn inject(bed: &mut TestBed, mut stopped: Stopped) -> Result<(), Miss> {
+    match bed.case.fault {
         Fault::Kill(party) => {
-            let killed = find(scene, party, stopped.pid).is_some_and(kill_9);
+            let killed = find(bed, party, stopped.pid).is_some_and(kill_9);
             stopped.tell(Act::Pass);
             killed.then_some(()).ok_or(GONE)
         }
-        Fault::Freeze(party) => freeze(scene, party, &mut stopped),
+        Fault::Freeze(party) => freeze(bed, party, &mut stopped),
         Fault::Net(Act::Partition) => {
             stopped.tell(Act::Partition);
             let parted = stopped.does(Act::Partition);
             let holder = stopped.holder().expect("the tunnel leaves somebody");
             // Until then the far end cannot know; it has its own patience.
-            within(FREEZE, || scene.reception_ended());
+            within(FREEZE, || bed.reception_ended());
             kill_9(holder);
             parted.then_some(()).ok_or(DISOBEYED)
         }
@@ -54,36 +54,36 @@ pub fn inject(scene: &mut Scene, mut stopped: Stopped) -> Result<(), Miss> {
             stopped.tell(act);
             let obeyed = stopped.does(act);
             if act == Act::Stall {
-                scene.sender.end();
+                bed.sender.end();
                 // One way nobody else ends it.
                 kill_9(stopped.pid);
             }
             obeyed.then_some(()).ok_or(DISOBEYED)
         }
-        Fault::Say(order) => give(scene, order, &mut stopped),
+        Fault::Say(order) => give(bed, order, &mut stopped),
         Fault::PowerOff => {
-            let there = matches!(scene.case.step, Point::Running | Point::Answer);
+            let there = matches!(bed.case.step, Point::Running | Point::Answer);
             let (console, party) = match there {
-                true => (scene.b.clone(), Party::Destination),
-                false => (scene.a.console.clone(), Party::Source),
+                true => (bed.b.clone(), Party::Destination),
+                false => (bed.a.console.clone(), Party::Source),
             };
-            let pid = find(scene, party, 0).expect("it is waited for");
+            let pid = find(bed, party, 0).expect("it is waited for");
             console.wait_for("done");
             wait("the guest's vmrun to end", || !lives(pid));
             stopped.tell(Act::Pass);
             Ok(())
         }
         Fault::StateLost => {
-            scene.lose_records();
+            bed.lose_records();
             stopped.tell(Act::Pass);
             Ok(())
         }
         Fault::NoMoreMemory => {
-            let pid = find(scene, Party::Destination, 0).expect("it is waited for");
+            let pid = find(bed, Party::Destination, 0).expect("it is waited for");
             let limited = limit_memory(pid, "1000000");
             stopped.tell(Act::Pass);
             // There is memory again when mig-send has given up: it can be asked then.
-            scene.sender.end();
+            bed.sender.end();
             if lives(pid) {
                 limit_memory(pid, "unlimited");
             }
@@ -129,17 +129,17 @@ fn limit_memory(pid: i32, bytes: &str) -> bool {
     done.success()
 }
 
-fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) -> Result<(), Miss> {
-    let Case { form, step, fault, after } = scene.case;
-    let Some(pid) = find(scene, party, stopped.pid) else {
+fn freeze(bed: &mut TestBed, party: Party, stopped: &mut Stopped) -> Result<(), Miss> {
+    let Case { form, step, fault, after } = bed.case;
+    let Some(pid) = find(bed, party, stopped.pid) else {
         stopped.tell(Act::Pass);
         return Err(GONE);
     };
     let frozen = party::freeze(pid);
     stopped.tell(Act::Pass);
-    let stays = expect::outcomes(form, step, fault).contains(&Outcome::Stays);
+    let stays = expect::outcomes(form, step, fault).contains(&Ending::Stays);
     match party {
-        Party::Send if stays => drop(within(FREEZE, || scene.reception_ended())),
+        Party::Send if stays => drop(within(FREEZE, || bed.reception_ended())),
         Party::Send => thread::sleep(UNNOTICED),
         // One way mig-send waits for it, and not for ever.
         Party::Destination if form == Form::OneWay => thread::sleep(NOTICED),
@@ -150,7 +150,7 @@ fn freeze(scene: &mut Scene, party: Party, stopped: &mut Stopped) -> Result<(), 
         | Party::Tunnel
         | Party::SendBroker
         | Party::RecvBroker => {
-            within(FREEZE, || scene.sender.has_ended());
+            within(FREEZE, || bed.sender.has_ended());
         }
     }
     signal(pid, Signal::SIGCONT);
@@ -163,34 +163,34 @@ fn heard(done: &Done) -> Result<(), Miss> {
     (!nobody).then_some(()).ok_or("nobody was there to be told")
 }
 
-fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) -> Result<(), Miss> {
-    let Case { form, step, fault, .. } = scene.case;
+fn give(bed: &mut TestBed, order: Order, stopped: &mut Stopped) -> Result<(), Miss> {
+    let Case { form, step, fault, .. } = bed.case;
     let outcomes = expect::outcomes(form, step, fault);
-    let vmctl = |words: &[&str]| scene.source.run("vmctl", words);
-    let there = |words: &[&str]| scene.destination.run("vmctl", words);
+    let vmctl = |words: &[&str]| bed.source.run("vmctl", words);
+    let there = |words: &[&str]| bed.destination.run("vmctl", words);
     let given = match order {
         Order::Interrupt | Order::Cancel => {
             let given = if order == Order::Interrupt {
-                let there = lives(scene.sender.pid());
-                signal(scene.sender.pid(), Signal::SIGINT);
+                let there = lives(bed.sender.pid());
+                signal(bed.sender.pid(), Signal::SIGINT);
                 there.then_some(()).ok_or(GONE)
             } else {
                 let done = vmctl(&["cancel", "a"]);
                 // After GO the source may have ended.
                 let words = if step == Point::AfterGo { "" } else { "too late" };
-                expect_order(&done, outcomes == [Outcome::Cancelled], words);
+                expect_order(&done, outcomes == [Ending::Cancelled], words);
                 heard(&done)
             };
-            if outcomes == [Outcome::Cancelled] || form == Form::Resolve {
+            if outcomes == [Ending::Cancelled] || form == Form::Resolve {
                 // It must have done so before the step goes on.
-                within(FREEZE, || scene.sender.has_ended());
+                within(FREEZE, || bed.sender.has_ended());
             }
             given
         }
         Order::Pause => heard(&vmctl(&["pause", "a"])),
         Order::Resume => heard(&vmctl(&["resume", "a"])),
         Order::ResumeThere => {
-            wait("the destination's vmrun", || scene.destination.state("b").is_some());
+            wait("the destination's vmrun", || bed.destination.state("b").is_some());
             let done = there(&["resume", "b"]);
             // GO may be served, or not yet.
             if step != Point::AfterGo {
@@ -204,27 +204,27 @@ fn give(scene: &mut Scene, order: Order, stopped: &mut Stopped) -> Result<(), Mi
                 Order::QuitForce => vmctl(&["quit", "--force", "a"]),
                 _ => vmctl(&["quit", "a"]),
             };
-            let ends = order == Order::QuitForce || outcomes.contains(&Outcome::EndedHere);
+            let ends = order == Order::QuitForce || outcomes.contains(&Ending::EndedHere);
             if outcomes.len() == 1 && step != Point::AfterGo {
                 expect_order(&done, ends, "--force");
             }
             if done.status == Some(0) {
-                scene.a.ended();
+                bed.a.ended();
             }
             heard(&done)
         }
         Order::QuitThere => {
             // Its process is there before its socket.
-            wait("the destination's vmrun", || scene.destination.state("b").is_some());
-            let pid = find(scene, Party::Destination, 0).expect("it is waited for");
+            wait("the destination's vmrun", || bed.destination.state("b").is_some());
+            let pid = find(bed, Party::Destination, 0).expect("it is waited for");
             expect_order(&there(&["quit", "b"]), true, "");
             wait("the destination's vmrun to end", || !lives(pid));
             Ok(())
         }
         Order::SecondSend => {
-            let to = scene.elsewhere();
-            let done = scene.source.run("mig-send", &["-q", "a", &to]);
-            let status = if outcomes == [Outcome::Elsewhere] { 0 } else { 1 };
+            let to = bed.elsewhere();
+            let done = bed.source.run("mig-send", &["-q", "a", &to]);
+            let status = if outcomes == [Ending::Elsewhere] { 0 } else { 1 };
             assert_eq!(done.status, Some(status), "the second mig-send: {done:#?}");
             Ok(())
         }

@@ -16,7 +16,7 @@
 //!
 //! One case, in order (`drive`):
 //!
-//! 1. `scene` makes the hosts, breaks what is to be broken from the beginning, boots the guest
+//! 1. `bed` makes the hosts, breaks what is to be broken from the beginning, boots the guest
 //!    and starts mig-send, with timeouts that are short where one is to come and long where not.
 //! 2. The tunnel asks the `gate` what it is to do and says when it is at its step (`wire`).
 //!    Nothing passes until it is told to go on.
@@ -45,15 +45,15 @@ pub mod expect;
 mod gate;
 mod inject;
 mod party;
-mod scene;
 mod seed;
 mod survey;
+mod test_bed;
 mod watch;
 mod wire;
 
 pub use case::{After, Case, Fault, Form, Order, Party, Step};
 pub use drive::{Verdict, run};
-pub use expect::Outcome;
+pub use expect::Ending;
 pub use seed::Seed;
 pub use survey::{Survey, choose, cover, possible};
 pub use wire::{Act, Plan, Point};

@@ -7,28 +7,28 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::case::Party;
-use super::scene::Scene;
+use super::test_bed::TestBed;
 use super::wire::Point;
 use crate::console::wait;
 use crate::host::Host;
 
 /// The process of `party`, if it has not done its part already; `tunnel` is the one that stopped.
-pub fn find(scene: &Scene, party: Party, tunnel: i32) -> Option<i32> {
+pub fn find(bed: &TestBed, party: Party, tunnel: i32) -> Option<i32> {
     Some(match party {
-        Party::Send => scene.sender.pid(),
-        Party::Source => scene.a.pid(),
+        Party::Send => bed.sender.pid(),
+        Party::Source => bed.a.pid(),
         Party::Tunnel => tunnel,
         // After GO it may be done and gone.
-        Party::Recv if scene.case.step == Point::AfterGo => {
-            return now(&scene.destination, "mig-recv");
+        Party::Recv if bed.case.step == Point::AfterGo => {
+            return now(&bed.destination, "mig-recv");
         }
-        Party::Recv => of(&scene.destination, "mig-recv"),
-        Party::Destination => of(&scene.destination, "vmrun"),
-        Party::SendBroker if scene.case.step == Point::AfterGo => {
-            return now(&scene.source, "mig-broker");
+        Party::Recv => of(&bed.destination, "mig-recv"),
+        Party::Destination => of(&bed.destination, "vmrun"),
+        Party::SendBroker if bed.case.step == Point::AfterGo => {
+            return now(&bed.source, "mig-broker");
         }
-        Party::SendBroker => of(&scene.source, "mig-broker"),
-        Party::RecvBroker => of(&scene.destination, "mig-broker"),
+        Party::SendBroker => of(&bed.source, "mig-broker"),
+        Party::RecvBroker => of(&bed.destination, "mig-broker"),
     })
 }
 

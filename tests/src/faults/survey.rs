@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::case::{Case, Fault, Form, Step};
 use super::drive::{Verdict, run};
-use super::expect::Outcome;
+use super::expect::Ending;
 use super::inject::may_miss;
-use super::scene::try_mount;
 use super::seed::Seed;
+use super::test_bed::try_mount;
 
 /// Cases in an order that `seed` gives: every case comes once before any comes again.
 pub fn choose(seed: u64, count: usize) -> Vec<Case> {
@@ -128,7 +128,7 @@ impl Survey {
     pub fn table(&self) -> String {
         let mut text = String::new();
         for form in Form::ALL {
-            let mut cells: BTreeMap<(Fault, usize), BTreeMap<Option<Outcome>, u32>> =
+            let mut cells: BTreeMap<(Fault, usize), BTreeMap<Option<Ending>, u32>> =
                 BTreeMap::new();
             for verdict in self.verdicts.iter().filter(|verdict| verdict.case.form == form) {
                 let step = form.steps().iter().position(|step| *step == verdict.case.step);
@@ -143,7 +143,7 @@ impl Survey {
     }
 }
 
-type Cells = BTreeMap<(Fault, usize), BTreeMap<Option<Outcome>, u32>>;
+type Cells = BTreeMap<(Fault, usize), BTreeMap<Option<Ending>, u32>>;
 
 fn part(text: &mut String, form: Form, cells: &Cells) {
     let steps = form.steps();
@@ -174,7 +174,7 @@ fn part(text: &mut String, form: Form, cells: &Cells) {
     text.push('\n');
 }
 
-fn cell(counts: &BTreeMap<Option<Outcome>, u32>) -> String {
+fn cell(counts: &BTreeMap<Option<Ending>, u32>) -> String {
     let words = counts.iter().map(|(outcome, count)| match outcome {
         Some(outcome) => outcome.word().to_owned(),
         None => format!("FAILED {count}"),

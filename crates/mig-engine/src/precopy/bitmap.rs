@@ -1,6 +1,6 @@
 //! Which pages of a region.
 
-use units::{PageRange, Pages, RegionId};
+use migpipe_units::{PageRange, Pages, RegionId};
 
 const BITS: u64 = u64::BITS as u64;
 

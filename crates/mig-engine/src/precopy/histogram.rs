@@ -1,6 +1,6 @@
 //! How often each page was sent.
 
-use units::{PageRange, Pages};
+use migpipe_units::{PageRange, Pages};
 
 /// Pages that share one allocation: 16 MiB of guest memory cost 4 KiB here, and nothing until one
 /// of them is sent.
@@ -70,7 +70,7 @@ impl SentHistogram {
 
 #[cfg(test)]
 mod tests {
-    use units::RegionId;
+    use migpipe_units::RegionId;
 
     use super::*;
 

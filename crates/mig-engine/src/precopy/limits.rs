@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use migpipe_units::Pages;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use units::Pages;
 
 use super::nanos;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use units::{Bytes, BytesPerSec, PAGE_SIZE};
+use migpipe_units::{Bytes, BytesPerSec, PAGE_SIZE};
 
 const NANOS: i128 = 1_000_000_000;
 

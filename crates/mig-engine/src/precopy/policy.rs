@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use migpipe_units::{Bytes, BytesPerSec, PAGE_SIZE, Pages};
 use serde::{Deserialize, Serialize};
-use units::{Bytes, BytesPerSec, PAGE_SIZE, Pages};
 
 use super::{Limits, OnStall, RoundStats, Rule};
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use units::{Bytes, BytesPerSec};
+use migpipe_units::{Bytes, BytesPerSec};
 
 /// The window is kept as so many slots, so that memory is bounded however often it is told.
 const SLOTS: u32 = 20;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use migpipe_units::{Bytes, BytesPerSec, Pages};
 use serde::{Deserialize, Serialize};
-use units::{Bytes, BytesPerSec, Pages};
 
 use super::nanos;
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use migpipe_units::Pages;
 use serde::{Deserialize, Serialize};
-use units::Pages;
 
 use super::nanos;
 use crate::report::text::Time;

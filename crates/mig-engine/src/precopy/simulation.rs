@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use units::{Bytes, BytesPerSec, Pages, RegionId};
+use migpipe_units::{Bytes, BytesPerSec, Pages, RegionId};
 
 use super::*;
 

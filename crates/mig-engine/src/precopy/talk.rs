@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use units::{PageRange, Pages, RegionId};
+use migpipe_units::{PageRange, Pages, RegionId};
 
 use super::*;
 
@@ -46,7 +46,7 @@ fn the_example_of_the_talk_converges_in_fourteen_rounds() {
 fn the_example_of_the_talk_keeps_a_promise_of_100_ms_already_after_round_0_on_a_fast_path() {
     let mut policy = Policy::new(Limits::default());
     let path = Path {
-        rate: units::BytesPerSec(500_000_000),
+        rate: migpipe_units::BytesPerSec(500_000_000),
         overhead: Duration::from_millis(20),
         ..Path::default()
     };

@@ -4,7 +4,7 @@
 //! dirty in two rounds in a row waits for the blackout instead, for as long as it goes on being
 //! dirty in every round. A page that cooled down is sent in the next round.
 
-use units::Pages;
+use migpipe_units::Pages;
 
 use super::Bitmap;
 
@@ -128,8 +128,8 @@ fn lowest(word: u64, room: &mut u64) -> u64 {
 mod tests {
     use std::collections::BTreeSet;
 
+    use migpipe_units::RegionId;
     use proptest::prelude::*;
-    use units::RegionId;
 
     use super::*;
 

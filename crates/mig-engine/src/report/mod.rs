@@ -13,8 +13,8 @@ pub(crate) mod text;
 
 use std::time::Duration;
 
+use migpipe_units::{Bytes, MigrationId, Pages};
 use serde::{Deserialize, Serialize};
-use units::{Bytes, MigrationId, Pages};
 
 pub use progress::{Phase, Progress};
 pub use text::{Time, clean, grouped};
@@ -37,7 +37,7 @@ pub struct Report {
     /// The version of the stream's format.
     pub format_version: u16,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: ReportOutcome,
     /// Why it ended so, unless it completed: one line for a person.
     pub reason: Option<String>,
     /// Where the guest is now, where that is known: a stream without a way back does not tell.
@@ -84,7 +84,7 @@ pub enum Mode {
 /// How a migration ended; the exit status of `mig-send` in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum ReportOutcome {
     /// The destination runs the guest, or the stream is complete (one way). Status 0.
     Completed,
     /// Failed; the guest runs on the source. Status 1.

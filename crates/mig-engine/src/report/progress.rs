@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use migpipe_units::{Bytes, BytesPerSec, Pages};
 use serde::{Deserialize, Serialize};
-use units::{Bytes, BytesPerSec, Pages};
 
 use super::text::{Time, grouped};
 use crate::precopy::nanos;

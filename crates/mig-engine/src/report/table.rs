@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use units::{Bytes, BytesPerSec};
+use migpipe_units::{Bytes, BytesPerSec};
 
 use super::text::{Time, bar, clean, grouped};
-use super::{Downtime, Mode, Outcome, Report};
+use super::{Downtime, Mode, Report, ReportOutcome};
 use crate::precopy::RoundStats;
 
 /// No line is wider than this, in characters.
@@ -61,14 +61,14 @@ impl Report {
             Mode::BothWays => "both ways",
         };
         let outcome = match self.outcome {
-            Outcome::Completed => match self.mode {
+            ReportOutcome::Completed => match self.mode {
                 Mode::OneWay => "stream complete",
                 Mode::BothWays => "migrated",
             },
-            Outcome::Failed => "failed; the guest runs on at the source",
-            Outcome::GaveUp => "gave up; the guest runs on at the source",
-            Outcome::Cancelled => "cancelled; the guest runs on at the source",
-            Outcome::Unknown => "outcome not known",
+            ReportOutcome::Failed => "failed; the guest runs on at the source",
+            ReportOutcome::GaveUp => "gave up; the guest runs on at the source",
+            ReportOutcome::Cancelled => "cancelled; the guest runs on at the source",
+            ReportOutcome::Unknown => "outcome not known",
         };
         let guest = clean(&self.guest, 24);
         format!("{guest}: {outcome}, {mode}")

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use units::{BytesPerSec, MigrationId};
+use migpipe_units::{BytesPerSec, MigrationId};
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn migrated() -> Report {
         migration: MigrationId::from_bytes(*b"\x01\x92\x3fthe migration"),
         mode: Mode::BothWays,
         format_version: 1,
-        outcome: Outcome::Completed,
+        outcome: ReportOutcome::Completed,
         reason: None,
         location: Some(Location::Destination),
         needed_downtime: None,
@@ -68,7 +68,7 @@ fn given_up_one_way() -> Report {
     Report {
         guest: "a guest\nwith a name that does not end".to_owned(),
         mode: Mode::OneWay,
-        outcome: Outcome::GaveUp,
+        outcome: ReportOutcome::GaveUp,
         reason: Some("the promised downtime of 100 ms cannot be kept".to_owned()),
         location: Some(Location::Source),
         needed_downtime: Some(412 * MS),

@@ -10,7 +10,9 @@ use mig_stream::{
     Flags, Header, MemoryDigest, Preamble, ReadError, Record, Region, RegionDigest, RoundStats,
     StreamReader, StreamWriter,
 };
-use units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId};
+use migpipe_units::{
+    Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId,
+};
 
 pub const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
 

@@ -26,7 +26,7 @@ use crate::confinement;
 const BACKLOG: usize = 256 << 10;
 
 /// How long the thread may take to end; it gives a slow reader a fifth of that.
-const LEFT: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Who takes what is typed.
 pub trait Input: Send + Sync {
@@ -90,7 +90,7 @@ impl Console {
                 let shared = Arc::clone(&shared);
                 let thread = std::thread::Builder::new().name("console".to_owned());
                 let serve = move || {
-                    confine::thread(&confinement::CONSOLE);
+                    migpipe_confine::thread(&confinement::CONSOLE);
                     ends.serve(&shared);
                 };
                 Some(thread.spawn(serve).map_err(failed)?)
@@ -130,7 +130,7 @@ impl Drop for Console {
         let Some(thread) = self.thread.take() else { return };
         let began = Instant::now();
         while !thread.is_finished() {
-            if began.elapsed() > LEFT {
+            if began.elapsed() > FLUSH_TIMEOUT {
                 tracing::warn!("console {} does not take what is printed: it is left", self.spec);
                 return;
             }

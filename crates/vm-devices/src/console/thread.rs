@@ -16,11 +16,11 @@ use super::{ConsoleSpec, Shared};
 /// One write: a pipe that poll calls writable takes this much without blocking (PIPE_BUF).
 const PIECE: usize = 4096;
 /// How often bytes that the guest has no room for are offered again.
-const OFFER_AGAIN: Duration = Duration::from_millis(10);
+const INPUT_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// How long the end waits for a reader that is slow.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 /// A console whose output fails is left alone for so long.
-const RETRY: Duration = Duration::from_secs(1);
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a console reads from and writes to.
 pub(super) struct Ends {
@@ -75,7 +75,7 @@ impl Ends {
         let mut give_up = None;
         loop {
             if shared.is_ending() {
-                let until = *give_up.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+                let until = *give_up.get_or_insert_with(|| Instant::now() + FLUSH_TIMEOUT);
                 let written = self.piece.is_empty() && shared.backlog().is_empty();
                 let done = written || self.output.is_none();
                 if done || self.quiet_until.is_some() || Instant::now() >= until {
@@ -129,7 +129,7 @@ impl Ends {
         let now = Instant::now();
         let ends = [give_up, self.quiet_until];
         let waits = ends.iter().flatten().map(|at| at.saturating_duration_since(now));
-        let again = (!self.typed.is_empty()).then_some(OFFER_AGAIN);
+        let again = (!self.typed.is_empty()).then_some(INPUT_RETRY_INTERVAL);
         let timeout = waits.chain(again).min().map_or(PollTimeout::NONE, |wait| {
             PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
@@ -181,7 +181,7 @@ impl Ends {
         if self.listener.is_some() {
             self.lose_client();
         } else {
-            self.quiet_until = Some(Instant::now() + RETRY);
+            self.quiet_until = Some(Instant::now() + REOPEN_INTERVAL);
             if !std::mem::replace(&mut self.complained, true) {
                 tracing::warn!("console output waits: {error}");
             }
@@ -271,13 +271,13 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::{Arc, Mutex};
 
-    use confine::{Mode, Outside};
+    use migpipe_confine::{Mode, ViolationAction};
 
     use super::super::{Console, Input};
     use super::*;
 
     /// Ends what hangs, and measures nothing.
-    const HANGS: Duration = Duration::from_secs(600);
+    const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
     /// A guest that takes two bytes at a time.
     #[derive(Default)]
@@ -313,14 +313,14 @@ mod tests {
 
     fn opened(text: &str) -> Console {
         // A thread that calls what its filter does not have ends the tests.
-        confine::begin(Mode::Enforce, Outside::Killed);
+        migpipe_confine::begin(Mode::Enforce, ViolationAction::Killed);
         Console::open(&text.parse().unwrap()).unwrap()
     }
 
     fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-        let end = Instant::now() + HANGS;
+        let end = Instant::now() + HANG_TIMEOUT;
         while !done() {
-            assert!(Instant::now() < end, "{what} within {HANGS:?}");
+            assert!(Instant::now() < end, "{what} within {HANG_TIMEOUT:?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -349,7 +349,7 @@ mod tests {
         let console = opened(&format!("unix:{}", path.display()));
         for text in ["for the first\n", "for the second\n"] {
             let client = UnixStream::connect(&path).unwrap();
-            client.set_read_timeout(Some(HANGS)).unwrap();
+            client.set_read_timeout(Some(HANG_TIMEOUT)).unwrap();
             console.print(text.as_bytes());
             let mut line = String::new();
             BufReader::new(client).read_line(&mut line).unwrap();

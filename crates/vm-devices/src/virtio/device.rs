@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use units::Pages;
+use migpipe_units::Pages;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_QUEUE_NOTIFY,
@@ -86,7 +86,7 @@ impl Worker {
     pub(super) fn spawn(name: String) -> io::Result<Self> {
         let (device, shared) = channel::<Arc<Shared>>();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            confine::thread(&confinement::WORKER);
+            migpipe_confine::thread(&confinement::WORKER);
             // Nothing comes if the device is given up before it has a state.
             let Ok(shared) = shared.recv() else { return };
             if let Err(error) = shared.work() {

@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use confine::{Mode, Outside};
+use migpipe_confine::{Mode, ViolationAction};
+use migpipe_units::{Gfn, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use units::{Gfn, Pages, RegionId};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -31,7 +31,7 @@ const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 /// Where buffers begin.
 pub(super) const BUFFERS: u64 = 0x4_0000;
-const PATIENCE: Duration = Duration::from_secs(600);
+const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
@@ -93,7 +93,7 @@ impl Machine {
 
     fn with(backend: (Box<dyn Backend>, HostSide), spec: &VirtioSpec, marking: bool) -> Self {
         // A worker that calls what its filter does not have ends the tests.
-        confine::begin(Mode::Enforce, Outside::Killed);
+        migpipe_confine::begin(Mode::Enforce, ViolationAction::Killed);
         let len = PAGES * 4096;
         let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(len).unwrap();
@@ -299,9 +299,9 @@ impl Driver {
     }
 
     pub(super) fn wait(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + HANG_TIMEOUT;
         while !done(self) {
-            assert!(Instant::now() < end, "no {what} within {PATIENCE:?}");
+            assert!(Instant::now() < end, "no {what} within {HANG_TIMEOUT:?}");
             std::thread::sleep(Duration::from_micros(200));
         }
     }

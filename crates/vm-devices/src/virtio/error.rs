@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use migpipe_units::Bytes;
 use thiserror::Error;
-use units::Bytes;
 
 use super::window::MmioWindow;
 use crate::console::ConsoleError;

@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use migpipe_units::{PAGE_SIZE, PageRange, Pages};
 use nix::fcntl::{FallocateFlags, fallocate};
-use units::{PAGE_SIZE, PageRange, Pages};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
 };

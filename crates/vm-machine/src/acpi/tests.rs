@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use units::Bytes as Size;
+use migpipe_units::Bytes as Size;
 
 use super::*;
 use crate::layout;

@@ -4,7 +4,7 @@ use std::io::{Read, Seek};
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use units::Bytes;
+use migpipe_units::Bytes;
 use vm_memory::{Address, GuestMemoryMmap, ReadVolatile};
 
 use super::BootError;

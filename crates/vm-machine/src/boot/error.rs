@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use migpipe_units::Bytes;
 use thiserror::Error;
-use units::Bytes;
 
 use crate::acpi::AcpiError;
 

@@ -14,7 +14,7 @@ use linux_loader::loader::bootparam::{
 };
 use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{BzImage, KernelLoader};
-use units::{Bytes, PAGE_SIZE};
+use migpipe_units::{Bytes, PAGE_SIZE};
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
 
 use super::{BootError, command_line, detect, long_mode, map};

@@ -162,7 +162,7 @@ pub(super) fn set_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 
 #[cfg(test)]
 mod tests {
-    use units::Bytes as Size;
+    use migpipe_units::Bytes as Size;
 
     use super::*;
     use crate::layout;

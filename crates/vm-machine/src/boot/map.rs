@@ -38,7 +38,7 @@ pub(super) fn of(regions: &[MemoryRegion]) -> Vec<(Range<u64>, Kind)> {
 
 #[cfg(test)]
 mod tests {
-    use units::Bytes;
+    use migpipe_units::Bytes;
 
     use super::*;
     use crate::layout;

@@ -13,7 +13,7 @@ mod reset_vector;
 use std::path::PathBuf;
 
 use kvm_ioctls::VcpuFd;
-use units::Bytes;
+use migpipe_units::Bytes;
 use vm_devices::MmioWindow;
 use vm_guest::DirtySpec;
 
@@ -50,7 +50,7 @@ enum Entry {
 
 /// What a kernel is told of the machine that it runs on.
 #[derive(Clone, Copy, Debug)]
-struct Surroundings<'a> {
+struct BootParams<'a> {
     vcpus: u32,
     windows: &'a [MmioWindow],
     tsc_khz: u32,
@@ -70,7 +70,7 @@ impl Kernel {
         vcpus: u32,
     ) -> Result<u64, crate::MachineError> {
         let memory = Memory::new(&layout::regions(memory), false)?;
-        let around = Surroundings { vcpus, windows: &[], tsc_khz: 1_000_000 };
+        let around = BootParams { vcpus, windows: &[], tsc_khz: 1_000_000 };
         match load(self, command_line, &memory, around)? {
             Entry::Pvh { address, .. } | Entry::Linux(address) => Ok(address),
         }
@@ -90,7 +90,7 @@ pub(crate) fn boot(
     windows: &[MmioWindow],
     tsc_khz: u32,
 ) -> Result<(), BootError> {
-    let around = Surroundings { vcpus: vcpus.len() as u32, windows, tsc_khz };
+    let around = BootParams { vcpus: vcpus.len() as u32, windows, tsc_khz };
     let entry = load(kernel, command_line, memory, around)?;
     for (number, vcpu) in (0..).zip(vcpus) {
         match entry {
@@ -115,7 +115,7 @@ fn load(
     kernel: &Kernel,
     command_line: &str,
     memory: &Memory,
-    around: Surroundings<'_>,
+    around: BootParams<'_>,
 ) -> Result<Entry, BootError> {
     let size = memory.regions().iter().map(|region| region.pages.bytes()).sum();
     match kernel {

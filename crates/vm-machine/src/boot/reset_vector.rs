@@ -30,7 +30,7 @@ fn code() -> [u8; 9] {
 
 #[cfg(test)]
 mod tests {
-    use units::Bytes as Size;
+    use migpipe_units::Bytes as Size;
 
     use super::*;
     use crate::layout;

@@ -5,15 +5,15 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::kick::Kick;
-use crate::moment::Moment;
+use crate::monotonic_time::MonotonicTime;
 
 /// How long to wait for a vCPU before it is called again. One call is enough; this only keeps a
 /// mistake in that reasoning from hanging a migration.
-const CALL_AGAIN: Duration = Duration::from_millis(20);
+const KICK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is wanted of the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum RunRequest {
     /// Run the guest.
     Run,
     /// Stop and stay.
@@ -33,11 +33,11 @@ pub(super) enum Next {
 }
 
 struct Inner {
-    wish: Wish,
+    request: RunRequest,
     /// The throttle holds all vCPUs right now.
     held: bool,
     parked: usize,
-    last_exit: Moment,
+    last_exit: MonotonicTime,
 }
 
 /// See the module.
@@ -46,7 +46,7 @@ pub(super) struct Gate {
     changed: Condvar,
     /// A copy of what `inner` says, read before every KVM_RUN.
     next: AtomicU8,
-    /// Moment of the first KVM_RUN after a resume, in nanoseconds; 0 before it.
+    /// MonotonicTime of the first KVM_RUN after a resume, in nanoseconds; 0 before it.
     first_entry: AtomicU64,
     kicks: Vec<Kick>,
 }
@@ -61,10 +61,10 @@ impl Gate {
     pub(super) fn new(kicks: Vec<Kick>) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                wish: Wish::Pause,
+                request: RunRequest::Pause,
                 held: false,
                 parked: 0,
-                last_exit: Moment::now(),
+                last_exit: MonotonicTime::now(),
             }),
             changed: Condvar::new(),
             next: AtomicU8::new(PAUSE),
@@ -79,11 +79,11 @@ impl Gate {
     }
 
     fn publish(&self, inner: &Inner) {
-        let next = match inner.wish {
-            Wish::Quit => QUIT,
-            Wish::Pause => PAUSE,
-            Wish::Run if inner.held => HOLD,
-            Wish::Run => RUN,
+        let next = match inner.request {
+            RunRequest::Quit => QUIT,
+            RunRequest::Pause => PAUSE,
+            RunRequest::Run if inner.held => HOLD,
+            RunRequest::Run => RUN,
         };
         self.next.store(next, Ordering::SeqCst);
         if next != RUN {
@@ -94,21 +94,21 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Says what is wanted from now on. Nothing is wanted any more after [`Wish::Quit`].
-    pub(super) fn set(&self, wish: Wish) {
+    /// Says what is wanted from now on. Nothing is wanted any more after [`RunRequest::Quit`].
+    pub(super) fn set(&self, request: RunRequest) {
         let mut inner = self.inner();
-        if inner.wish == wish || inner.wish == Wish::Quit {
+        if inner.request == request || inner.request == RunRequest::Quit {
             return;
         }
-        if wish == Wish::Run {
+        if request == RunRequest::Run {
             self.first_entry.store(0, Ordering::SeqCst);
         }
-        inner.wish = wish;
+        inner.request = request;
         self.publish(&inner);
     }
 
-    pub(super) fn wish(&self) -> Wish {
-        self.inner().wish
+    pub(super) fn request(&self) -> RunRequest {
+        self.inner().request
     }
 
     /// Holds running vCPUs up, or no more.
@@ -123,10 +123,10 @@ impl Gate {
     /// Waits until so many vCPUs are parked, or one of them may run again.
     pub(super) fn wait_until_parked(&self, vcpus: usize) {
         let mut inner = self.inner();
-        while inner.parked < vcpus && inner.wish == Wish::Pause {
+        while inner.parked < vcpus && inner.request == RunRequest::Pause {
             let (again, timeout) = self
                 .changed
-                .wait_timeout(inner, CALL_AGAIN)
+                .wait_timeout(inner, KICK_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner);
             inner = again;
             if timeout.timed_out() {
@@ -136,14 +136,14 @@ impl Gate {
     }
 
     /// When the last vCPU left guest mode.
-    pub(super) fn last_exit(&self) -> Moment {
+    pub(super) fn last_exit(&self) -> MonotonicTime {
         self.inner().last_exit
     }
 
-    pub(super) fn first_entry(&self) -> Option<Moment> {
+    pub(super) fn first_entry(&self) -> Option<MonotonicTime> {
         match self.first_entry.load(Ordering::SeqCst) {
             0 => None,
-            nanos => Some(Moment::from_clock(Duration::from_nanos(nanos))),
+            nanos => Some(MonotonicTime::from_clock(Duration::from_nanos(nanos))),
         }
     }
 
@@ -165,14 +165,14 @@ impl Gate {
     /// A vCPU is about to enter guest mode.
     pub(super) fn entering(&self) {
         if self.first_entry.load(Ordering::Relaxed) == 0 {
-            let now = Moment::now().to_clock().as_nanos() as u64;
+            let now = MonotonicTime::now().to_clock().as_nanos() as u64;
             let order = Ordering::SeqCst;
             let _ = self.first_entry.compare_exchange(0, now, order, order);
         }
     }
 
     /// Counts the calling vCPU as stopped until something else is wanted.
-    pub(super) fn park(&self, left_guest: Option<Moment>) {
+    pub(super) fn park(&self, left_guest: Option<MonotonicTime>) {
         let mut inner = self.inner();
         if let Some(left_guest) = left_guest {
             inner.last_exit = inner.last_exit.max(left_guest);
@@ -181,14 +181,14 @@ impl Gate {
         self.changed.notify_all();
         let mut inner = self
             .changed
-            .wait_while(inner, |inner| inner.wish == Wish::Pause)
+            .wait_while(inner, |inner| inner.request == RunRequest::Pause)
             .unwrap_or_else(PoisonError::into_inner);
         inner.parked -= 1;
     }
 
     /// Waits until the throttle lets go or something else is wanted.
     pub(super) fn wait_while_held(&self) {
-        let held = |inner: &mut Inner| inner.wish == Wish::Run && inner.held;
+        let held = |inner: &mut Inner| inner.request == RunRequest::Run && inner.held;
         drop(self.changed.wait_while(self.inner(), held));
     }
 
@@ -196,7 +196,7 @@ impl Gate {
     pub(super) fn sleep(&self, time: Duration) {
         let end = Instant::now() + time;
         let mut inner = self.inner();
-        while inner.wish == Wish::Run && !inner.held {
+        while inner.request == RunRequest::Run && !inner.held {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;

@@ -13,11 +13,11 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 
 use crate::events::Events;
-use crate::moment::Moment;
+use crate::monotonic_time::MonotonicTime;
 use crate::ports::Ports;
 
 pub use self::error::VcpuError;
-use self::gate::{Gate, Wish};
+use self::gate::{Gate, RunRequest};
 use self::kick::Kick;
 use self::throttle::Throttle;
 
@@ -79,23 +79,23 @@ impl Vcpus {
 
     /// Lets them run. The caller has made sure that they may.
     pub(crate) fn resume(&self) {
-        self.gate.set(Wish::Run);
+        self.gate.set(RunRequest::Run);
     }
 
     /// Stops them; returns when all are out of guest mode with no I/O half done, with the moment
     /// at which the last one left it.
-    pub(crate) fn pause(&self) -> Moment {
-        self.gate.set(Wish::Pause);
+    pub(crate) fn pause(&self) -> MonotonicTime {
+        self.gate.set(RunRequest::Pause);
         self.gate.wait_until_parked(self.threads.len());
         self.gate.last_exit()
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        self.gate.wish() == Wish::Run
+        self.gate.request() == RunRequest::Run
     }
 
     /// When the first vCPU entered guest mode after the last resume; nothing if none has yet.
-    pub(crate) fn first_entry(&self) -> Option<Moment> {
+    pub(crate) fn first_entry(&self) -> Option<MonotonicTime> {
         self.gate.first_entry()
     }
 
@@ -113,7 +113,7 @@ impl Vcpus {
 impl Drop for Vcpus {
     fn drop(&mut self) {
         self.throttle.end();
-        self.gate.set(Wish::Quit);
+        self.gate.set(RunRequest::Quit);
         for (number, thread) in self.threads.drain(..).enumerate() {
             if thread.join().is_err() {
                 tracing::error!("the thread of vCPU {number} panicked");

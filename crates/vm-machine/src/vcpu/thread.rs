@@ -7,11 +7,11 @@ use std::time::Duration;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_devices::PowerRequest;
 
-use super::gate::{Gate, Next, Wish};
+use super::gate::{Gate, Next, RunRequest};
 use super::{SharedVcpu, lock};
 use crate::confinement;
 use crate::events::{Events, MachineEvent};
-use crate::moment::Moment;
+use crate::monotonic_time::MonotonicTime;
 use crate::ports::{Ask, Ports};
 
 /// How often KVM_RUN is called for the completion of one instruction at most: a string instruction
@@ -26,7 +26,7 @@ pub(super) struct Thread {
     pub(super) ports: Ports,
     pub(super) events: Arc<Events>,
     /// When it last left guest mode; nothing if it has not run since it was parked.
-    pub(super) left_guest: Cell<Option<Moment>>,
+    pub(super) left_guest: Cell<Option<MonotonicTime>>,
 }
 
 /// What an exit asks for.
@@ -42,7 +42,7 @@ enum After {
 impl Thread {
     /// Does what the gate says until it says that this is the end.
     pub(super) fn run(self) {
-        confine::thread(&confinement::VCPU);
+        migpipe_confine::thread(&confinement::VCPU);
         let kick = self.gate.kick(self.number);
         kick.is_mine();
         loop {
@@ -68,13 +68,13 @@ impl Thread {
     fn step(&self) {
         self.gate.entering();
         let after = self.enter(&mut lock(&self.vcpu));
-        self.left_guest.set(Some(Moment::now()));
+        self.left_guest.set(Some(MonotonicTime::now()));
         match after {
             After::Nothing | After::Interrupted => {}
             After::Idle(time) => self.gate.sleep(time),
             After::End(event) => {
                 self.events.send(&event);
-                self.gate.set(Wish::Pause);
+                self.gate.set(RunRequest::Pause);
             }
         }
     }

@@ -44,7 +44,7 @@ impl Throttle {
         });
         let (gate, of_thread) = (Arc::clone(gate), Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("throttle".to_owned()).spawn(move || {
-            confine::thread(&confinement::THROTTLE);
+            migpipe_confine::thread(&confinement::THROTTLE);
             of_thread.serve(&gate);
         })?;
         Ok(Self { shared, thread: Some(thread) })

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use units::{Bytes as Size, PAGE_SIZE};
+use migpipe_units::{Bytes as Size, PAGE_SIZE};
 use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_memory::{Bytes, GuestAddress};
 

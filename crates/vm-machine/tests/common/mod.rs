@@ -5,14 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use confine::{Mode, Outside};
-use units::Bytes;
+use migpipe_confine::{Mode, ViolationAction};
+use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
 use vm_machine::{Kernel, Machine, MachineConfig, Overrides};
 use vm_memory::GuestMemoryBackend;
 
 /// How long anything may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub const HANG_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// False, and a line that says so, where there is no KVM.
 pub fn has_kvm(test: &str) -> bool {
@@ -49,7 +49,7 @@ impl Guest {
     /// Boots the built-in guest; it is paused.
     pub fn boot(dir: &Path, spec: &str, mem: &str, cpus: u32) -> Self {
         // A thread that calls what its filter does not have ends the tests.
-        confine::begin(Mode::Enforce, Outside::Killed);
+        migpipe_confine::begin(Mode::Enforce, ViolationAction::Killed);
         let path = dir.join("console");
         let machine = Machine::boot(&MachineConfig {
             name: "test".to_owned(),
@@ -108,11 +108,11 @@ impl Guest {
     }
 
     pub fn wait_for(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + HANG_TIMEOUT;
         while !done(self) {
             assert!(
                 Instant::now() < end,
-                "no {what} within {PATIENCE:?}; the console says:\n{}",
+                "no {what} within {HANG_TIMEOUT:?}; the console says:\n{}",
                 self.text()
             );
             std::thread::sleep(Duration::from_millis(5));

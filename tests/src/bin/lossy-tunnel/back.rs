@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use mig_stream::{Message, ReturnReader};
 use migpipe_tests::faults::Point;
-use units::MigrationId;
+use migpipe_units::MigrationId;
 
 use crate::control::Control;
 use crate::far::Far;

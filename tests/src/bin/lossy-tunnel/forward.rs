@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 
 use mig_stream::{Record, StreamReader};
 use migpipe_tests::faults::Point;
-use units::MigrationId;
+use migpipe_units::MigrationId;
 
 use crate::control::Control;
 use crate::far::Far;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use units::Pages;
+use migpipe_units::Pages;
 
 /// How large a balloon is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,8 +17,8 @@ mod config;
 
 use std::sync::Arc;
 
+use migpipe_units::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
-use units::PAGE_SIZE;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_state::{LoadError, SaveError, Section, SectionSet, Snapshot};
 

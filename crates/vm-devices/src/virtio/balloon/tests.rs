@@ -1,5 +1,5 @@
+use migpipe_units::Pages;
 use proptest::prelude::*;
-use units::Pages;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;

@@ -18,8 +18,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use migpipe_units::Bytes;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
-use units::Bytes;
 
 use super::disk_file::DiskFile;
 use crate::virtio::error::VirtioError;
