@@ -1,6 +1,6 @@
 //! Disks of a guest that moves: the lock of an image is held by whoever may run the guest.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -314,6 +314,36 @@ fn a_disk_that_cannot_be_flushed_keeps_its_guest_at_the_source() {
         host.run("vmctl", &["quit", "a"]).expect(0);
         vmrun.wait().unwrap();
     }
+}
+
+#[test]
+fn a_vmrun_that_stops_while_its_disk_is_flushed_is_given_up() {
+    needs_kvm!();
+    let host = Host::new();
+    // For ever, as far as this test is concerned.
+    let delay = "-e trace=fdatasync -e inject=fdatasync:delay_enter=3600000000";
+    let Some((console, mut vmrun)) = boot_traced(&host, delay) else { return };
+    let pid = host.pid("a").expect("a guest");
+    let mut sender = host.command("mig-send");
+    sender.args(["--timeout", "2", "--progress", "json", "a"]);
+    sender.arg("exec:mig-recv -q --name b --console null");
+    // Everybody whom it starts holds its stderr as well, so that it has no end.
+    let said = host.path("said");
+    sender.stdout(Stdio::null()).stderr(File::create(&said).unwrap());
+    let mut sender = sender.spawn().unwrap();
+    let said = || fs::read_to_string(&said).unwrap();
+    // Ten times a second it says how far it is: pre-copy takes a fraction of that, and then the
+    // flush is waited for, however long that takes.
+    wait("the flush to be waited for", || said().matches(r#""phase":"pre_copy""#).count() > 30);
+    console.wait_ticks(3);
+    signal(pid, Signal::SIGSTOP);
+    wait("mig-send to give up", || sender.try_wait().unwrap().is_some());
+    assert!(said().contains("the vmrun of a does not answer"), "{}", said());
+    assert_eq!(sender.wait().unwrap().code(), Some(1));
+    signal(pid, Signal::SIGKILL);
+    // It waits for the end of its delay.
+    vmrun.kill().unwrap();
+    vmrun.wait().unwrap();
 }
 
 #[test]

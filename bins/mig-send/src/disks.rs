@@ -23,6 +23,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often orders are looked for while a flush is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How often its vmrun is asked meanwhile whether it is there.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A flush that takes no longer than this fraction of the promised downtime is not repeated before
 /// the pause.
 const SMALL: u32 = 10;
@@ -72,12 +75,18 @@ impl Migration<'_> {
     /// took long had much to write, and the next has less; so it is repeated as long as that helps.
     pub fn settle_disks(&mut self) -> Result<Duration, Stop> {
         let mut last = Duration::MAX;
+        let mut asked = Instant::now();
         loop {
             let took = loop {
                 if let Some(took) = self.disks.wait(POLL_INTERVAL)? {
                     break took;
                 }
                 self.take_orders()?;
+                if asked.elapsed() >= STATUS_INTERVAL {
+                    // A disk may be slow; a vmrun that answers nothing at all is given up.
+                    self.client.status()?;
+                    asked = Instant::now();
+                }
             };
             if took <= self.policy.limits().max_downtime / SMALL || took > last / 2 {
                 return Ok(took);
