@@ -225,6 +225,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Status,
         Request::MapMemory,
         Request::Own(Input::Begin(ID)),
+        Request::Leaves { id: ID, to: "exec:ssh hostb mig-recv".to_owned() },
         Request::DirtyLogStart,
         Request::DirtyLogHarvest,
         Request::DirtyLogPutBack,
@@ -233,10 +234,19 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Order(Order::SetSpeed(None)),
         Request::Order(Order::SetDowntime(Duration::from_millis(50))),
         Request::Pause,
+        Request::FlushDisks,
         Request::SaveState,
         Request::DirtyLogStop,
         Request::Own(Input::Commit(ID, Some(BY))),
         Request::Own(Input::Confirm(ID)),
+    ];
+    let operator = [
+        Request::Balloon(Bytes(8 << 20)),
+        Request::Own(Input::Begin(ID)),
+        Request::Order(Order::Cancel),
+        Request::Own(Input::Release(ID)),
+        Request::Own(Input::TakeBack(ID)),
+        Request::Resume,
     ];
     let replacement = ["block", "disk0", "path", "/dev/null"].map(str::to_owned);
     let [kind, device, param, value] = replacement;
@@ -256,6 +266,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
     ];
     corpus.add("control_server", "source", &messages(&source)?)?;
     corpus.add("control_server", "destination", &messages(&destination)?)?;
+    corpus.add("control_server", "operator", &messages(&operator)?)?;
     corpus.add("control_server", "events", &messages(&[Request::Subscribe])?)?;
 
     // As large as the memory file that the target passes.
@@ -275,6 +286,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         handover: Some(Handover { taken_by: Some(BY), age: Duration::from_secs(9) }),
         released: vec![ID],
     };
+    // In the order of the requests that the target makes.
     let replies = [
         Reply::Description(small),
         Reply::Done,
@@ -288,12 +300,17 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Reply::Standing(Standing::Prepared),
         Reply::Orders(vec![Order::Cancel]),
         Reply::Refused(Refusal::new("no migration is under way")),
-        Reply::Done,
+        Reply::Received { notes: vec!["the console of web goes to null".to_owned()] },
         Reply::Prepared(Loaded { load: Duration::from_micros(400), acknowledge: Some(BY) }),
         Reply::Started(Started::default()),
         Reply::Done,
     ];
-    let events = [Event::Resumed, Event::Ownership(State::Owned), Event::Ended("off".to_owned())];
+    let events = [
+        Event::Resumed,
+        Event::Paused,
+        Event::Ownership(State::Owned),
+        Event::Ended("off".to_owned()),
+    ];
     let session = [messages(&replies)?, messages(&events)?[1..].to_vec()].concat();
     corpus.add("control_client", "session", &session)
 }
