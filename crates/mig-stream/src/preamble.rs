@@ -408,6 +408,41 @@ mod tests {
     }
 
     #[test]
+    fn all_flags_come_back_as_they_were_and_each_is_a_bit_of_its_own() {
+        const KNOWN: u32 = 5;
+        for bits in 0..1 << KNOWN {
+            let has = |bit: u32| bits & (1 << bit) != 0;
+            let flags = Flags {
+                return_path: has(0),
+                page_sums: has(1),
+                separate_commit: has(2),
+                verify: has(3),
+                saved: has(4),
+            };
+            assert_eq!(flags.to_bits(), bits);
+            assert_eq!(Flags::from_bits(bits), Ok(flags));
+            // Through the 48 bytes too, where they do not contradict each other.
+            let preamble = Preamble::migrate(MigrationId::from_bytes([7; 16]), flags);
+            let read = RawPreamble::decode(&preamble.encode(b"header")).unwrap();
+            assert_eq!(read.has_return_path(), flags.return_path);
+            let alone = flags.separate_commit && !flags.return_path;
+            let contradicts = alone || (flags.saved && flags.return_path);
+            match read.check() {
+                Ok(read) => assert!(read == preamble && !contradicts, "{flags:?}"),
+                Err(PreambleError::Contradiction(_)) => assert!(contradicts, "{flags:?}"),
+                Err(error) => panic!("{flags:?}: {error}"),
+            }
+            for bit in KNOWN..32 {
+                let more = Flags::from_bits(bits | (1 << bit));
+                match bit {
+                    ..16 => assert_eq!(more, Err(PreambleError::UnknownFlags { bits: 1 << bit })),
+                    16.. => assert_eq!(more, Ok(flags), "bit {bit} may be ignored"),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_newer_stream_that_we_can_read_is_read_in_our_version() {
         let mut raw = raw();
         raw.written = FormatVersion(9);
