@@ -7,7 +7,7 @@
 //! 3. It gets its name, by link(2) where no other may be there, else by rename(2).
 //! 4. The directory is synced: until then the name may be lost.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, DirEntry, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -74,6 +74,18 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// What is in `dir`: nothing where there is no such directory.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn list(dir: &Path) -> io::Result<Vec<DirEntry>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes `dir` and what is missing above it, for its user alone, each of them on the disk.
 pub fn make_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
@@ -112,6 +124,18 @@ mod tests {
         fs::write(open.join("file"), "").unwrap();
         assert!(make_dir(&open.join("file")).is_err());
         assert!(make_dir(&open.join("file/below")).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_empty_and_one_that_cannot_be_read_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(list(&dir.path().join("missing")).unwrap().len(), 0);
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let names: Vec<_> =
+            list(dir.path()).unwrap().iter().map(|entry| entry.file_name()).collect();
+        assert_eq!(names, ["file"]);
+        assert_eq!(list(&file).unwrap_err().kind(), io::ErrorKind::NotADirectory);
     }
 
     #[test]

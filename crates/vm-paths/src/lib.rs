@@ -181,20 +181,12 @@ pub fn every_socket() -> Result<Vec<PathBuf>, PathError> {
 }
 
 fn sockets_in(dir: &Path) -> Result<Vec<PathBuf>, PathError> {
-    let unreadable = |source| PathError::Unreadable { path: dir.to_owned(), source };
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        // No guest was started yet.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let mut sockets = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|end| end == "sock") {
-            sockets.push(path);
-        }
-    }
+    // In a directory that is not there no guest was started yet.
+    let entries = durable::list(dir)
+        .map_err(|source| PathError::Unreadable { path: dir.to_owned(), source })?;
+    let paths = entries.iter().map(fs::DirEntry::path);
+    let mut sockets: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "sock")).collect();
     sockets.sort();
     Ok(sockets)
 }

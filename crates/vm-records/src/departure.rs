@@ -163,17 +163,13 @@ impl Departures {
     /// # Errors
     /// [`DepartureError::Io`] if the directory cannot be listed.
     pub fn names(&self) -> Result<Vec<String>, DepartureError> {
-        let failed = |source| DepartureError::Io { what: "list", path: self.dir.clone(), source };
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name().into_string();
-            names.extend(name.ok().filter(|name| vm_paths::check_name(name).is_ok()));
-        }
+        let entries = durable::list(&self.dir).map_err(|source| DepartureError::Io {
+            what: "list",
+            path: self.dir.clone(),
+            source,
+        })?;
+        let names = entries.iter().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<_> = names.filter(|name| vm_paths::check_name(name).is_ok()).collect();
         names.sort();
         Ok(names)
     }

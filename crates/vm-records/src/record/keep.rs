@@ -24,7 +24,7 @@ use migpipe_units::MigrationId;
 
 use super::claim::Found;
 use super::{Record, RecordError, Records};
-use vm_paths::durable::DRAFT;
+use vm_paths::durable::{self, DRAFT};
 
 /// Records of migrations are removed after this time, 30 days: longer than any stream is on its
 /// way, and than anybody leaves a guest handed-over.
@@ -61,20 +61,16 @@ impl Records {
 
     /// The names in the directory, with the times of their last change.
     fn names(&self) -> Result<Vec<(String, SystemTime)>, RecordError> {
-        let failed = |source| RecordError::Io { what: "list", path: self.dir.clone(), source };
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
+        let entries = durable::list(&self.dir).map_err(|source| RecordError::Io {
+            what: "list",
+            path: self.dir.clone(),
+            source,
+        })?;
+        let name_and_time = |entry: &fs::DirEntry| {
+            let changed = entry.metadata().and_then(|it| it.modified()).ok()?;
+            Some((entry.file_name().into_string().ok()?, changed))
         };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let changed = entry.metadata().and_then(|it| it.modified());
-            if let (Ok(name), Ok(changed)) = (entry.file_name().into_string(), changed) {
-                names.push((name, changed));
-            }
-        }
+        let mut names: Vec<_> = entries.iter().filter_map(name_and_time).collect();
         names.sort();
         Ok(names)
     }

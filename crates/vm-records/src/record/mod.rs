@@ -153,7 +153,12 @@ fn already(id: MigrationId, before: &Record) -> String {
             before.name
         ),
         false => format!(
-            "this host has {verb} the migration {id} before, and the same stream is not run twice"
+            "this host has {verb} the migration {id} before, and the same stream is not run twice{}",
+            match before.decision {
+                // The guest may be at its source again, or at another destination.
+                Decision::Refused => "",
+                _ => " (of a one-way stream, mig-recv --clone makes a copy)",
+            }
         ),
     }
 }
@@ -287,6 +292,28 @@ mod tests {
         let Err(RecordError::Exists { before, .. }) = late else { panic!("{late:?}") };
         assert_eq!(*before, record(Decision::Refused));
         assert_eq!(records.read(ID).unwrap(), Some(record(Decision::Refused)));
+    }
+
+    #[test]
+    fn who_brings_a_guest_again_hears_how_to_make_a_copy_of_it() {
+        for (decision, saved, words, copy) in [
+            (Decision::MayRun, false, "has received the migration", true),
+            (Decision::Ran, false, "has run the migration", true),
+            (Decision::Refused, false, "has refused the migration", false),
+            (
+                Decision::Restoring,
+                true,
+                "has begun to restore this saved guest before, as web",
+                true,
+            ),
+            (Decision::MayRun, true, "has begun to run this saved guest before, as web", true),
+            (Decision::Ran, true, "has run this saved guest before, as web", true),
+        ] {
+            let before = Box::new(Record { saved, ..record(decision) });
+            let text = RecordError::Exists { id: ID, before }.to_string();
+            assert!(text.contains(words) && text.contains(&ID.to_string()), "{text}");
+            assert_eq!(text.contains("mig-recv --clone makes a copy"), copy, "{text}");
+        }
     }
 
     #[test]
