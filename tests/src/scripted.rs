@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mig_engine::ownership::{Input, Ownership};
+use mig_engine::ownership::{Input, Ownership, State};
 use migpipe_units::{Acknowledged, Gfn, HostId, Nonce, PAGE_SIZE, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
@@ -64,6 +64,8 @@ struct Guest {
     ownership: Mutex<Ownership>,
     /// Whether the source of the guest that arrives waits for its ACK.
     acknowledged: AtomicBool,
+    /// Whether the guest cannot be started.
+    broken: AtomicBool,
     script: Script,
 }
 
@@ -128,6 +130,9 @@ impl Guest {
 
 const NAME: &str = "scripted";
 
+/// What one that cannot start its guest says.
+const CANNOT_START: &str = "the vCPUs cannot be started";
+
 fn done_with(fd: OwnedFd) -> Answer {
     Answer { reply: Reply::Done, fds: vec![fd] }
 }
@@ -187,6 +192,10 @@ impl Service for Guest {
                 let prepared = Input::Prepared(id, acknowledge.map(|by| by.nonce));
                 self.own(prepared, || Reply::Prepared(loaded).into())
             }
+            // As a vmrun that cannot lock a disk: it stays prepared.
+            Request::Go { .. } if self.broken.load(Ordering::SeqCst) => {
+                Reply::Refused(Refusal::new(CANNOT_START)).into()
+            }
             Request::Go { id, by } => {
                 self.own(Input::Go(id, by), || Reply::Started(Started::default()).into())
             }
@@ -239,11 +248,17 @@ impl Scripted {
             log: Mutex::default(),
             ownership: Mutex::new(ownership),
             acknowledged: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
             script,
         });
         let server = Server::bind(&socket).expect("a socket");
         server.serve(Arc::<Guest>::clone(&guest)).expect("a thread");
         Self { guest, server }
+    }
+
+    /// From now on its guest cannot be started.
+    pub fn break_down(&self) {
+        self.guest.broken.store(true, Ordering::SeqCst);
     }
 
     /// Its socket.
@@ -256,6 +271,11 @@ impl Scripted {
         let mut bytes = vec![0; MEMORY.bytes().0 as usize];
         self.guest.memory.read_exact_at(&mut bytes, 0).expect("memory");
         bytes
+    }
+
+    /// Whose the guest is.
+    pub fn state(&self) -> State {
+        lock(&self.guest.ownership).state()
     }
 
     /// Whether the guest may run here.

@@ -4,13 +4,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use migpipe_tests::{Guest, HANG_TIMEOUT, Host, finish, needs_kvm, spec, wait, wait_within};
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 /// A FUSE file system with nobody behind it: the first look at it waits for an answer to the
 /// kernel's first question.
@@ -160,4 +161,129 @@ fn a_vmrun_that_waits_for_its_own_disk_ends_when_it_is_told_to() {
         kill(Pid::from_raw(pid), signal).expect("it runs");
         assert_eq!(wait_within(&mut vmrun, HANG_TIMEOUT).code(), Some(1));
     }
+}
+
+/// A disk that never answers an fsync(2): strace(1) holds whoever calls it. Everything else goes on.
+struct HungFsync(Child);
+
+impl HungFsync {
+    /// Whether that can be had here.
+    fn is_possible() -> bool {
+        let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok();
+        if !strace || !geteuid().is_root() {
+            println!("SKIPPED {}: it takes strace, and root to attach it", module_path!());
+        }
+        strace && geteuid().is_root()
+    }
+
+    /// For this process from now on.
+    fn of(pid: i32) -> Self {
+        let mut strace = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync"])
+            .args(["-e", "inject=fsync:delay_enter=3600000000", "-p", &pid.to_string()])
+            .spawn()
+            .expect("strace starts");
+        wait("strace", || {
+            let ended = strace.try_wait().expect("a child can be waited for");
+            assert_eq!(ended, None, "strace does not attach");
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|it| it.starts_with("TracerPid:") && !it.ends_with("\t0"))
+        });
+        Self(strace)
+    }
+
+    /// Waits until a thread of this process hangs there.
+    fn holds(&self, pid: i32) {
+        wait("an fsync that hangs", || {
+            let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+            tasks.flatten().any(|task| {
+                let call = fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+                let number = call.split(' ').next().and_then(|number| number.parse().ok());
+                number == Some(libc::SYS_fsync)
+            })
+        });
+    }
+}
+
+/// Runs a `vmctl` that is to end `b`. What a tracer holds it holds to the end, so that it has to let go
+/// once the rest of the process is gone.
+fn quits(host: &Host, args: &[&str], hung: HungFsync, vmrun: i32) {
+    let mut quit = host.command("vmctl");
+    quit.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let quit = quit.spawn().expect("vmctl starts");
+    let ended = || {
+        let status = fs::read_to_string(format!("/proc/{vmrun}/status")).unwrap_or_default();
+        status.is_empty() || status.lines().any(|line| line.starts_with("State:\tZ"))
+    };
+    wait("b to end", ended);
+    drop(hung);
+    finish(quit, Instant::now()).expect(0);
+}
+
+impl Drop for HungFsync {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Every look at the guests of this host is answered, and `b` is in this state.
+fn assert_is_answered(host: &Host, state: &str) {
+    assert_eq!(host.state("b").as_deref(), Some(state));
+    let list = host.run("vmctl", &["list"]).expect(0).stdout;
+    assert!(list.lines().any(|line| line.starts_with("b ")), "{list}");
+    // The state of this guest takes no orders, and what hangs takes none either: but it is said.
+    host.run("vmctl", &["cancel", "b"]).refused_with(&["storage hangs", "not carried out"]);
+}
+
+#[test]
+fn a_vmrun_whose_first_record_hangs_is_seen_and_ended() {
+    needs_kvm!();
+    if !HungFsync::is_possible() {
+        return;
+    }
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 1), &["--mem", "64M"]);
+    let mut b = incoming(&host);
+    let vmrun = b.id() as i32;
+    let hung = HungFsync::of(vmrun);
+    let mut sender = host.command("mig-send");
+    sender.args(["-q", "a", "exec:mig-recv --quiet --vm b 2>/dev/null"]);
+    let sender = sender.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    hung.holds(vmrun);
+    assert_is_answered(&host, "incoming");
+    // The guest that was to move there is its source's meanwhile.
+    a.assert_runs();
+    quits(&host, &["quit", "b"], hung, vmrun);
+    assert_eq!(wait_within(&mut b, PATIENCE).code(), Some(0));
+    finish(sender, Instant::now()).expect(1);
+    a.assert_runs();
+}
+
+#[test]
+fn a_vmrun_whose_refusal_hangs_throws_its_copy_away_only_at_a_clear_word() {
+    needs_kvm!();
+    if !HungFsync::is_possible() {
+        return;
+    }
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 1), &["--mem", "64M"]);
+    let mut sender = host.command("mig-send");
+    let destination = "exec:lossy-tunnel ack=stall 'mig-recv --quiet --name b --go-timeout 20'";
+    sender.args(["-q", "a", destination]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut sender = sender.spawn().unwrap();
+    wait("b to be prepared", || host.state("b").as_deref() == Some("prepared"));
+    let vmrun = host.pid("b").expect("it answers");
+    let hung = HungFsync::of(vmrun);
+    // Its time is over, and it refuses: that is on the disk first.
+    hung.holds(vmrun);
+    assert_is_answered(&host, "prepared");
+    host.run("vmctl", &["quit", "b"]).refused_with(&["storage hangs", "--force"]);
+    assert_eq!(host.state("b").as_deref(), Some("prepared"));
+    quits(&host, &["quit", "--force", "b"], hung, vmrun);
+    assert_eq!(host.pid("b"), None);
+    // It may have heard of it by itself.
+    host.run("vmctl", &["cancel", "a"]);
+    wait_within(&mut sender, PATIENCE);
+    a.assert_runs();
 }

@@ -68,7 +68,23 @@ fn a_migration_that_was_refused_once_is_refused_for_ever() {
     fs::write(&bad, &good[..good.len() / 2]).unwrap();
     receive(&host, &bad).refused_with(&["ends"]);
     // Its source may have asked by now, and run on.
-    receive(&host, &file).refused_with(&["has refused the migration"]);
+    let said = receive(&host, &file).refused_with(&["has refused the migration"]).stderr;
+    assert!(!said.contains("--clone"), "it may be at home again: {said}");
+    let copy = format!("file:{}", file.display());
+    host.run("mig-recv", &["--clone", "--console", "null", &copy]).expect(0);
+    assert_eq!(host.state("web").as_deref(), Some("running"));
+}
+
+#[test]
+fn a_one_way_stream_is_taken_once_and_whoever_brings_it_again_hears_of_clone() {
+    needs_kvm!();
+    let (source, host) = (Host::new(), Host::new());
+    let _guest = Guest::boot(&source, "web", "builtin:idle,tick-ms=20", &["--mem", "16M"]);
+    let file = host.path("web.mig");
+    source.sh(&format!("mig-send -q web | cat > {}", file.display())).expect(0);
+    receive(&host, &file).expect(0);
+    host.run("vmctl", &["quit", "web"]).expect(0);
+    receive(&host, &file).refused_with(&["not run twice", "one-way", "mig-recv --clone"]);
     let copy = format!("file:{}", file.display());
     host.run("mig-recv", &["--clone", "--console", "null", &copy]).expect(0);
     assert_eq!(host.state("web").as_deref(), Some("running"));

@@ -85,6 +85,14 @@ fn asking(host: &Host) -> String {
     format!("exec:{}", path.display())
 }
 
+/// A terminal at which the tunnel of `command` has asked its question; its status is said after it.
+fn asked<'a>(host: &'a Host, command: &str) -> Option<Terminal<'a>> {
+    let terminal = Terminal::open(host, 100)?;
+    terminal.types(&format!("clear; {command}; echo \"status=$?\""));
+    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    Some(terminal)
+}
+
 fn lines_with(screen: &str, words: &str) -> usize {
     screen.lines().filter(|line| line.contains(words)).count()
 }
@@ -117,9 +125,8 @@ fn a_question_of_the_tunnel_stays_on_the_screen_and_can_be_answered() {
     needs_kvm!();
     let host = Host::new();
     let mut a = guest(&host);
-    let Some(terminal) = Terminal::open(&host, 100) else { return };
-    terminal.types(&format!("clear; mig-send -q a {}; echo \"status=$?\"", asking(&host)));
-    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    let send = format!("mig-send -q a {}", asking(&host));
+    let Some(terminal) = asked(&host, &send) else { return };
     // Longer than several draws of the live line take.
     std::thread::sleep(std::time::Duration::from_secs(1));
     assert!(terminal.screen().contains("the password, please:"), "{}", terminal.screen());
@@ -134,9 +141,8 @@ fn ctrl_c_at_a_question_of_the_tunnel_cancels() {
     needs_kvm!();
     let host = Host::new();
     let mut a = guest(&host);
-    let Some(terminal) = Terminal::open(&host, 100) else { return };
-    terminal.types(&format!("clear; mig-send -q a {}; echo \"status=$?\"", asking(&host)));
-    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    let send = format!("mig-send -q a {}", asking(&host));
+    let Some(terminal) = asked(&host, &send) else { return };
     terminal.presses("C-c");
     terminal.wait_for("the end", |screen| {
         screen.contains("cancelled; a runs on here") && screen.contains("status=3")
@@ -150,9 +156,8 @@ fn ctrl_c_at_a_question_of_a_resolve_ends_it_and_the_guest_stays_handed_over() {
     let host = Host::new();
     let a = guest(&host);
     host.run("mig-send", &["-q", "--one-way", "a", "exec:cat >/dev/null; exit 1"]).expect(4);
-    let Some(terminal) = Terminal::open(&host, 100) else { return };
-    terminal.types(&format!("clear; mig-send --resolve a {}; echo \"status=$?\"", asking(&host)));
-    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    let resolve = format!("mig-send --resolve a {}", asking(&host));
+    let Some(terminal) = asked(&host, &resolve) else { return };
     terminal.presses("C-c");
     terminal.wait_for("the end", |screen| {
         screen.contains("cancelled; a stays handed-over") && screen.contains("status=4")
@@ -166,11 +171,9 @@ fn ctrl_z_at_a_question_of_the_tunnel_gives_the_shell_back_and_fg_goes_on() {
     needs_kvm!();
     let host = Host::new();
     let mut a = guest(&host);
-    let Some(terminal) = Terminal::open(&host, 100) else { return };
     // No answer in time would end it, if the time that it is stopped counted.
-    let send = format!("mig-send -q --ready-timeout 2 a {}; echo \"status=$?\"", asking(&host));
-    terminal.types(&format!("clear; {send}"));
-    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    let send = format!("mig-send -q --ready-timeout 2 a {}", asking(&host));
+    let Some(terminal) = asked(&host, &send) else { return };
     terminal.presses("C-z");
     terminal.types("echo 'the shell is 'back");
     terminal.wait_for("the shell", |screen| screen.contains("\nthe shell is back"));
@@ -188,11 +191,10 @@ fn a_tunnel_that_asks_late_gets_the_terminal_again() {
     needs_kvm!();
     let host = Host::new();
     let a = guest(&host);
-    let Some(terminal) = Terminal::open(&host, 100) else { return };
     // The first program takes data at once, so that the stream flows; the second asks then.
     let tunnel = asking(&host).replace("exec:", "exec:cat | ");
-    terminal.types(&format!("clear; mig-send -q --one-way a '{tunnel}'; echo \"status=$?\""));
-    terminal.wait_for("the question", |screen| screen.contains("the password, please:"));
+    let send = format!("mig-send -q --one-way a '{tunnel}'");
+    let Some(terminal) = asked(&host, &send) else { return };
     std::thread::sleep(std::time::Duration::from_secs(1));
     terminal.types("secret");
     terminal.wait_for("the end", |screen| screen.contains("status=0"));

@@ -58,7 +58,10 @@ impl Service for Guest {
                 }
                 received
             }
-            request => self.answer(peer.id(), request),
+            Request::Order(_) => self
+                .lock_for_order()
+                .and_then(|mut inner| self.answer(&mut inner, peer.id(), request)),
+            request => self.answer(&mut self.lock(), peer.id(), request),
         };
         answer.unwrap_or_else(|refusal| Reply::Refused(refusal).into())
     }
@@ -91,8 +94,12 @@ impl Guest {
         Ok(Reply::Done.into())
     }
 
-    fn answer(&self, connection: ConnectionId, request: Request) -> Result<Answer, Refusal> {
-        let inner = &mut *self.lock();
+    fn answer(
+        &self,
+        inner: &mut Inner,
+        connection: ConnectionId,
+        request: Request,
+    ) -> Result<Answer, Refusal> {
         inner.refuse_withdrawn(connection, &request)?;
         inner.note_sign(connection, &request);
         Ok(match request {
