@@ -127,7 +127,7 @@ fn a_record_is_on_the_disk_and_so_is_every_directory_above_it() {
     let recorder = || {
         let tasks = fs::read_dir(format!("/proc/{vmrun}/task")).expect("it runs");
         let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
-        tasks.flatten().any(|task| name(&task).is_ok_and(|name| name.trim() == "arrival"))
+        tasks.flatten().any(|task| name(&task).is_ok_and(|name| name.trim() == "go-timer"))
     };
     wait("the recorder's end", || !recorder());
     let done = trace(&host);

@@ -255,7 +255,7 @@ fn a_vmrun_whose_first_record_hangs_is_seen_and_ended() {
     // The guest that was to move there is its source's meanwhile.
     a.assert_runs();
     quits(&host, &["quit", "b"], hung, vmrun);
-    assert_eq!(wait_within(&mut b, PATIENCE).code(), Some(0));
+    assert_eq!(wait_within(&mut b, HANG_TIMEOUT).code(), Some(0));
     finish(sender, Instant::now()).expect(1);
     a.assert_runs();
 }
@@ -284,6 +284,6 @@ fn a_vmrun_whose_refusal_hangs_throws_its_copy_away_only_at_a_clear_word() {
     assert_eq!(host.pid("b"), None);
     // It may have heard of it by itself.
     host.run("vmctl", &["cancel", "a"]);
-    wait_within(&mut sender, PATIENCE);
+    wait_within(&mut sender, HANG_TIMEOUT);
     a.assert_runs();
 }

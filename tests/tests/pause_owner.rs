@@ -78,7 +78,8 @@ fn looks(vmrun: i32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{vmrun}/task")).expect("it runs");
     let read = |task: &fs::DirEntry, name| fs::read_to_string(task.path().join(name));
     let mut tasks = tasks.flatten();
-    let thread = tasks.find(|task| read(task, "comm").is_ok_and(|name| name.trim() == "vigil"));
+    let thread =
+        tasks.find(|task| read(task, "comm").is_ok_and(|name| name.trim() == "client-watchdog"));
     let status = read(&thread.expect("a thread that looks"), "status").expect("it runs");
     let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     count.and_then(|count| count.trim().parse().ok()).expect("a count")
@@ -86,7 +87,7 @@ fn looks(vmrun: i32) -> u64 {
 
 /// Waits for what a vmrun does after ten looks in vain. After fifty it will not; nor if it has not
 /// looked once while we did six hundred times.
-fn wait_for_vigil(what: &str, vmrun: i32, mut done: impl FnMut() -> bool) {
+fn wait_for_watchdog(what: &str, vmrun: i32, mut done: impl FnMut() -> bool) {
     let before = looks(vmrun);
     let mut ours = 0;
     while !done() {
@@ -107,7 +108,7 @@ fn a_guest_comes_back_by_itself_from_a_sender_that_does_nothing_and_not_from_one
     let stopped = into_blackout(&host, "a");
     signal(&stopped, Signal::SIGSTOP);
     let runs = || host.state("a").as_deref() == Some("running");
-    wait_for_vigil("the guest to come back", a.pid(), runs);
+    wait_for_watchdog("the guest to come back", a.pid(), runs);
     a.assert_runs();
     // The other has been in its blackout for longer.
     assert_eq!(host.state("b").as_deref(), Some("migrating, paused"));
@@ -247,7 +248,7 @@ fn a_guest_is_as_fast_as_before_once_its_migration_has_failed() {
         if how == Signal::SIGSTOP {
             // Its migration may go on later; nobody waits for that.
             let is_lifted = || status(&host) == ("migrating".to_owned(), 0);
-            wait_for_vigil("the throttle to be lifted", a.pid(), is_lifted);
+            wait_for_watchdog("the throttle to be lifted", a.pid(), is_lifted);
         } else {
             let mut now = status(&host);
             wait("the end of the migration", || {

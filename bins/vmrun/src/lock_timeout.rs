@@ -20,7 +20,7 @@ const QUIT_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long an order waits for it, which cannot be carried out without: longer than a disk in order
 /// takes.
-const ORDER: Duration = Duration::from_secs(10);
+const ORDER_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the lock is tried meanwhile.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(2);
@@ -60,7 +60,7 @@ impl Guest {
 
     /// The lock for an order of the operator: carried out, or refused and not carried out later.
     pub fn lock_for_order(&self) -> Result<MutexGuard<'_, Inner>, Refusal> {
-        self.lock_within(ORDER).ok_or_else(|| {
+        self.lock_within(ORDER_LOCK_TIMEOUT).ok_or_else(|| {
             Refusal::new(
                 "the guest's storage hangs, and the order is not carried out: try again, or end the \
                  guest (vmctl quit)",

@@ -6,11 +6,11 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
-use mig_stream::{Message, Outcome, Record, ReturnReader, StreamReader};
+use mig_stream::{DestinationOutcome, Message, Record, ReturnReader, StreamReader};
+use migpipe_units::MigrationId;
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
-use units::MigrationId;
 use vm_control::{Event, Order, Reply, Request};
 use vm_state::{MachineDescription, Section};
 
@@ -177,11 +177,11 @@ fn every_answer_is_in_a_seed() {
                 Message::Running { .. } => 3,
                 Message::Refused { .. } => 4,
                 Message::Failed { .. } => 5,
-                Message::Resolved(Outcome::Prepared) => 6,
-                Message::Resolved(Outcome::Running) => 7,
-                Message::Resolved(Outcome::Refused) => 8,
-                Message::Resolved(Outcome::MayHaveRun { .. }) => 9,
-                Message::Resolved(Outcome::OtherHost { .. }) => 10,
+                Message::Resolved(DestinationOutcome::Prepared) => 6,
+                Message::Resolved(DestinationOutcome::Running) => 7,
+                Message::Resolved(DestinationOutcome::Refused) => 8,
+                Message::Resolved(DestinationOutcome::MayHaveRun { .. }) => 9,
+                Message::Resolved(DestinationOutcome::OtherHost { .. }) => 10,
             });
         }
     }
