@@ -94,5 +94,6 @@ mod tests {
         let mut digest = RunningDigest::new();
         digest.update(b"123456789");
         assert_eq!(digest.value(), StreamDigest(0xae8b_1486_0a79_9888));
+        assert_eq!(digest.value().to_string(), "ae8b14860a799888");
     }
 }

@@ -204,6 +204,15 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_is_nowhere_in_memory_names_no_place_at_all() {
+        let nowhere = Frame { region: RegionId(0), first: 0, count: 0, ..SAMPLE };
+        assert!(nowhere.is_placeless());
+        assert!(!Frame { region: RegionId(1), ..nowhere }.is_placeless());
+        assert!(!Frame { first: 1, ..nowhere }.is_placeless());
+        assert!(!Frame { count: 1, ..nowhere }.is_placeless());
+    }
+
+    #[test]
     fn numbers_and_types_belong_together() {
         for kind in RecordType::ALL {
             assert_eq!(RecordType::from_number(kind.number()), Some(kind));

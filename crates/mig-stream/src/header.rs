@@ -91,7 +91,7 @@ pub enum RangeError {
     NoRegion(RegionId),
     /// The run leaves its region.
     #[error("pages {first} to {end} lie outside {region}, which has {pages}", end = first.saturating_add(count.0))]
-    ViolationAction {
+    Outside {
         /// The region.
         region: RegionId,
         /// First page of the run.
@@ -165,7 +165,7 @@ impl Header {
         }
         match range.first.checked_add(range.count.0) {
             Some(end) if end <= region.pages.0 => Ok(()),
-            _ => Err(RangeError::ViolationAction {
+            _ => Err(RangeError::Outside {
                 region: range.region,
                 first: range.first,
                 count: range.count,
@@ -285,6 +285,73 @@ mod tests {
             };
             assert_eq!(found, problem);
         }
+    }
+
+    #[test]
+    fn as_much_as_a_header_may_have_and_no_more() {
+        type Part = fn(usize) -> Header;
+        let name: Part = |bytes| Header { guest: "x".repeat(bytes), ..header() };
+        let regions: Part = |count| {
+            let regions = (0..count as u16).map(|id| region(id, id.into(), 1)).collect();
+            Header { regions, ..header() }
+        };
+        let released: Part =
+            |count| Header { released: vec![MigrationId::from_bytes([7; 16]); count], ..header() };
+        // One region, so many pages behind the first.
+        let last: Part =
+            |more| Header { regions: vec![region(0, END_OF_FRAMES - 1, more as u64)], ..header() };
+        for (part, most) in [(name, 255), (regions, 256), (released, 16), (last, 1)] {
+            let good = part(most);
+            assert_eq!(Header::decode(&good.encode().unwrap()), Ok(good));
+            for more in [most + 1, most + 2] {
+                assert!(part(more).encode().is_err(), "{more}");
+            }
+        }
+        assert_eq!(regions(257).check(), Err(HeaderError::TooManyRegions(257)));
+        assert_eq!(released(17).check(), Err(HeaderError::TooManyReleased(17)));
+
+        let fields = header().encode().unwrap().len() - header().machine.len();
+        let machine = |bytes| Header { machine: vec![0; bytes], ..header() };
+        let most = MAX_HEADER as usize - fields;
+        assert_eq!(machine(most).encode().unwrap().len(), MAX_HEADER as usize);
+        assert_eq!(machine(most + 1).encode(), Err(HeaderError::TooLong(MAX_HEADER as usize + 1)));
+    }
+
+    #[test]
+    fn what_is_read_has_no_more_than_a_header_may_have() {
+        let bytes = Header { released: Vec::new(), ..header() }.encode().unwrap();
+        let read =
+            |count: usize| Header::decode(&[&bytes[..], &vec![1; count * ID_BYTES]].concat());
+        assert_eq!(read(16).unwrap().released.len(), 16);
+        assert!(matches!(read(17), Err(HeaderError::Malformed(_))));
+        let mut bytes = Header { regions: Vec::new(), ..header() }.encode().unwrap();
+        let count = bytes.len() - ID_BYTES - 2;
+        bytes[count..count + 2].copy_from_slice(&257_u16.to_le_bytes());
+        let many = "it names more regions than a guest can have";
+        assert_eq!(Header::decode(&bytes), Err(HeaderError::Malformed(Malformed(many))));
+        bytes[count..count + 2].copy_from_slice(&256_u16.to_le_bytes());
+        assert_ne!(Header::decode(&bytes), Err(HeaderError::Malformed(Malformed(many))));
+    }
+
+    #[test]
+    fn a_question_carries_no_guest() {
+        let question = Question { to: None, age: std::time::Duration::from_secs(9) }.header();
+        for kind in [Kind::Resolve, Kind::Release] {
+            assert_eq!(question.check_kind(kind), Ok(()));
+            for more in [
+                Header { regions: header().regions, ..question.clone() },
+                Header { released: header().released, ..question.clone() },
+                Header { machine: Vec::new(), ..question.clone() },
+            ] {
+                assert!(matches!(more.check_kind(kind), Err(HeaderError::Question(_))), "{more:?}");
+            }
+        }
+        assert_eq!(header().check_kind(Kind::Migrate), Ok(()));
+    }
+
+    #[test]
+    fn a_guest_has_the_memory_of_all_its_regions() {
+        assert_eq!(header().memory(), Pages(1160));
     }
 
     #[test]

@@ -220,6 +220,43 @@ mod tests {
     }
 
     #[test]
+    fn the_digest_of_a_memory_is_that_of_its_runs_and_of_zeros_between_them() {
+        const REGIONS: [(RegionId, Pages); 2] =
+            [(RegionId(0), Pages(600)), (RegionId(1), Pages(9))];
+        let run = |region, first, count| PageRange {
+            region: RegionId(region),
+            first,
+            count: Pages(count),
+        };
+        // One is longer than what is read at once, one ends with its region.
+        let existing = [run(0, 3, 1), run(0, 40, 2 * MAX_RUN.0 + 7), run(1, 0, 2), run(1, 8, 1)];
+        let page = |region: RegionId, page: u64| [(region.0 as u8) << 7 | (page % 100) as u8; 4096];
+        let mut read = Vec::new();
+        let found = MemoryDigest::of(&REGIONS, &existing, |range, buffer| {
+            assert!(range.count <= MAX_RUN && buffer.len() == range.len().0 as usize);
+            read.push(range);
+            for (number, bytes) in (range.first..).zip(buffer.chunks_mut(4096)) {
+                bytes.copy_from_slice(&page(range.region, number));
+            }
+        });
+        let whole = REGIONS.map(|(id, pages)| {
+            let mut memory = vec![0; pages.bytes().0 as usize];
+            for run in existing.iter().filter(|run| run.region == id) {
+                for number in run.first..run.first + run.count.0 {
+                    memory[number as usize * 4096..][..4096].copy_from_slice(&page(id, number));
+                }
+            }
+            digest(&memory)
+        });
+        assert_eq!(found, MemoryDigest::new(whole));
+        let pages: u64 = read.iter().map(|range| range.count.0).sum();
+        assert_eq!(pages, existing.iter().map(|run| run.count.0).sum::<u64>(), "{read:?}");
+        assert_eq!(read.len(), 1 + 3 + 1 + 1);
+        assert_eq!(whole[0].length(), Bytes(600 * 4096));
+        assert_eq!((found.regions(), found.to_string().len()), (2, 2 * 16 + 1));
+    }
+
+    #[test]
     fn pages_that_changed_places_are_noticed_and_the_region_is_named() {
         let (a, b) = ([1; 4096], [2; 4096]);
         let same = digest(&a);
