@@ -2,7 +2,7 @@
 //!
 //! Each target takes any bytes at all and holds the code to what it promises of them: it does not
 //! panic, it holds no more memory than its bound, and what it accepts is what was written. The
-//! coverage-guided fuzzer (`tests/fuzz`) and the replay of its corpus (`tests/replay.rs` here) run
+//! coverage-guided fuzzer (`fuzz`) and the replay of its corpus (`tests/replay.rs` here) run
 //! the same functions.
 //!
 //! | target | who reads these bytes | where they come from |

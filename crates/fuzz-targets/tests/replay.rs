@@ -10,8 +10,7 @@ use fuzz_targets::TARGETS;
 const CHANGED: usize = 40;
 
 fn inputs(kind: &str, target: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let dir =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz").join(kind).join(target);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz").join(kind).join(target);
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut inputs: Vec<_> = entries
         .map(|entry| entry.unwrap().path())
