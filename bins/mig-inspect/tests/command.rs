@@ -298,7 +298,7 @@ fn a_migration_that_was_given_up_is_no_guest() {
 
 #[test]
 fn a_question_is_whole_without_a_guest() {
-    let header = Question::default().header();
+    let header = Header::from(&Question::default());
     for (preamble, kind) in
         [(Preamble::resolve(ID), "question "), (Preamble::release(ID), "release  ")]
     {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
-use mig_stream::{DestinationOutcome, Preamble, StreamWriter};
+use mig_stream::{DestinationOutcome, Header, Preamble, StreamWriter};
 use migpipe_confine::broker::{self, Broker};
 use migpipe_units::{Acknowledged, MigrationId};
 use serde::{Deserialize, Serialize};
@@ -240,7 +240,7 @@ fn ask(
         // Opening the channel took its time.
         let age = about.age + began.elapsed();
         let question = mig_stream::Question { to: about.taken_by, age };
-        let mut question = StreamWriter::new(forward, about.preamble(id), question.header())?;
+        let mut question = StreamWriter::new(forward, about.preamble(id), Header::from(&question))?;
         // The end of the question flushes filters that hold data back.
         question.get_mut().close()?;
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;

@@ -14,7 +14,7 @@ use vm_machine::{AllowedPaths, Machine, MachineError, Overrides};
 use vm_state::MachineDescription;
 
 use crate::confinement;
-use crate::guest::refusal;
+use crate::refusal::refusal;
 
 /// How often whoever waits for a machine is looked after.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);

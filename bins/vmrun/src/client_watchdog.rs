@@ -9,20 +9,12 @@
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use migpipe_units::MigrationId;
 use tracing::warn;
 
 use crate::guest::{Guest, Inner};
-use crate::withdrawal::Withdrawal;
-
-/// Between two looks.
-pub const STATUS_POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// After so many looks without a sign of life a client is given up: 10 s, a hundred times what
-/// mig-send lets pass between two signs, and no longer than most protocols of a guest survive.
-pub const SILENT_POLLS: u32 = 10;
+use crate::withdrawn::{SILENT_POLLS, STATUS_POLL_INTERVAL, Withdrawal};
 
 /// What was seen of one client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,10 +7,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockResult, Wea
 use std::time::{Duration, Instant};
 
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
+use migpipe_units::limits::MAX_RELEASED;
 use migpipe_units::{HostId, MigrationId};
 use tracing::{info, warn};
 use vm_control::server::ConnectionId;
-use vm_control::{Event, Handover, MAX_RELEASED, Order, Refusal, Status};
+use vm_control::{Event, Handover, Order, Refusal, Status};
 use vm_machine::Machine;
 use vm_mapping::SharedBitmap;
 use vm_records::record::{Claim, Record, Records};
@@ -20,7 +21,8 @@ use crate::builder::Builder;
 use crate::departure_writer::DepartureWriter;
 use crate::end::{End, Ending};
 use crate::go_timer::GoTimer;
-use crate::withdrawal::Withdrawn;
+use crate::refusal::refusal;
+use crate::withdrawn::Withdrawn;
 
 /// Events that a subscriber may be behind before it is dropped.
 const EVENT_BACKLOG: usize = 64;
@@ -30,7 +32,7 @@ pub struct Guest {
     inner: Mutex<Inner>,
     /// Tells that a migration slows the guest down, or has paused it.
     pub held_up: Condvar,
-    /// How the guest was when the lock was last free; see [`crate::hung`].
+    /// How the guest was when the lock was last free; see [`crate::lock_timeout`].
     pub shown: Mutex<Status>,
     /// The guest's name.
     pub name: String,
@@ -425,9 +427,4 @@ fn give_disks_back(inner: &mut Inner) {
     {
         warn!("cannot release the disk images: {error}");
     }
-}
-
-/// An error of the machine as one line.
-pub fn refusal(error: impl std::error::Error + Send + Sync + 'static) -> Refusal {
-    Refusal::new(migpipe_cli::one_line(&error.into()))
 }

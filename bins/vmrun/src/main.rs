@@ -10,13 +10,16 @@ mod confinement;
 mod departure_writer;
 mod end;
 mod go_timer;
+mod go_wait;
 mod guest;
 mod lock_timeout;
+mod refusal;
 mod run_state;
 mod service;
 mod signals;
 mod watch;
 mod withdrawal;
+mod withdrawn;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use vm_control::Refusal;
 use vm_state::Section;
 
-use crate::guest::refusal;
+use crate::refusal::refusal;
 
 const NAME: &str = "run-state";
 const VERSION: u16 = 1;

@@ -21,7 +21,9 @@ use vm_state::{MachineDescription, Section};
 use crate::builder::{Builder, NotBuilt};
 use crate::end::End;
 use crate::go_timer::GoTimer;
-use crate::guest::{Guest, Inner, Migration, refusal};
+use crate::go_wait;
+use crate::guest::{Guest, Inner, Migration};
+use crate::refusal::refusal;
 use crate::run_state::RunState;
 
 /// How long the first entry of a vCPU is waited for; it takes some 50 us.
@@ -305,7 +307,8 @@ impl Guest {
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
-        let go_timer = GoTimer::start(this, self.name.clone(), id)?;
+        let name = self.name.clone();
+        let go_timer = GoTimer::start(move |events| go_wait::serve(&this, &name, id, events))?;
         let inner = &mut *self.lock();
         self.step(inner, input)?;
         inner.go_timer = Some(go_timer);

@@ -11,37 +11,11 @@ use migpipe_units::MigrationId;
 use vm_control::server::ConnectionId;
 use vm_control::{Order, Refusal, Request};
 
-use crate::client_watchdog::{SILENT_POLLS, STATUS_POLL_INTERVAL};
 use crate::guest::{Guest, Inner};
+use crate::withdrawn::{Withdrawal, Withdrawn};
 
 /// Orders that wait for a sender; more are refused.
 const MAX_ORDERS: usize = 64;
-
-/// Why a migration was ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Withdrawal {
-    /// The operator said so.
-    Cancelled,
-    /// Its client does nothing.
-    Silent,
-}
-
-impl Withdrawal {
-    fn refusal(self) -> Refusal {
-        match self {
-            Self::Cancelled => Refusal::cancelled(),
-            Self::Silent => Refusal::given_up(STATUS_POLL_INTERVAL * SILENT_POLLS),
-        }
-    }
-}
-
-/// A migration that was ended, for as long as its client is connected.
-#[derive(Clone, Copy, Debug)]
-pub struct Withdrawn {
-    pub client: ConnectionId,
-    id: MigrationId,
-    why: Withdrawal,
-}
 
 impl Guest {
     /// Ends the migration `id`: the guest runs on here, if the operator wants it to.

@@ -135,7 +135,7 @@ fn streams(guest: &Guest, corpus: &Corpus) -> Result<()> {
         ("question-one-way", Preamble::resolve(ID), Question { to: None, ..question }),
         ("release", Preamble::release(ID), question),
     ] {
-        let stream = StreamWriter::new(Vec::new(), preamble, asked.header())?;
+        let stream = StreamWriter::new(Vec::new(), preamble, Header::from(&asked))?;
         corpus.add("stream", name, &stream.into_inner())?;
     }
     let mut stream = StreamWriter::new(Vec::new(), Preamble::migrate(ID, both), small)?;

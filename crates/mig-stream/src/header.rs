@@ -1,20 +1,15 @@
 //! The header behind the preamble: which guest, which machine, which memory.
 
+use migpipe_units::limits::{MAX_GUEST_NAME, MAX_HEADER, MAX_RELEASED};
 use migpipe_units::{Gfn, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
 use thiserror::Error;
 
 use crate::bytes::{Malformed, Put, Take};
-use crate::preamble::{Kind, MAX_HEADER};
+use crate::preamble::Kind;
 use crate::question::Question;
-
-/// The longest name of a guest (bytes).
-pub const MAX_NAME: usize = 255;
 
 /// The most regions that a guest has; real ones have two or three.
 pub const MAX_REGIONS: usize = 256;
-
-/// The most earlier migrations that one header names.
-pub const MAX_RELEASED: usize = 16;
 
 /// Length of the id of a migration (bytes).
 const ID_BYTES: usize = 16;
@@ -59,7 +54,7 @@ pub enum HeaderError {
     #[error("the header of the stream is malformed")]
     Malformed(#[source] Malformed),
     /// The guest's name is missing, too long or would drive a terminal.
-    #[error("the guest's name must have 1 to {MAX_NAME} bytes and no control characters")]
+    #[error("the guest's name must have 1 to {MAX_GUEST_NAME} bytes and no control characters")]
     Name,
     /// It has more regions than any guest.
     #[error("the guest has {0} regions of memory; at most {MAX_REGIONS} travel")]
@@ -109,7 +104,7 @@ pub enum RangeError {
 impl Header {
     pub(crate) fn check(&self) -> Result<(), HeaderError> {
         if self.guest.is_empty()
-            || self.guest.len() > MAX_NAME
+            || self.guest.len() > MAX_GUEST_NAME
             || self.guest.chars().any(char::is_control)
         {
             return Err(HeaderError::Name);
@@ -240,6 +235,13 @@ impl Header {
             released.push(take.id()?);
         }
         Ok(Self { guest: guest.to_owned(), machine: machine.to_owned(), regions, released })
+    }
+}
+
+impl From<&Question> for Header {
+    /// The header of a stream that asks this.
+    fn from(question: &Question) -> Self {
+        Self { guest: "question".to_owned(), machine: question.encode(), ..Self::default() }
     }
 }
 

@@ -155,7 +155,8 @@
 //! # Errors and bounds
 //!
 //! A stream is hostile input. No length in it allocates more than arrives, and no more than the
-//! bounds above; state is bounded over the whole stream ([`MAX_SECTIONS`], [`MAX_ALL_SECTIONS`]);
+//! bounds above; state is bounded over the whole stream ([`MAX_SECTIONS`](migpipe_units::limits::MAX_SECTIONS),
+//! [`MAX_STATE`](migpipe_units::limits::MAX_STATE));
 //! fills, which cost a sender nothing, make a reader write a bounded amount ([`MOST_FILLS`]);
 //! no page outside its region is handed out; nothing panics. Text from the peer has no control
 //! characters left when it is handed out. Whoever reads gets everything right up to an error, or
@@ -195,11 +196,11 @@ pub use bytes::Malformed;
 pub use checksum::{StreamDigest, checksum_implementation};
 pub use counters::Totals;
 pub use frame::{MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
-pub use header::{Header, HeaderError, MAX_NAME, MAX_REGIONS, MAX_RELEASED, RangeError, Region};
+pub use header::{Header, HeaderError, MAX_REGIONS, RangeError, Region};
 pub use memory::{MemoryDigest, RegionDigest};
 pub use open::{OpenError, OpenProblem};
-pub use order::{MAX_ALL_SECTIONS, MAX_SECTIONS, MOST_FILLS, OrderError};
-pub use preamble::{Flags, FormatVersion, Kind, MAX_HEADER, Preamble, PreambleError};
+pub use order::{MOST_FILLS, OrderError};
+pub use preamble::{Flags, FormatVersion, Kind, Preamble, PreambleError};
 pub use question::Question;
 pub use read_error::{Inside, ReadError};
 pub use reader::StreamReader;

@@ -1,17 +1,11 @@
 //! Which record may follow which. The writer and the reader hold to the same rules.
 
 use migpipe_units::Pages;
+use migpipe_units::limits::{MAX_SECTIONS, MAX_STATE};
 use thiserror::Error;
 
 use crate::frame::RecordType;
 use crate::preamble::Preamble;
-
-/// The most sections in one stream: a thousand vCPUs with room for their devices.
-pub const MAX_SECTIONS: u64 = 4096;
-
-/// The most bytes in all sections of one stream together, so that state waiting to be loaded is
-/// bounded too: a thousand vCPUs of some 20 KiB, and as much again.
-pub const MAX_ALL_SECTIONS: u64 = 32 << 20;
 
 /// The most runs in all `Extents` of one stream together.
 const MAX_ALL_EXTENTS: u64 = 1 << 20;
@@ -50,7 +44,7 @@ pub enum OrderError {
     #[error("the end of the guest's memory without the Digest that the stream announced")]
     NoDigest,
     /// More state than any guest has.
-    #[error("more than {MAX_SECTIONS} sections, or more than {MAX_ALL_SECTIONS} bytes of them")]
+    #[error("more than {MAX_SECTIONS} sections, or more than {MAX_STATE} bytes of them")]
     TooMuchState,
     /// More pages filled with patterns than a guest's memory explains.
     #[error("its fills cover the guest's memory more than {MOST_FILLS} times")]
@@ -144,7 +138,7 @@ impl Order {
             (Phase::Guest, RecordType::Section) => {
                 self.sections += 1;
                 self.section_bytes += length;
-                if self.sections > MAX_SECTIONS || self.section_bytes > MAX_ALL_SECTIONS {
+                if self.sections > MAX_SECTIONS as u64 || self.section_bytes > MAX_STATE as u64 {
                     return Err(OrderError::TooMuchState);
                 }
             }
@@ -289,7 +283,7 @@ mod tests {
             order.admit(Section, 16 << 20).unwrap();
         }
         assert_eq!(order.admit(Section, 1), Err(OrderError::TooMuchState));
-        let many = [Section; MAX_SECTIONS as usize + 1];
+        let many = [Section; MAX_SECTIONS + 1];
         assert_eq!(run(ONE_WAY, &many).unwrap_err(), OrderError::TooMuchState);
         let mut order = run(ONE_WAY, &[]).unwrap();
         order.admit(Extents, MAX_ALL_EXTENTS * 18).unwrap();

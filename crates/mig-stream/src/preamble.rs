@@ -3,6 +3,7 @@
 use std::fmt;
 
 use migpipe_units::MigrationId;
+use migpipe_units::limits::MAX_HEADER;
 use thiserror::Error;
 
 use crate::bytes::{Put, Take};
@@ -12,12 +13,11 @@ use crate::checksum::crc32c;
 /// first bit, and a channel that translates line ends would change the middle.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89MIG\r\n\x1a\n";
 
+/// First bytes of a return path; see [`crate::preamble::MAGIC`] for why these.
+pub(crate) const RETURN_MAGIC: [u8; 8] = *b"\x89MIR\r\n\x1a\n";
+
 /// Length of the preamble in bytes.
 pub(crate) const PREAMBLE_BYTES: usize = 48;
-
-/// The longest header behind a preamble (bytes): a machine description of up to 1 MiB, regions,
-/// and room.
-pub const MAX_HEADER: u32 = 2 << 20;
 
 /// A version of the format of everything behind the preamble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,7 +5,6 @@ use std::time::Duration;
 use migpipe_units::Acknowledged;
 
 use crate::bytes::{Malformed, Put, Take};
-use crate::header::Header;
 use crate::record::nanoseconds;
 
 /// What a question carries beside the id of the migration.
@@ -19,12 +18,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// The header of a stream that asks this.
-    pub fn header(&self) -> Header {
-        Header { guest: "question".to_owned(), machine: self.encode(), ..Header::default() }
-    }
-
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.u8(self.to.is_some().into());
         if let Some(to) = &self.to {

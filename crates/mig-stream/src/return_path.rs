@@ -10,10 +10,8 @@ use crate::bytes::{Malformed, Put, Take};
 use crate::checksum::crc32c;
 use crate::frame::OPTIONAL;
 use crate::io_util::{read_full, read_growing, write_both};
+use crate::preamble::RETURN_MAGIC;
 use crate::unrecognised::UnrecognisedStream;
-
-/// First bytes of a return path; see [`crate::preamble::MAGIC`] for why these.
-pub(crate) const RETURN_MAGIC: [u8; 8] = *b"\x89MIR\r\n\x1a\n";
 
 /// Length of what stands in front of the first message (bytes).
 const OPENING_BYTES: usize = 32;

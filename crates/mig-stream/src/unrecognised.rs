@@ -5,8 +5,7 @@
 
 use std::fmt;
 
-use crate::preamble::MAGIC;
-use crate::return_path::RETURN_MAGIC;
+use crate::preamble::{MAGIC, RETURN_MAGIC};
 use crate::text::clean;
 
 /// What stands where a migration stream should begin.

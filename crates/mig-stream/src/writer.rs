@@ -487,11 +487,11 @@ mod tests {
             Header { guest: "web".into(), machine: vec![1], ..Header::default() },
             Header {
                 regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: Pages(1) }],
-                ..Question::default().header()
+                ..Header::from(&Question::default())
             },
             Header {
                 released: vec![MigrationId::from_bytes([2; 16])],
-                ..Question::default().header()
+                ..Header::from(&Question::default())
             },
         ] {
             let result = StreamWriter::new(Vec::new(), preamble, header);

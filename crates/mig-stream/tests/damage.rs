@@ -165,7 +165,7 @@ fn bytes_behind_the_end_are_refused() {
 fn a_question_ends_behind_its_header() {
     let asked = Question { to: Some(common::BY), age: Duration::from_secs(7) };
     for preamble in [Preamble::resolve(common::ID), Preamble::release(common::ID)] {
-        let stream = StreamWriter::new(Vec::new(), preamble, asked.header()).unwrap();
+        let stream = StreamWriter::new(Vec::new(), preamble, Header::from(&asked)).unwrap();
         let mut question = stream.into_inner();
         assert_eq!(read(&question).unwrap().records, []);
         let reader = StreamReader::open(&question[..]).unwrap();

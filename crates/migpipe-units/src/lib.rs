@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod id;
+pub mod limits;
 mod quantity;
 mod range;
 

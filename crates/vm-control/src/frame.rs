@@ -5,14 +5,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use migpipe_units::limits::MAX_FRAME;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-
-/// No frame is longer (bytes). The largest real one holds the saved state of a machine: some
-/// 10 KiB for each vCPU.
-pub const MAX_FRAME: u32 = 64 << 20;
 
 /// The most descriptors that Linux passes beside one message (SCM_MAX_FD, unix(7)). With room for
 /// all of them none is lost on the way: those that do not fit would be ours already, and nobody

@@ -41,8 +41,8 @@ mod message;
 pub mod server;
 
 pub use client::{Client, ClientError, Subscription};
-pub use frame::{FrameError, MAX_FRAME};
+pub use frame::FrameError;
 pub use message::{
-    Balloon, Event, Handover, Loaded, MAX_RELEASED, Order, Overrides, PROTOCOL_VERSION, Refusal,
-    RefusalKind, Reply, Request, Started, Status,
+    Balloon, Event, Handover, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, RefusalKind,
+    Reply, Request, Started, Status,
 };

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, Standing, State};
+use migpipe_units::limits::{MAX_DESCRIPTION, MAX_FRAME, MAX_SECTIONS};
 use migpipe_units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use vm_state::MachineDescription;
-
-use crate::frame::MAX_FRAME;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
@@ -128,10 +127,6 @@ pub enum Request {
     },
 }
 
-/// The most sections in one message: as many as a stream may carry. An empty one takes a byte here
-/// and a vector of its own once it is decoded.
-const MAX_SECTIONS: usize = 4096;
-
 /// A list of sections, which no peer makes longer than [`MAX_SECTIONS`].
 fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error> {
     struct Sections;
@@ -162,8 +157,8 @@ fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error
 const PREPARE: u8 = 16;
 
 /// The longest request but that (bytes): the description of a machine is the largest part of any,
-/// and a stream's is at most half of this.
-const MAX_REQUEST: u32 = 2 << 20;
+/// which is at most half of this.
+const MAX_REQUEST: u32 = 2 * MAX_DESCRIPTION as u32;
 
 /// The longest request of a client that has not said hello (bytes).
 const MAX_HELLO: u32 = 4 << 10;
@@ -267,9 +262,6 @@ pub struct Started {
     pub first_instruction: Duration,
 }
 
-/// So many migrations that ended before their commit are remembered.
-pub const MAX_RELEASED: usize = 16;
-
 /// How a guest is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -295,7 +287,7 @@ pub struct Status {
     pub held: Option<String>,
     /// How it was handed over, if it was.
     pub handover: Option<Handover>,
-    /// Migrations that ended before their commit, [`MAX_RELEASED`] at most and the oldest first: the
+    /// Migrations that ended before their commit, [`MAX_RELEASED`](migpipe_units::limits::MAX_RELEASED) at most and the oldest first: the
     /// destination of one may still wait for GO.
     pub released: Vec<MigrationId>,
 }

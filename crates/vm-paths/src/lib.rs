@@ -9,18 +9,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use migpipe_units::limits::MAX_GUEST_NAME;
 use thiserror::Error;
-
-/// Names of guests are file names: no longer than leaves room for the directory in the 108 bytes
-/// of a socket's address (unix(7)).
-const MAX_NAME: usize = 48;
 
 /// Why a name does not lead to a place.
 #[derive(Debug, Error)]
 pub enum PathError {
     /// The name cannot be a file name.
     #[error(
-        "'{0}' is no name for a guest: use letters, digits, '-', '_' and '.', at most {MAX_NAME}"
+        "'{0}' is no name for a guest: use letters, digits, '-', '_' and '.', at most {MAX_GUEST_NAME}"
     )]
     BadName(String),
     /// A directory cannot be made.
@@ -50,7 +47,7 @@ pub enum PathError {
 pub fn check_name(name: &str) -> Result<(), PathError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty()
-        || name.len() > MAX_NAME
+        || name.len() > MAX_GUEST_NAME
         || name.starts_with(['.', '-'])
         || !name.chars().all(fits)
     {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use migpipe_units::limits::MAX_DESCRIPTION;
 use migpipe_units::{Gfn, Pages, RegionId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,9 +12,6 @@ use thiserror::Error;
 /// The version that [`MachineDescription::encode`] writes. Version 1 did not say which kernel the
 /// guest booted.
 const VERSION: u16 = 2;
-
-/// A description longer than this is refused unread (bytes); real ones hold some 10 KiB.
-const MAX_ENCODED: usize = 1 << 20;
 
 /// Everything a destination must know to build the same machine. It travels in the header of a
 /// stream, so that a host which cannot take the guest says so before the first page.
@@ -173,7 +171,7 @@ pub enum DescriptionError {
     #[error("machine description has version 0, which there never was")]
     NoVersion,
     /// It is longer than any real one.
-    #[error("machine description of {0} bytes; at most {MAX_ENCODED} are read")]
+    #[error("machine description of {0} bytes; at most {MAX_DESCRIPTION} are read")]
     TooLong(usize),
     /// It does not decode, or bytes are left over.
     #[error("machine description is damaged")]
@@ -205,7 +203,7 @@ impl MachineDescription {
     /// # Errors
     /// One of [`DescriptionError`] for any other bytes; never panics.
     pub fn decode(bytes: &[u8]) -> Result<Self, DescriptionError> {
-        if bytes.len() > MAX_ENCODED {
+        if bytes.len() > MAX_DESCRIPTION {
             return Err(DescriptionError::TooLong(bytes.len()));
         }
         let Some((version, body)) = bytes.split_first_chunk() else {
@@ -274,9 +272,9 @@ mod tests {
     #[test]
     fn the_longest_description_is_read_and_one_byte_more_is_not() {
         let of = |bytes| MachineDescription::decode(&vec![0; bytes]).unwrap_err();
-        assert!(matches!(of(MAX_ENCODED), DescriptionError::NoVersion));
+        assert!(matches!(of(MAX_DESCRIPTION), DescriptionError::NoVersion));
         assert!(
-            matches!(of(MAX_ENCODED + 1), DescriptionError::TooLong(it) if it == MAX_ENCODED + 1)
+            matches!(of(MAX_DESCRIPTION + 1), DescriptionError::TooLong(it) if it == MAX_DESCRIPTION + 1)
         );
     }
 

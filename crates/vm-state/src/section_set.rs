@@ -2,16 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use migpipe_units::limits::{MAX_SECTIONS, MAX_STATE};
+
 use crate::section::Section;
 use crate::snapshot::{LoadError, SectionId, Snapshot};
-
-/// Most sections that one machine is loaded from. KVM has at most 4,096 vCPUs and each has one;
-/// the rest leaves room for the devices.
-pub(crate) const MAX_SECTIONS: usize = 8192;
-
-/// Most payload bytes that one machine is loaded from, all sections together: 4,096 vCPUs of
-/// 20 KiB and as much again for devices fit.
-pub(crate) const MAX_TOTAL: usize = 256 << 20;
 
 /// The sections from which a machine is loaded. Everything that the machine has takes its own
 /// section exactly once; [`Self::finish`] makes sure that none is left.
@@ -44,7 +38,7 @@ impl SectionSet {
             return Err(LoadError::Duplicate(id));
         }
         let bytes = self.bytes.saturating_add(section.payload.len());
-        if self.sections.len() == MAX_SECTIONS || bytes > MAX_TOTAL {
+        if self.sections.len() == MAX_SECTIONS || bytes > MAX_STATE {
             return Err(LoadError::TooMany(id));
         }
         self.bytes = bytes;
@@ -153,7 +147,7 @@ mod tests {
     #[test]
     fn a_set_holds_as_many_bytes_as_it_may_and_not_one_more() {
         // They are counted and never looked at.
-        let mut set = SectionSet { bytes: MAX_TOTAL - 3, ..SectionSet::default() };
+        let mut set = SectionSet { bytes: MAX_STATE - 3, ..SectionSet::default() };
         let of = |instance, bytes| Section { payload: vec![0; bytes], ..raw("x", instance) };
         set.add(of(0, 3)).unwrap();
         assert!(matches!(set.add(of(1, 1)), Err(LoadError::TooMany(id)) if id.instance == 1));

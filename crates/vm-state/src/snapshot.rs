@@ -6,8 +6,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use migpipe_units::limits::{MAX_SECTIONS, MAX_STATE};
+
 use crate::section::{MAX_PAYLOAD, Section};
-use crate::section_set::{MAX_SECTIONS, MAX_TOTAL};
 
 /// State that can be saved as a [`Section`] and loaded again, by this release or a later one.
 ///
@@ -215,7 +216,7 @@ pub enum LoadError {
     },
     /// More sections, or more bytes of them, than any machine has.
     #[error(
-        "section {0} is one too many: a machine has at most {MAX_SECTIONS} of {MAX_TOTAL} bytes together"
+        "section {0} is one too many: a machine has at most {MAX_SECTIONS} of {MAX_STATE} bytes together"
     )]
     TooMany(SectionId),
 }

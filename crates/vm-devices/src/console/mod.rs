@@ -4,21 +4,24 @@
 //! disk ever holds the guest up; what nobody takes is kept up to [`BACKLOG`] bytes.
 
 mod backlog;
+mod shared;
 mod spec;
 mod thread;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use thiserror::Error;
 
+pub use self::shared::Input;
 pub use self::spec::{ConsoleSpec, ConsoleSpecError};
 
 use self::backlog::Backlog;
+use self::shared::Shared;
 use self::thread::Ends;
 use crate::confinement;
 
@@ -27,12 +30,6 @@ const BACKLOG: usize = 256 << 10;
 
 /// How long the thread may take to end; it gives a slow reader a fifth of that.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Who takes what is typed.
-pub trait Input: Send + Sync {
-    /// Takes bytes from the front; returns how many. The rest is offered again later.
-    fn receive(&self, bytes: &[u8]) -> usize;
-}
 
 /// Why a console cannot be opened.
 #[derive(Debug, Error)]
@@ -49,14 +46,6 @@ pub enum ConsoleError {
     /// Somebody else listens on its socket.
     #[error("console {0} is in use by another process; name another place for it")]
     InUse(ConsoleSpec),
-}
-
-struct Shared {
-    backlog: Mutex<Backlog>,
-    input: Mutex<Option<Weak<dyn Input>>>,
-    /// Wakes the thread: there is output, or the end.
-    wake: EventFd,
-    ending: AtomicBool,
 }
 
 /// An open console.
@@ -138,26 +127,6 @@ impl Drop for Console {
         }
         if thread.join().is_err() {
             tracing::error!("the thread of console {} panicked", self.spec);
-        }
-    }
-}
-
-impl Shared {
-    fn backlog(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_ending(&self) -> bool {
-        self.ending.load(Ordering::SeqCst)
-    }
-
-    /// Offers typed bytes to whoever takes them; returns how many were taken. Without a taker all
-    /// are gone.
-    fn offer(&self, bytes: &[u8]) -> usize {
-        let input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
-        match input.as_ref().and_then(Weak::upgrade) {
-            Some(input) => input.receive(bytes),
-            None => bytes.len(),
         }
     }
 }

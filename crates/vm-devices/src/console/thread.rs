@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{ConsoleSpec, Shared};
+use super::shared::Shared;
+use super::spec::ConsoleSpec;
 
 /// One write: a pipe that poll calls writable takes this much without blocking (PIPE_BUF).
 const PIECE: usize = 4096;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use vm_state::{KernelKind, MachineDescription};
 
-use super::{BootError, Kernel};
+use super::error::BootError;
+use super::kernel::Kernel;
 
 /// Is there where KVM is PVM.
 const PVM: &str = "/sys/module/kvm_pvm";

@@ -4,40 +4,23 @@ mod command_line;
 mod detect;
 mod elf;
 mod error;
+mod kernel;
 mod linux;
 mod long_mode;
 mod map;
 mod pvh;
 mod reset_vector;
 
-use std::path::PathBuf;
-
 use kvm_ioctls::VcpuFd;
 use migpipe_units::Bytes;
 use vm_devices::MmioWindow;
-use vm_guest::DirtySpec;
 
 use crate::memory::Memory;
 use crate::{acpi, layout};
 
 pub(crate) use self::detect::check_arriving;
 pub use self::error::BootError;
-
-/// What a machine boots.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// The built-in guest.
-    Builtin(DirtySpec),
-    /// An ELF file with a PVH note.
-    Elf(PathBuf),
-    /// A Linux kernel: a bzImage or an uncompressed vmlinux.
-    Linux {
-        /// The kernel.
-        image: PathBuf,
-        /// Its initial RAM disk.
-        initrd: Option<PathBuf>,
-    },
-}
+pub use self::kernel::Kernel;
 
 /// Where the vCPUs of a loaded kernel begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

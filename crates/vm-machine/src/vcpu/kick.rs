@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::{SharedVcpu, lock};
+use super::shared::{SharedVcpu, lock};
 
 /// The number of the signal, counted from SIGRTMIN.
 const SIGNAL: c_int = 0;

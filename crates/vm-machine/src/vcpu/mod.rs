@@ -3,11 +3,12 @@
 pub(crate) mod error;
 mod gate;
 mod kick;
+mod shared;
 mod thread;
 mod throttle;
 
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
@@ -19,15 +20,8 @@ use crate::ports::Ports;
 pub use self::error::VcpuError;
 use self::gate::{Gate, RunRequest};
 use self::kick::Kick;
+pub(crate) use self::shared::{SharedVcpu, lock};
 use self::throttle::Throttle;
-
-/// A vCPU that may run on a thread of its own; whoever holds the lock has it stopped.
-pub(crate) type SharedVcpu = Arc<Mutex<VcpuFd>>;
-
-pub(crate) fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
-    // A descriptor and a mapping of the kernel: a panic elsewhere does not spoil them.
-    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// All vCPUs of a machine.
 pub(crate) struct Vcpus {

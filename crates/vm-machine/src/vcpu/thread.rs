@@ -8,7 +8,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_devices::PowerRequest;
 
 use super::gate::{Gate, Next, RunRequest};
-use super::{SharedVcpu, lock};
+use super::shared::{SharedVcpu, lock};
 use crate::confinement;
 use crate::events::{Events, MachineEvent};
 use crate::monotonic_time::MonotonicTime;

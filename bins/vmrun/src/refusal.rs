@@ -1,0 +1,8 @@
+//! Errors as a client is told them.
+
+use vm_control::Refusal;
+
+/// An error of the machine as one line.
+pub fn refusal(error: impl std::error::Error + Send + Sync + 'static) -> Refusal {
+    Refusal::new(migpipe_cli::one_line(&error.into()))
+}
