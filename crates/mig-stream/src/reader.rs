@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use migpipe_units::{Bytes, Pages};
+use migpipe_units::Bytes;
 
 use crate::bytes::Malformed;
 use crate::checksum::{Crc32c, crc32c};
@@ -397,12 +397,6 @@ impl<R> StreamReader<R> {
     /// How many records were skipped because they are unknown and optional.
     pub const fn skipped(&self) -> u64 {
         self.skipped
-    }
-
-    /// How many pages came so far, raw and as patterns.
-    pub fn pages_read(&self) -> Pages {
-        let totals = self.counters.totals();
-        Pages(totals.pages.0.saturating_add(totals.filled.0))
     }
 
     /// The channel, for its settings.
