@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_question_carries_no_guest() {
-        let question = Question { to: None, age: std::time::Duration::from_secs(9) }.header();
+        let question = Header::from(&Question { to: None, age: std::time::Duration::from_secs(9) });
         for kind in [Kind::Resolve, Kind::Release] {
             assert_eq!(question.check_kind(kind), Ok(()));
             for more in [
