@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod console;
+#[cfg(test)]
+mod docs;
 pub mod faults;
 mod guest;
 mod host;

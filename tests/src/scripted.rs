@@ -15,9 +15,9 @@ use std::time::Duration;
 use mig_engine::ownership::{Input, Ownership, State};
 use migpipe_units::{Acknowledged, Gfn, HostId, Nonce, PAGE_SIZE, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use page_bitmap::GuestBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status};
-use vm_mapping::SharedBitmap;
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
 /// What it acknowledges with.
@@ -60,7 +60,7 @@ impl Writer<'_> {
 struct Guest {
     memory: File,
     dirty: Mutex<BTreeSet<u64>>,
-    log: Mutex<Option<SharedBitmap>>,
+    log: Mutex<Option<GuestBitmap>>,
     ownership: Mutex<Ownership>,
     /// Whether the source of the guest that arrives waits for its ACK.
     acknowledged: AtomicBool,
@@ -100,12 +100,10 @@ impl Guest {
     }
 
     fn harvest(&self) -> Pages {
-        let mut words = vec![0; SharedBitmap::words_for(&regions())];
         let pages = std::mem::take(&mut *lock(&self.dirty));
-        for page in &pages {
-            words[*page as usize / 64] |= 1_u64 << (page % 64);
-        }
-        lock(&self.log).as_ref().expect("the log was started").write(&words);
+        let log = lock(&self.log);
+        let bitmap = &log.as_ref().expect("the log was started")[0];
+        pages.iter().for_each(|page| bitmap.insert(*page, Pages(1)));
         Pages(pages.len() as u64)
     }
 
@@ -161,7 +159,7 @@ impl Service for Guest {
             Request::Status => Reply::Status(self.status()).into(),
             Request::MapMemory => self.memory(),
             Request::DirtyLogStart => {
-                let (log, fd) = SharedBitmap::create(&regions()).expect("a bitmap");
+                let (log, fd) = GuestBitmap::share([(RegionId(0), MEMORY)]).expect("a bitmap");
                 *lock(&self.log) = Some(log);
                 done_with(fd)
             }

@@ -5,9 +5,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use anyhow::ensure;
-use mig_engine::precopy::Bitmap;
 use mig_stream::{MemoryDigest, ReadError, StreamReader};
 use migpipe_units::{Gfn, PAGE_SIZE, PageRange, Pages};
+use page_bitmap::GuestBitmap;
 use vm_mapping::GuestMemory;
 
 /// How much is made to exist at a time: small enough to stop soon after the stream does.
@@ -18,13 +18,13 @@ const POPULATE_STEP: Pages = Pages(8192);
 pub struct Incoming {
     memory: GuestMemory,
     /// Pages that hold something: a fill of zeros is not written where nothing was.
-    written: Vec<Bitmap>,
+    written: GuestBitmap,
     populate: Option<Sender<Vec<PageRange>>>,
 }
 
 impl Incoming {
     pub fn new(memory: GuestMemory) -> Self {
-        let written = memory.regions().map(|(id, pages)| Bitmap::new(id, pages)).collect();
+        let written = GuestBitmap::new(memory.regions());
         Self { memory, written, populate: None }
     }
 
@@ -40,7 +40,7 @@ impl Incoming {
 
     /// Fills a run of pages with one pattern.
     pub fn fill(&mut self, range: PageRange, pattern: u64) {
-        let written = &mut self.written[usize::from(range.region.0)];
+        let written = &self.written[usize::from(range.region.0)];
         for page in range.first..range.first + range.count.0 {
             if pattern == 0 && !written.contains(page) {
                 continue;

@@ -21,8 +21,8 @@ use mig_engine::precopy::RoundStats;
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
 use migpipe_units::{Acknowledged, Pages};
+use page_bitmap::GuestBitmap;
 use vm_control::ClientError;
-use vm_mapping::SharedBitmap;
 
 use crate::answers::phase;
 use crate::migration::Migration;
@@ -36,7 +36,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// What is measured and kept from the pause on.
 #[derive(Debug, Default)]
 pub struct Blackout {
-    pub log: Option<SharedBitmap>,
+    /// What the destination lacks, but for what the last harvest will add.
+    pub log: Option<GuestBitmap>,
     /// When the last vCPU had stopped.
     paused: Option<Instant>,
     ended: Option<Instant>,
@@ -64,15 +65,11 @@ impl Migration<'_> {
 
         let sections = self.client.save_state()?;
         let saved = Instant::now();
-        let last = self.harvest(&log)?;
-        for (left, last) in self.left.iter_mut().zip(&last) {
-            left.union(last.words());
-        }
+        self.client.dirty_log_harvest()?;
         let harvested = Instant::now();
 
         let before = self.stream.bytes_written();
-        let left = std::mem::take(&mut self.left);
-        let sent = self.send_pages(&left)?;
+        let sent = self.send_pages(&log)?;
         let sent_at = Instant::now();
         let bytes = self.stream.bytes_written() - before;
         for section in &sections {

@@ -3,6 +3,7 @@
 use mig_stream::MAX_RUN;
 use migpipe_cli::output;
 use migpipe_units::{PAGE_SIZE, Pages};
+use page_bitmap::GuestBitmap;
 use vm_control::Client;
 
 use crate::args::Args;
@@ -12,7 +13,8 @@ use crate::pages;
 pub fn run(args: &Args, client: &Client) -> anyhow::Result<u8> {
     let machine = client.describe()?;
     let memory = client.map_memory(&machine)?;
-    let (existing, _) = pages::existing(&machine, &memory)?;
+    let existing = GuestBitmap::new(machine.region_pages());
+    pages::existing(&memory, &existing)?;
     let mut buffer = vec![0; MAX_RUN.bytes().0 as usize];
     let (mut raw, mut fills) = (Pages(0), Pages(0));
     for range in existing.iter().flat_map(|bitmap| bitmap.runs(MAX_RUN)) {

@@ -12,7 +12,7 @@ use mig_channel::{
 };
 use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
 use mig_engine::ownership::Input;
-use mig_engine::precopy::{Bitmap, Pacer, Policy, RateMeter, Wws};
+use mig_engine::precopy::{Pacer, Policy, RateMeter, Wws};
 use mig_engine::report::{Mode, Phase, Report};
 use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
 use migpipe_cli::output;
@@ -69,8 +69,6 @@ pub struct Migration<'a> {
     pub wws: Wws,
     pub pages: PageSender,
     pub disks: Disks,
-    /// What the destination lacks when pre-copy ends.
-    pub left: Vec<Bitmap>,
     pub blackout: Blackout,
     pub report: Report,
     /// Who knows what became of the guest at its source.
@@ -140,7 +138,6 @@ impl<'a> Migration<'a> {
             },
             pages: PageSender::new(&machine),
             disks: Disks::new(for_disks)?,
-            left: Vec::new(),
             fate: Fate::RunsOn,
             blackout: Blackout::default(),
             started: Instant::now(),

@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 
 use mig_channel::ChannelWriter;
-use mig_engine::precopy::{Bitmap, SentHistogram};
+use mig_engine::precopy::SentHistogram;
 use mig_stream::{MAX_RUN, MemoryDigest, StreamWriter, WriteError};
 use migpipe_units::{PAGE_SIZE, PageRange, Pages};
+use page_bitmap::GuestBitmap;
 use vm_mapping::{GuestMemory, MemoryError};
 use vm_state::MachineDescription;
 
@@ -182,35 +183,13 @@ pub fn pattern_of(page: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*first))
 }
 
-/// The memory that exists, as bitmaps.
-pub fn existing(
-    machine: &MachineDescription,
-    memory: &GuestMemory,
-) -> Result<(Vec<Bitmap>, Vec<PageRange>), MemoryError> {
+/// Adds the memory that exists to `bitmap`, and returns it as ranges.
+pub fn existing(memory: &GuestMemory, bitmap: &GuestBitmap) -> Result<Vec<PageRange>, MemoryError> {
     let ranges = memory.existing()?;
-    let mut bitmaps = bitmaps(machine, &[]);
     for range in &ranges {
-        bitmaps[usize::from(range.region.0)].insert(range.first, range.count);
+        bitmap[usize::from(range.region.0)].insert(range.first, range.count);
     }
-    Ok((bitmaps, ranges))
-}
-
-/// One bitmap per region from the words of all regions, each starting at a new word; words that
-/// are not there are zero.
-pub fn bitmaps(machine: &MachineDescription, words: &[u64]) -> Vec<Bitmap> {
-    let mut rest = words;
-    machine
-        .memory
-        .iter()
-        .map(|region| {
-            let length = region.pages.0.div_ceil(64) as usize;
-            let (mine, others) = rest.split_at(length.min(rest.len()));
-            rest = others;
-            let mut mine = mine.to_vec();
-            mine.resize(length, 0);
-            Bitmap::from_words(region.id, region.pages, mine)
-        })
-        .collect()
+    Ok(ranges)
 }
 
 /// The digest of the whole memory of a guest that stands still.
@@ -218,7 +197,7 @@ pub fn digest(
     machine: &MachineDescription,
     memory: &GuestMemory,
 ) -> Result<MemoryDigest, MemoryError> {
-    let regions: Vec<_> = machine.memory.iter().map(|region| (region.id, region.pages)).collect();
+    let regions: Vec<_> = machine.region_pages().collect();
     Ok(MemoryDigest::of(&regions, &memory.existing()?, |range, buffer| {
         memory.copy_pages(range, buffer);
     }))

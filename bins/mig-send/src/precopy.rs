@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use mig_engine::handover::Form;
 use mig_engine::ownership::Input;
-use mig_engine::precopy::{Bitmap, Next, Path, RoundStats};
+use mig_engine::precopy::{Next, Path, RoundStats};
 use mig_engine::report::{EndedBy, Phase, ThrottleStep};
 use mig_stream::MAX_RUN;
 use migpipe_units::{Bytes, BytesPerSec, PageRange, Pages};
-use vm_mapping::SharedBitmap;
+use page_bitmap::PageBitmap;
 
 use crate::migration::Migration;
 use crate::pages::{self, Sent};
@@ -42,34 +42,32 @@ impl Migration<'_> {
         // The first harvest may show everything as dirty. Whatever is written from here on is in
         // the next one, and so nothing can be missed between looking for memory and logging.
         self.client.dirty_log_harvest()?;
-        let (mut todo, existing) =
-            pages::existing(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
+        log.clear();
+        let existing = pages::existing(&self.memory, &log).map_err(anyhow::Error::from)?;
         self.stream.extents(&existing)?;
         let mut waited = Pages(0);
         for number in 0.. {
             self.disks.begin();
-            let mut stats = self.send_round(number, &todo)?;
+            let mut stats = self.send_round(number, &log)?;
             let flush = self.settle_disks()?;
             let harvested = Instant::now();
-            let mut dirty = self.harvest(&log)?;
+            self.client.dirty_log_harvest()?;
             let path = self.path(stats.rate, harvested.elapsed(), flush);
-            let plan = self.wws.plan(&mut dirty, self.policy.deferrable(&path));
+            let plan = self.wws.plan(&log, self.policy.deferrable(&path));
             stats.dirtied = plan.became_dirty;
             stats.deferred = waited;
             waited = plan.waiting;
             self.finish_round(&stats)?;
             match self.policy.decide(&stats, &path) {
-                Next::Round => todo = dirty,
+                Next::Round => {}
                 Next::Throttle { percent } => {
                     self.client.throttle(percent)?;
                     self.report.throttle.push(ThrottleStep { round: number, percent });
                     self.shared.progress(|progress| progress.throttle = percent);
-                    todo = dirty;
                 }
                 Next::StopAndCopy(rule) => {
                     self.report.ended_by = Some(EndedBy::from(rule));
-                    self.wws.release(&mut dirty);
-                    self.left = dirty;
+                    self.wws.release(&log);
                     self.blackout.log = Some(log);
                     return Ok(());
                 }
@@ -77,13 +75,6 @@ impl Migration<'_> {
             }
         }
         unreachable!("the policy ends within its hard limit")
-    }
-
-    /// What became dirty since the last harvest.
-    pub fn harvest(&mut self, log: &SharedBitmap) -> Result<Vec<Bitmap>, Stop> {
-        let dirty = self.client.dirty_log_harvest()?;
-        let words = if dirty.0 > 0 { log.read() } else { Vec::new() };
-        Ok(pages::bitmaps(&self.machine, &words))
     }
 
     fn path(&mut self, round: BytesPerSec, harvest: Duration, flush: Duration) -> Path {
@@ -96,10 +87,10 @@ impl Migration<'_> {
         }
     }
 
-    fn send_round(&mut self, number: u32, todo: &[Bitmap]) -> Result<RoundStats, Stop> {
+    fn send_round(&mut self, number: u32, todo: &[PageBitmap]) -> Result<RoundStats, Stop> {
         let started = Instant::now();
         let before = self.stream.bytes_written();
-        let total: Pages = todo.iter().map(Bitmap::count).sum();
+        let total: Pages = todo.iter().map(PageBitmap::count).sum();
         self.shared.progress(|progress| {
             progress.round = number;
             progress.dirty = total;
@@ -122,13 +113,13 @@ impl Migration<'_> {
         })
     }
 
-    /// Sends all pages of `todo`, no faster than the limit allows.
-    pub fn send_pages(&mut self, todo: &[Bitmap]) -> Result<Sent, Stop> {
+    /// Takes all pages out of `todo` and sends them, no faster than the limit allows.
+    pub fn send_pages(&mut self, todo: &[PageBitmap]) -> Result<Sent, Stop> {
         let mut sent = Sent::default();
         let longest =
             MAX_RUN.min(Pages(self.pacer.burst().0 / migpipe_units::PAGE_SIZE).max(Pages(1)));
         for bitmap in todo {
-            for range in bitmap.runs(longest) {
+            for range in bitmap.take_runs(longest) {
                 let piece = self.send_run(range)?;
                 sent.raw += piece.raw;
                 sent.fills += piece.fills;

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
 use migpipe_units::limits::MAX_RELEASED;
 use migpipe_units::{HostId, MigrationId};
+use page_bitmap::GuestBitmap;
 use tracing::{info, warn};
 use vm_control::server::ConnectionId;
 use vm_control::{Event, Handover, Order, Refusal, Status};
 use vm_machine::Machine;
-use vm_mapping::SharedBitmap;
 use vm_records::record::{Claim, Record, Records};
 use vm_state::MachineDescription;
 
@@ -86,7 +86,7 @@ pub struct Inner {
 pub struct Migration {
     pub client: ConnectionId,
     pub began: Instant,
-    pub log: Option<SharedBitmap>,
+    pub log: Option<GuestBitmap>,
     /// The blackout has begun: the migration paused the guest.
     pub paused: bool,
     /// The state was saved since, and the guest has not run.

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, State};
 use migpipe_units::{Acknowledged, Bytes, MigrationId, Nonce};
+use page_bitmap::GuestBitmap;
 use tracing::info;
 use vm_control::server::{Answer, ConnectionId, Peer, Service};
 use vm_control::{
     Balloon, Event, Loaded, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
 use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
-use vm_mapping::SharedBitmap;
 use vm_records::departure::Departure;
 use vm_state::{MachineDescription, Section};
 
@@ -112,11 +112,6 @@ impl Guest {
             }
             Request::DirtyLogStart => self.start_log(inner, connection)?,
             Request::DirtyLogHarvest => inner.harvest(connection)?.into(),
-            Request::DirtyLogPutBack => {
-                let words = inner.log(connection)?.read();
-                inner.machine()?.dirty_log_put_back(&words).map_err(refusal)?;
-                Reply::Done.into()
-            }
             Request::DirtyLogStop => {
                 inner.migration_of(connection)?.log = None;
                 inner.machine()?.dirty_log_stop().map_err(refusal)?;
@@ -201,7 +196,7 @@ impl Guest {
 
     fn start_log(&self, inner: &mut Inner, connection: ConnectionId) -> Result<Answer, Refusal> {
         inner.migration_of(connection)?;
-        let (log, fd) = SharedBitmap::create(&inner.described()?.memory).map_err(refusal)?;
+        let (log, fd) = GuestBitmap::share(inner.described()?.region_pages()).map_err(refusal)?;
         inner.machine()?.dirty_log_start().map_err(refusal)?;
         inner.migration_of(connection)?.log = Some(log);
         Ok(Answer { reply: Reply::Done, fds: vec![fd] })
@@ -431,19 +426,13 @@ impl Inner {
         Ok(flushed || self.machine()?.disks().is_empty())
     }
 
-    fn log(&mut self, connection: ConnectionId) -> Result<&SharedBitmap, Refusal> {
-        self.migration_of(connection)?
-            .log
-            .as_ref()
-            .ok_or_else(|| Refusal::new("the dirty log is not on"))
-    }
-
     fn harvest(&mut self, connection: ConnectionId) -> Result<Reply, Refusal> {
-        self.log(connection)?;
-        let mut words = vec![0; SharedBitmap::words_for(&self.described()?.memory)];
-        let dirty = self.machine()?.dirty_log_harvest(&mut words).map_err(refusal)?;
-        self.log(connection)?.write(&words);
-        Ok(Reply::Harvested { dirty })
+        let log = self.migration_of(connection)?.log.take();
+        let log = log.ok_or_else(|| Refusal::new("the dirty log is not on"))?;
+        let harvested =
+            self.machine().and_then(|machine| machine.dirty_log_harvest(&log).map_err(refusal));
+        self.migration_of(connection)?.log = Some(log);
+        Ok(Reply::Harvested { dirty: harvested? })
     }
 
     fn save(&mut self, connection: ConnectionId) -> Result<Reply, Refusal> {

@@ -228,7 +228,6 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Leaves { id: ID, to: "exec:ssh hostb mig-recv".to_owned() },
         Request::DirtyLogStart,
         Request::DirtyLogHarvest,
-        Request::DirtyLogPutBack,
         Request::Throttle(20),
         Request::PostProgress { id: ID, progress: "{}".to_owned() },
         Request::Order(Order::SetSpeed(None)),

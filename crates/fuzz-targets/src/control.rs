@@ -197,11 +197,10 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
         let _ = memory.existing();
     }
     if let Some(bitmap) = heard(client.dirty_log_start(&machine))? {
-        bitmap.read();
+        bitmap.count();
     }
     heard(client.status())?;
     heard(client.dirty_log_harvest())?;
-    heard(client.dirty_log_put_back())?;
     heard(client.pause())?;
     let sections = heard(client.save_state())?.unwrap_or_default();
     heard(client.own(Input::Commit(ID, None)))?;

@@ -3,18 +3,18 @@
 use std::fs::File;
 use std::process::Command;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use migpipe_units::{Gfn, PAGE_SIZE, Pages, RegionId};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use page_bitmap::TrackedMemory;
 use vm_devices::{
-    ConsoleSpec, Device, DeviceDirtyLog, GuestRam, OpenedDevice, VirtioDevice, VirtioError,
-    VirtioSpec,
+    ConsoleSpec, Device, GuestRam, OpenedDevice, VirtioDevice, VirtioError, VirtioSpec,
 };
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_state::{MemoryRegion, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -49,8 +49,10 @@ struct Bench {
     /// Where its tap is.
     network: Option<File>,
     device: Option<VirtioDevice>,
+    /// As a vCPU reaches it: nothing that is written here is marked.
     memory: GuestMemoryMmap,
-    log: Arc<DeviceDirtyLog>,
+    /// The same memory as the device reaches it.
+    tracked: TrackedMemory,
 }
 
 /// What is behind the devices.
@@ -99,7 +101,7 @@ impl Bench {
     /// A device of the same kind over the same memory, beside which there must be no other.
     fn open(&self) -> Result<OpenedDevice, VirtioError> {
         let open = || {
-            let ram = GuestRam::new(self.memory.clone(), &REGIONS, Arc::clone(&self.log));
+            let ram = GuestRam::new(self.tracked.clone());
             let line = EventFd::new(0o4000).expect("an eventfd");
             OpenedDevice::open(&self.spec, 0, ram, line)
         };
@@ -263,14 +265,11 @@ impl Bench {
 
     /// Which pages were marked since the last call, in the order of [`Self::contents`].
     fn marked(&self) -> Vec<bool> {
-        let mut words = vec![0; self.log.words()];
-        self.log.harvest_into(&mut words);
-        let mut words = words.into_iter();
         let mut marked = Vec::new();
-        for region in REGIONS {
-            let count = region.pages.0 as usize;
-            let words: Vec<u64> = words.by_ref().take(count.div_ceil(64)).collect();
-            marked.extend((0..count).map(|page| words[page / 64] >> (page % 64) & 1 == 1));
+        for region in self.tracked.iter() {
+            let map = region.get_mmap();
+            marked.extend((0..map.bitmap().pages().0).map(|page| map.bitmap().contains(page)));
+            map.bitmap().clear();
         }
         marked
     }
@@ -318,10 +317,9 @@ fn powered_on(spec: &VirtioSpec, network: Option<File>) -> Result<Bench, VirtioE
         let base = GuestAddress(region.base.address());
         (base, bytes as usize, Some(FileOffset::new(file, 0)))
     });
-    let memory = GuestMemoryMmap::from_ranges_with_files(ranges).expect("memory");
-    let log = Arc::new(DeviceDirtyLog::new(&REGIONS));
-    log.start();
-    let mut bench = Bench { spec: spec.clone(), network, device: None, memory, log };
+    let memory = GuestMemoryMmap::from_ranges_with_files(&ranges).expect("memory");
+    let tracked = TrackedMemory::from_ranges_with_files(&ranges).expect("memory");
+    let mut bench = Bench { spec: spec.clone(), network, device: None, memory, tracked };
     let device = bench.open()?.power_on();
     device.acquire()?;
     bench.device = Some(device);

@@ -3,15 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use migpipe_units::{Gfn, Pages, RegionId};
-use vm_devices::{
-    Console, ConsoleSpec, Device, DeviceDirtyLog, GuestRam, OpenedDevice, Serial, VirtioSpec,
-};
+use page_bitmap::TrackedMemory;
+use vm_devices::{Console, ConsoleSpec, Device, GuestRam, OpenedDevice, Serial, VirtioSpec};
 use vm_machine::arch::MachineState;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vm_state::{
-    HostCapabilities, LoadError, MachineDescription, MemoryRegion, Section, SectionSet, compat,
-};
+use vm_memory::GuestAddress;
+use vm_state::{HostCapabilities, LoadError, MachineDescription, Section, SectionSet, compat};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::within;
@@ -145,7 +141,6 @@ fn devices() -> &'static Devices {
 
 /// Memory that nobody looks at: the devices are never resumed.
 fn ram() -> GuestRam {
-    let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(16) }];
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 * 4096)]).expect("memory");
-    GuestRam::new(memory, &regions, Arc::new(DeviceDirtyLog::new(&regions)))
+    let memory = TrackedMemory::from_ranges(&[(GuestAddress(0), 16 * 4096)]);
+    GuestRam::new(memory.expect("memory"))
 }

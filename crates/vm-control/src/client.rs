@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use mig_engine::handover::Form;
 use mig_engine::ownership::{Authority, Input, Standing};
 use migpipe_units::{Bytes, MigrationId, Nonce, Pages};
+use page_bitmap::{BitmapError, GuestBitmap};
 use thiserror::Error;
 use vm_state::MachineDescription;
 
@@ -17,7 +18,7 @@ use crate::frame::{self, FrameError};
 use crate::message::{
     Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
 };
-use vm_mapping::{Access, GuestMemory, MemoryError, SharedBitmap};
+use vm_mapping::{Access, GuestMemory, MemoryError};
 
 /// A vmrun that has not answered for so long hangs. Loading a large machine's state takes
 /// milliseconds; building one with hugetlbfs memory can take seconds.
@@ -66,6 +67,9 @@ pub enum ClientError {
     /// Guest memory cannot be mapped.
     #[error("cannot map the guest's memory")]
     Memory(#[from] MemoryError),
+    /// The dirty bitmap cannot be mapped.
+    #[error(transparent)]
+    Bitmap(#[from] BitmapError),
 }
 
 impl ClientError {
@@ -225,20 +229,20 @@ impl Client {
         Ok(GuestMemory::map(&machine.memory, fds, access)?)
     }
 
-    /// Starts the dirty log and maps its bitmap.
+    /// Starts the dirty log and maps its bitmap, which is empty.
     ///
     /// # Errors
-    /// [`ClientError::Memory`] if it cannot be mapped; otherwise as for every request.
+    /// [`ClientError::Bitmap`] if it cannot be mapped; otherwise as for every request.
     pub fn dirty_log_start(
         &self,
         machine: &MachineDescription,
-    ) -> Result<SharedBitmap, ClientError> {
+    ) -> Result<GuestBitmap, ClientError> {
         let (_, fds) = self.call_with_fds(&Request::DirtyLogStart)?;
         let fd = fds.into_iter().next().ok_or_else(|| self.out_of_turn())?;
-        Ok(SharedBitmap::map(fd, &machine.memory)?)
+        Ok(GuestBitmap::map(fd, machine.region_pages())?)
     }
 
-    /// Has vmrun write what became dirty into the bitmap, and returns how many pages that is.
+    /// Has vmrun add what became dirty to the bitmap, and returns how many pages that is.
     ///
     /// # Errors
     /// [`ClientError`], as for every request.
@@ -247,14 +251,6 @@ impl Client {
             Reply::Harvested { dirty } => Ok(dirty),
             _ => Err(self.out_of_turn()),
         }
-    }
-
-    /// Makes the bits that are in the bitmap dirty again.
-    ///
-    /// # Errors
-    /// [`ClientError`], as for every request.
-    pub fn dirty_log_put_back(&self) -> Result<(), ClientError> {
-        self.done(&Request::DirtyLogPutBack)
     }
 
     /// Stops the dirty log.

@@ -3,8 +3,8 @@
 //! One socket per guest. A client connects, says [`Request::Hello`] and then sends requests, each
 //! answered by one reply, in order. A frame is a length (u32, little-endian, bytes) and a postcard
 //! message; file descriptors travel beside the length by SCM_RIGHTS. Guest memory never goes
-//! through the socket: the client gets the memfds of the regions, and one more memfd into which
-//! vmrun writes the dirty bitmap at each harvest.
+//! through the socket: the client gets the memfds of the regions, and one more memfd with a bitmap to
+//! which vmrun adds what is dirty at each harvest.
 //!
 //! ```text
 //! mig-send                              vmrun
@@ -17,7 +17,7 @@
 //!    | -- Own(Begin(id)) ---------------> | owned -> migrating: bound to this connection
 //!    | -- DirtyLogStart ----------------> |
 //!    | <------- bitmap memfd (SCM_RIGHTS) |
-//!    | -- DirtyLogHarvest --------------> | writes the bitmap, then answers with a count
+//!    | -- DirtyLogHarvest --------------> | adds to the bitmap, then answers with a count
 //!    |             ... rounds ...         |
 //!    | -- Pause, SaveState, Harvest ----> |
 //!    | -- FlushDisks -------------------> | by another connection, beside the rest

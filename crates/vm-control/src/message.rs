@@ -14,7 +14,7 @@ use vm_state::MachineDescription;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,15 +33,14 @@ pub enum Request {
     /// The memfds of the regions, in the order of the description, open for reading. Answered by
     /// [`Reply::Done`] with the descriptors.
     MapMemory,
-    /// Start to log writes to guest memory. Answered by [`Reply::Done`] with one descriptor: a
-    /// memfd for the bitmap of all regions, one bit per page, each region starting at a new u64
-    /// word. The first harvest may show more pages than were written since.
+    /// Start to log writes to guest memory. Answered by [`Reply::Done`] with one descriptor: the
+    /// memfd of a [`GuestBitmap`](page_bitmap::GuestBitmap) of all regions, which is empty. The first
+    /// harvest may show more pages than were written since.
     DirtyLogStart,
-    /// Write the pages dirtied since the last harvest into the bitmap memfd. Each dirty bit is
-    /// handed out exactly once. Answered by [`Reply::Harvested`].
+    /// Add the pages dirtied since the last harvest to the bitmap. Each dirty bit is handed out
+    /// exactly once: the client takes it out when it sends the page. What it leaves there, or puts
+    /// back, is there after the next harvest too. Answered by [`Reply::Harvested`].
     DirtyLogHarvest,
-    /// The bits that the client left in the bitmap memfd are dirty again.
-    DirtyLogPutBack,
     /// Stop to log.
     DirtyLogStop,
     /// Stop the vCPUs and quiesce the devices. Answered by [`Reply::Paused`] once all have stopped.
@@ -154,7 +153,7 @@ fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error
 }
 
 /// The number by which postcard tells a [`Request::Prepare`] from the others: its place among them.
-const PREPARE: u8 = 16;
+const PREPARE: u8 = 15;
 
 /// The longest request but that (bytes): the description of a machine is the largest part of any,
 /// which is at most half of this.
@@ -216,7 +215,7 @@ pub enum Reply {
     Status(Status),
     /// To [`Request::DirtyLogHarvest`].
     Harvested {
-        /// How many bits the bitmap has now.
+        /// How many pages were dirtied since the last harvest.
         dirty: Pages,
     },
     /// To [`Request::Pause`].

@@ -171,12 +171,11 @@ fn calls() -> Vec<(Call, Request, String)> {
             format!("{:?}", Some((RegionId(0), Pages(16)))),
         ),
         (
-            |it| text(it.dirty_log_start(&machine()).map(|log| log.read().len())),
+            |it| text(it.dirty_log_start(&machine()).map(|log| log.len())),
             Request::DirtyLogStart,
             "1".to_owned(),
         ),
         (|it| text(it.dirty_log_harvest()), Request::DirtyLogHarvest, "Pages(12)".to_owned()),
-        (|it| text(it.dirty_log_put_back()), Request::DirtyLogPutBack, done()),
         (|it| text(it.dirty_log_stop()), Request::DirtyLogStop, done()),
         (|it| text(it.pause()), Request::Pause, "60µs".to_owned()),
         (|it| text(it.resume()), Request::Resume, done()),

@@ -24,10 +24,9 @@ pub enum DeviceError {
 /// stopped device or an error, and so no device can be resumed that has half a state. Then comes
 /// `resume`, then [`Self::announce`].
 ///
-/// A device that writes guest memory itself gets a [`DeviceDirtyLog`](crate::DeviceDirtyLog) when
-/// it is made and marks every page *after* it has written it and before it tells the guest. After
-/// `quiesce` it writes nothing and marks nothing until `resume`: the last dirty log is harvested in
-/// between.
+/// A device writes guest memory through [`GuestRam`](crate::GuestRam) alone, which marks each page
+/// after it was written. After `quiesce` it writes nothing until `resume`: the last dirty log is
+/// harvested in between.
 pub trait Device: Send + Sync {
     /// What the machine description says of it.
     fn describe(&self) -> DeviceDescription;

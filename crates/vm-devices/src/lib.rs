@@ -1,4 +1,4 @@
-//! Devices of the machine, each with its own save, load and dirty log.
+//! Devices of the machine, each with its own save and restore.
 //!
 //! [`Device`] is the contract that every device keeps, so that a guest can be stopped, saved and
 //! moved at any instant. Nothing here names a hypervisor: an interrupt line is an
@@ -9,14 +9,12 @@
 pub mod confinement;
 mod console;
 mod device;
-mod dirty;
 mod power;
 mod serial;
 mod virtio;
 
 pub use console::{Console, ConsoleError, ConsoleSpec, ConsoleSpecError};
 pub use device::{Device, DeviceError};
-pub use dirty::DeviceDirtyLog;
 pub use power::{PowerPorts, PowerRequest};
 pub use serial::{SERIAL_IRQ, SERIAL_PORTS, Serial, SerialSnapshot};
 pub use virtio::{

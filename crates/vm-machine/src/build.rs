@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use migpipe_units::Bytes;
-use vm_devices::{ConsoleSpec, DeviceDirtyLog, SerialSnapshot, VirtioKind, VirtioSpec};
+use vm_devices::{ConsoleSpec, SerialSnapshot, VirtioKind, VirtioSpec};
 use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
 
 use crate::arch::{IoctlError, describe_cpu, host_capabilities, set_cpuid};
@@ -185,15 +185,14 @@ impl Parts {
             ..kvm_pit_config::default()
         };
         named("KVM_CREATE_PIT2", vm.create_pit2(pit))?;
-        let log = Arc::new(DeviceDirtyLog::new(memory.regions()));
-        let dirty = DirtyLog::new(&vm, &memory, Arc::clone(&log))?;
+        let dirty = DirtyLog::new(&vm, &memory)?;
         let mut vcpus = Vec::new();
         for id in 0..description.vcpus {
             let vcpu = named("KVM_CREATE_VCPU", vm.create_vcpu(id.into()))?;
             set_cpuid(&vcpu, &description.cpu, id).map_err(MachineError::Build)?;
             vcpus.push(vcpu);
         }
-        let devices = OpenedDevices::open(console, specs, &vm, &memory, &log)?;
+        let devices = OpenedDevices::open(console, specs, &vm, &memory)?;
         description.devices = devices.describe();
         Ok(Self { description, vcpus, devices, dirty, vm, memory })
     }

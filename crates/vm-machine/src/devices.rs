@@ -5,8 +5,8 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use migpipe_units::Pages;
 use vm_devices::{
-    BalloonSize, Console, ConsoleSpec, Device, DeviceDirtyLog, DeviceError, DiskFile, MmioWindow,
-    SERIAL_IRQ, Serial, VirtioError, VirtioSpec,
+    BalloonSize, Console, ConsoleSpec, Device, DeviceError, DiskFile, MmioWindow, SERIAL_IRQ,
+    Serial, VirtioError, VirtioSpec,
 };
 use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -29,7 +29,6 @@ impl OpenedDevices {
         specs: &[VirtioSpec],
         vm: &VmFd,
         memory: &Memory,
-        log: &Arc<DeviceDirtyLog>,
     ) -> Result<Self, MachineError> {
         let console = Arc::new(Console::open(console)?);
         let serial_interrupt = named(
@@ -38,7 +37,7 @@ impl OpenedDevices {
                 .map_err(|error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0))),
         )?;
         named("KVM_IRQFD", vm.register_irqfd(&serial_interrupt, SERIAL_IRQ))?;
-        let virtio = OpenedVirtio::open(specs, vm, memory, log)?;
+        let virtio = OpenedVirtio::open(specs, vm, memory)?;
         Ok(Self { serial_interrupt, console, virtio })
     }
 

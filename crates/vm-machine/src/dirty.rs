@@ -1,4 +1,8 @@
-//! The dirty log: which pages the guest (KVM's bitmap) and the devices (theirs) have written.
+//! The dirty log: which pages the guest and the devices have written. KVM keeps a bitmap of the
+//! former, guest memory one of what this process writes through it ([`TrackedMemory`]); a harvest
+//! merges both into the bitmap of whoever asks, which is the one copy that is made of them.
+//!
+//! [`TrackedMemory`]: page_bitmap::TrackedMemory
 //!
 //! Where the host has manual dirty-log protection, a harvest copies the bitmap (KVM_GET_DIRTY_LOG)
 //! and then clears and write-protects exactly the pages in it (KVM_CLEAR_DIRTY_LOG): a page that is
@@ -16,8 +20,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 use migpipe_units::{Pages, RegionId};
+use page_bitmap::{GuestBitmap, PageBitmap};
 use thiserror::Error;
-use vm_devices::DeviceDirtyLog;
+use vm_memory::MmapRegion;
 use vm_state::MemoryRegion;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -51,42 +56,32 @@ pub enum DirtyLogError {
     /// It is on already.
     #[error("the dirty log is on already, for another migration perhaps; stop it first")]
     On,
-    /// The bitmap has another length than the guest's memory asks for.
-    #[error("a dirty bitmap of this guest has {expected} words, not {found}")]
-    Length {
-        /// What it must have.
-        expected: usize,
-        /// What it has.
-        found: usize,
-    },
+    /// The bitmap is that of another guest.
+    #[error("the bitmap to harvest into is not one of the guest's regions")]
+    OtherRegions,
 }
 
-/// The dirty log of one guest. Its bitmaps are laid out as [`DeviceDirtyLog`] says.
+/// The dirty log of one guest.
 #[derive(Debug)]
 pub struct DirtyLog {
     slots: Vec<Slot>,
-    devices: Arc<DeviceDirtyLog>,
     /// Whether KVM leaves the clearing to us.
     manual: bool,
     on: bool,
-    /// What was harvested from KVM and not cleared there yet.
-    uncleared: Option<Vec<u64>>,
 }
 
 #[derive(Debug)]
 struct Slot {
     region: MemoryRegion,
-    host_address: u64,
-    first_word: usize,
+    map: Arc<MmapRegion<PageBitmap>>,
+    /// What was harvested from KVM and not cleared there yet.
+    uncleared: Option<Vec<u64>>,
 }
 
 impl Slot {
-    const fn words(&self) -> usize {
-        self.region.pages.0.div_ceil(64) as usize
-    }
-
-    fn of<'a>(&self, bitmap: &'a [u64]) -> &'a [u64] {
-        &bitmap[self.first_word..self.first_word + self.words()]
+    /// What this process has written.
+    fn written(&self) -> &PageBitmap {
+        self.map.bitmap()
     }
 
     fn set(&self, vm: &VmFd, flags: u32) -> Result<(), DirtyLogError> {
@@ -95,7 +90,7 @@ impl Slot {
             flags,
             guest_phys_addr: self.region.base.address(),
             memory_size: self.region.pages.bytes().0,
-            userspace_addr: self.host_address,
+            userspace_addr: self.map.as_ptr() as u64,
         };
         // SAFETY: the range is one mapping of `Memory`, which the machine keeps for as long as the
         // VM lives, and the slots do not overlap.
@@ -139,27 +134,16 @@ impl DirtyLog {
     ///
     /// # Errors
     /// [`DirtyLogError::Kvm`] if KVM refuses the memory.
-    pub fn new(
-        vm: &VmFd,
-        memory: &Memory,
-        devices: Arc<DeviceDirtyLog>,
-    ) -> Result<Self, DirtyLogError> {
-        let mut first_word = 0;
+    pub fn new(vm: &VmFd, memory: &Memory) -> Result<Self, DirtyLogError> {
         let mut slots = Vec::new();
-        for (region, host_address) in memory.host_addresses() {
-            let slot = Slot { region: *region, host_address, first_word };
-            first_word += slot.words();
+        for (region, map) in memory.mappings() {
+            let slot = Slot { region: *region, map, uncleared: None };
             slot.set(vm, 0)?;
             slots.push(slot);
         }
         let manual = enable_manual_protect(vm);
         tracing::debug!(manual, "dirty log");
-        Ok(Self { slots, devices, manual, on: false, uncleared: None })
-    }
-
-    /// How many words a bitmap has.
-    pub fn words(&self) -> usize {
-        self.devices.words()
+        Ok(Self { slots, manual, on: false })
     }
 
     /// Switches the log on; it is empty then.
@@ -170,7 +154,8 @@ impl DirtyLog {
         if self.on {
             return Err(DirtyLogError::On);
         }
-        self.devices.start();
+        // What was written until now is in memory, which a migration reads after this.
+        self.slots.iter().for_each(|slot| slot.written().clear());
         self.on = true;
         let started = self.start_kvm(vm);
         if started.is_err() {
@@ -186,46 +171,50 @@ impl DirtyLog {
             if self.manual {
                 // With all bits set from the start, switching on is quick whatever the size;
                 // clearing then write-protects in pieces, while the guest runs.
-                slot.clear(vm, &vec![u64::MAX; slot.words()])?;
+                slot.clear(vm, &vec![u64::MAX; slot.written().words().count()])?;
             }
         }
         Ok(())
     }
 
-    /// Writes into `bitmap` what became dirty since the last harvest, and returns how many pages
-    /// that is. Each dirty bit is handed out once. `paused` says that no vCPU can run before
+    /// Adds to `bitmap` what became dirty since the last harvest, and returns how many pages that
+    /// is. Each dirty bit is handed out once. `paused` says that no vCPU can run before
     /// [`Self::before_resume`].
     ///
+    /// Pages that are added and for which KVM fails afterwards are in `bitmap` all the same.
+    ///
     /// # Errors
-    /// [`DirtyLogError`] if the log is off, the length is wrong or KVM refuses.
+    /// [`DirtyLogError`] if the log is off, the bitmap is not of this guest or KVM refuses.
     pub fn harvest(
         &mut self,
         vm: &VmFd,
-        bitmap: &mut [u64],
+        bitmap: &GuestBitmap,
         paused: bool,
     ) -> Result<Pages, DirtyLogError> {
         if !self.on {
             return Err(DirtyLogError::Off);
         }
-        self.check_length(bitmap)?;
+        let regions = self.slots.iter().map(|slot| (slot.region.id, slot.region.pages));
+        if !regions.eq(bitmap.iter().map(|region| (region.region(), region.pages()))) {
+            return Err(DirtyLogError::OtherRegions);
+        }
         self.before_resume(vm)?;
-        for slot in &self.slots {
+        let mut dirty = Pages(0);
+        for (slot, bitmap) in self.slots.iter_mut().zip(bitmap.iter()) {
             let bytes = slot.region.pages.bytes().0 as usize;
-            let words = vm
+            let by_guest = vm
                 .get_dirty_log(u32::from(slot.region.id.0), bytes)
                 .map_err(|source| slot.failed("KVM_GET_DIRTY_LOG", source))?;
-            bitmap[slot.first_word..slot.first_word + slot.words()]
-                .copy_from_slice(&words[..slot.words()]);
-        }
-        if self.manual {
-            if paused {
-                self.uncleared = Some(bitmap.to_vec());
-            } else {
-                self.clear(vm, bitmap)?;
+            let by_devices = slot.written().take_words();
+            let both = by_guest.iter().zip(by_devices).map(|(guest, device)| guest | device);
+            dirty += bitmap.merge(both);
+            match (self.manual, paused) {
+                (true, true) => slot.uncleared = Some(by_guest),
+                (true, false) => slot.clear(vm, &by_guest)?,
+                (false, _) => {}
             }
         }
-        self.devices.harvest_into(bitmap);
-        Ok(DeviceDirtyLog::count(bitmap))
+        Ok(dirty)
     }
 
     /// Does what a harvest in a pause has put off.
@@ -233,30 +222,10 @@ impl DirtyLog {
     /// # Errors
     /// [`DirtyLogError::Kvm`] if KVM refuses.
     pub fn before_resume(&mut self, vm: &VmFd) -> Result<(), DirtyLogError> {
-        match self.uncleared.take() {
-            Some(bitmap) => self.clear(vm, &bitmap),
+        self.slots.iter_mut().try_for_each(|slot| match slot.uncleared.take() {
+            Some(words) => slot.clear(vm, &words),
             None => Ok(()),
-        }
-    }
-
-    fn clear(&self, vm: &VmFd, bitmap: &[u64]) -> Result<(), DirtyLogError> {
-        for slot in &self.slots {
-            slot.clear(vm, slot.of(bitmap))?;
-        }
-        Ok(())
-    }
-
-    /// Puts bits back that were harvested and not used; the next harvest hands them out again.
-    ///
-    /// # Errors
-    /// [`DirtyLogError`] if the log is off or the length is wrong.
-    pub fn put_back(&self, bitmap: &[u64]) -> Result<(), DirtyLogError> {
-        if !self.on {
-            return Err(DirtyLogError::Off);
-        }
-        self.check_length(bitmap)?;
-        self.devices.put_back(bitmap);
-        Ok(())
+        })
     }
 
     /// Switches the log off and forgets what is in it. Does nothing if it is off.
@@ -268,17 +237,9 @@ impl DirtyLog {
             return Ok(());
         }
         self.on = false;
-        self.uncleared = None;
-        self.devices.stop();
+        self.slots.iter_mut().for_each(|slot| slot.uncleared = None);
         let results: Vec<_> = self.slots.iter().map(|slot| slot.set(vm, 0)).collect();
         results.into_iter().collect()
-    }
-
-    fn check_length(&self, bitmap: &[u64]) -> Result<(), DirtyLogError> {
-        if bitmap.len() == self.words() {
-            return Ok(());
-        }
-        Err(DirtyLogError::Length { expected: self.words(), found: bitmap.len() })
     }
 }
 

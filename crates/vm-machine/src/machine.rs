@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use migpipe_units::{Bytes, Pages, RegionId};
+use page_bitmap::{GuestBitmap, TrackedMemory};
 use tracing::warn;
 use vm_devices::DiskFile;
-use vm_memory::GuestMemoryMmap;
 use vm_state::{MachineDescription, Section, SectionSet};
 
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -81,8 +81,9 @@ impl Machine {
         self.memory.readers()
     }
 
-    /// The guest's memory as it is mapped in this process.
-    pub const fn memory(&self) -> &GuestMemoryMmap {
+    /// The guest's memory as it is mapped in this process: what is written through it is in the
+    /// dirty log.
+    pub const fn memory(&self) -> &TrackedMemory {
         self.memory.mapped()
     }
 
@@ -234,12 +235,6 @@ impl Machine {
         self.events.listen()
     }
 
-    /// How many words a dirty bitmap of this guest has: the regions in address order, each from a
-    /// fresh word on, the first page in the lowest bit.
-    pub fn dirty_log_words(&self) -> usize {
-        self.dirty.words()
-    }
-
     /// Begins an empty dirty log.
     ///
     /// # Errors
@@ -248,23 +243,15 @@ impl Machine {
         Ok(self.dirty.start(&self.vm)?)
     }
 
-    /// Writes into `bitmap` which pages the guest and its devices have written since the last
-    /// harvest, and returns how many. Each dirty bit is handed out once.
+    /// Adds to `bitmap` which pages the guest and its devices have written since the last harvest,
+    /// and returns how many. Each dirty bit is handed out once; who wants it again leaves it there.
     ///
     /// # Errors
-    /// [`MachineError::DirtyLog`] if the log is off, `bitmap` has not [`Self::dirty_log_words`]
-    /// words, or KVM refuses.
-    pub fn dirty_log_harvest(&mut self, bitmap: &mut [u64]) -> Result<Pages, MachineError> {
+    /// [`MachineError::DirtyLog`] if the log is off, `bitmap` is not of this guest's regions, or KVM
+    /// refuses.
+    pub fn dirty_log_harvest(&mut self, bitmap: &GuestBitmap) -> Result<Pages, MachineError> {
         let paused = !self.vcpus.is_running();
         Ok(self.dirty.harvest(&self.vm, bitmap, paused)?)
-    }
-
-    /// Puts harvested bits back, so that the next harvest hands them out again.
-    ///
-    /// # Errors
-    /// [`MachineError::DirtyLog`] if the log is off or the length is wrong.
-    pub fn dirty_log_put_back(&self, bitmap: &[u64]) -> Result<(), MachineError> {
-        Ok(self.dirty.put_back(bitmap)?)
     }
 
     /// Ends the dirty log. Does nothing if it is off. Not for the blackout: with much memory it

@@ -6,18 +6,18 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use migpipe_units::{Bytes, PAGE_SIZE, RegionId};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, madvise};
-use std::ptr::NonNull;
+use page_bitmap::{PageBitmap, TrackedMemory};
 use thiserror::Error;
-use vm_memory::mmap::MmapRegionError;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 use vm_state::MemoryRegion;
 
@@ -103,7 +103,7 @@ pub struct Memory {
     files: Vec<Arc<File>>,
     /// The same files, open for reading only.
     readers: Vec<File>,
-    mapped: GuestMemoryMmap,
+    mapped: TrackedMemory,
 }
 
 impl Memory {
@@ -120,7 +120,7 @@ impl Memory {
             let file = Arc::new(File::from(memory_file(region, hugetlb)?));
             let bytes = region.pages.bytes();
             let failed = |source| MemoryError::Map { region: region.id, bytes, hugetlb, source };
-            let map = map(Arc::clone(&file), bytes, hugetlb).map_err(failed)?;
+            let map = map(Arc::clone(&file), region, hugetlb).map_err(failed)?;
             let map = GuestRegionMmap::new(map, GuestAddress(region.base.address()))
                 .ok_or(MemoryError::Regions(region.id))?;
             advise(&map, hugetlb);
@@ -130,7 +130,7 @@ impl Memory {
             files.push(file);
             mapped.push(map);
         }
-        let mapped = GuestMemoryMmap::from_regions(mapped)
+        let mapped = TrackedMemory::from_regions(mapped)
             // Checked above, so that the region has a name.
             .map_err(|_| MemoryError::Regions(RegionId(0)))?;
         Ok(Self { regions: regions.to_vec(), files, readers, mapped })
@@ -153,15 +153,16 @@ impl Memory {
         self.readers.iter().map(|file| file.as_fd())
     }
 
-    /// The mapped memory.
-    pub const fn mapped(&self) -> &GuestMemoryMmap {
+    /// The mapped memory, which marks what this process writes through it.
+    pub const fn mapped(&self) -> &TrackedMemory {
         &self.mapped
     }
 
-    /// Each region with the address at which it is mapped in this process.
-    pub(crate) fn host_addresses(&self) -> impl Iterator<Item = (&MemoryRegion, u64)> {
-        let addresses = self.mapped.iter().map(|map| map.get_mmap().as_ptr() as u64);
-        self.regions.iter().zip(addresses)
+    /// Each region with its mapping in this process.
+    pub(crate) fn mappings(
+        &self,
+    ) -> impl Iterator<Item = (&MemoryRegion, Arc<MmapRegion<PageBitmap>>)> {
+        self.regions.iter().zip(self.mapped.iter().map(GuestRegionMmap::get_mmap))
     }
 }
 
@@ -219,20 +220,24 @@ fn reader_of(file: &File) -> std::io::Result<File> {
 
 /// Maps the whole file. Huge pages are reserved here: without, a host that has too few of them
 /// would kill us with SIGBUS at the first touch.
-fn map(file: Arc<File>, bytes: Bytes, hugetlb: bool) -> Result<MmapRegion, MmapRegionError> {
+fn map(
+    file: Arc<File>,
+    region: &MemoryRegion,
+    hugetlb: bool,
+) -> Result<MmapRegion<PageBitmap>, MmapRegionError> {
     let reserve = if hugetlb { 0 } else { libc::MAP_NORESERVE };
-    MmapRegion::build(
-        Some(FileOffset::from_arc(file, 0)),
-        bytes.0 as usize,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_SHARED | reserve,
-    )
+    let written = PageBitmap::new(region.id, region.pages);
+    MmapRegionBuilder::new_with_bitmap(region.pages.bytes().0 as usize, written)
+        .with_file_offset(FileOffset::from_arc(file, 0))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | reserve)
+        .build()
 }
 
 /// Asks for huge pages, and keeps the memory out of children, as a fork would otherwise copy the
 /// page tables of the whole guest, and out of core dumps, where others may read it. These are
 /// wishes: a kernel that knows one of them never refuses it for such a mapping.
-fn advise(map: &GuestRegionMmap, hugetlb: bool) {
+fn advise(map: &GuestRegionMmap<PageBitmap>, hugetlb: bool) {
     let Some(start) = NonNull::new(map.get_mmap().as_ptr().cast()) else {
         return;
     };
@@ -323,8 +328,8 @@ mod tests {
     #[test]
     fn guest_memory_is_in_no_core_dump() {
         let memory = Memory::new(&layout::regions(Bytes(5 << 30)), false).unwrap();
-        for (region, address) in memory.host_addresses() {
-            assert!(flags_of(address).contains(" dd"), "{:?}", region.id);
+        for (region, map) in memory.mappings() {
+            assert!(flags_of(map.as_ptr() as u64).contains(" dd"), "{:?}", region.id);
         }
     }
 

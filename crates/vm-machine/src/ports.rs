@@ -12,8 +12,9 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use page_bitmap::TrackedMemory;
 use vm_devices::{PowerPorts, PowerRequest, SERIAL_PORTS};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::Devices;
 
@@ -52,7 +53,7 @@ pub(crate) enum Ask {
 /// The bus of one machine.
 #[derive(Clone)]
 pub(crate) struct Ports {
-    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) memory: TrackedMemory,
     /// The threads of the vCPUs have the bus before a guest that arrives has devices. No vCPU runs
     /// without them.
     pub(crate) devices: Arc<OnceLock<Devices>>,
@@ -144,7 +145,7 @@ mod tests {
         let path = dir.path().join("console");
         let spec = format!("file:{}", path.display()).parse().unwrap();
         let console = Arc::new(Console::open(&spec).unwrap());
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let memory = TrackedMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let serial = Serial::new(EventFd::new(libc::EFD_NONBLOCK).unwrap(), console);
         let devices = Devices { serial, virtio: VirtioDevices::default() };
         let ports = Ports { memory, devices: Arc::new(OnceLock::from(devices)) };

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use migpipe_units::Pages;
 use vm_devices::{
-    BalloonSize, Device, DeviceDirtyLog, DeviceError, DiskFile, GuestRam, MmioWindow, OpenedDevice,
-    VirtioDevice, VirtioError, VirtioSpec,
+    BalloonSize, Device, DeviceError, DiskFile, GuestRam, MmioWindow, OpenedDevice, VirtioDevice,
+    VirtioError, VirtioSpec,
 };
 use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -27,14 +27,13 @@ impl OpenedVirtio {
         specs: &[VirtioSpec],
         vm: &VmFd,
         memory: &Memory,
-        log: &Arc<DeviceDirtyLog>,
     ) -> Result<Self, MachineError> {
         let mut devices = Vec::new();
         for (slot, spec) in (0..).zip(specs) {
             if specs[..slot as usize].iter().any(|other| other.to_string() == spec.to_string()) {
                 return Err(MachineError::SameDevice(spec.to_string()));
             }
-            let ram = GuestRam::new(memory.mapped().clone(), memory.regions(), Arc::clone(log));
+            let ram = GuestRam::new(memory.mapped().clone());
             let interrupt = event(spec)?;
             let line = event_of(spec, interrupt.try_clone())?;
             let device = OpenedDevice::open(spec, slot, ram, interrupt)?;

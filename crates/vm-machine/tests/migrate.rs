@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use common::{Guest, has_kvm};
-use migpipe_units::{Bytes, Pages};
+use migpipe_units::{Bytes, Pages, RegionId};
+use page_bitmap::GuestBitmap;
 use vm_machine::arch::ClockState;
 use vm_machine::{Machine, MachineError, Overrides};
 use vm_state::{MachineDescription, Section, Snapshot};
@@ -15,12 +16,13 @@ use vm_state::{MachineDescription, Section, Snapshot};
 /// Pages that the guest writes beside its hot ones: image, stacks, counters, tables.
 const OWN_PAGES: usize = 24;
 
-fn pages_of(bitmap: &[u64]) -> BTreeSet<u64> {
-    let bits = |(word, bits): (usize, &u64)| {
-        let bits = *bits;
-        (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word as u64 * 64 + bit)
-    };
-    bitmap.iter().enumerate().flat_map(bits).collect()
+fn bitmap_of(machine: &Machine) -> GuestBitmap {
+    GuestBitmap::new(machine.describe().region_pages())
+}
+
+/// Takes the pages out, as a sender does.
+fn take_pages(bitmap: &GuestBitmap) -> BTreeSet<u64> {
+    bitmap[0].take_runs(Pages(1)).map(|run| run.first).collect()
 }
 
 fn move_guest(cpus: u32, spec: &str, mem: &str) {
@@ -128,14 +130,14 @@ fn a_harvest_has_exactly_the_pages_that_the_guest_writes() {
     let first = guest.ready("hot-gfn");
     let hot: BTreeSet<u64> = (first..first + 700).collect();
     let machine = &mut guest.machine;
-    let mut bitmap = vec![u64::MAX; machine.dirty_log_words()];
-    assert!(machine.dirty_log_harvest(&mut bitmap).is_err(), "the log is off");
+    let bitmap = bitmap_of(machine);
+    assert!(machine.dirty_log_harvest(&bitmap).is_err(), "the log is off");
     machine.dirty_log_start().unwrap();
     assert!(machine.dirty_log_start().is_err(), "the log is on");
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(200));
-        let count = machine.dirty_log_harvest(&mut bitmap).unwrap();
-        let pages = pages_of(&bitmap);
+        let count = machine.dirty_log_harvest(&bitmap).unwrap();
+        let pages = take_pages(&bitmap);
         assert_eq!(count, Pages(pages.len() as u64));
         assert!(hot.is_subset(&pages), "{} pages are missing", hot.difference(&pages).count());
         let others = pages.difference(&hot).count();
@@ -147,8 +149,8 @@ fn a_harvest_has_exactly_the_pages_that_the_guest_writes() {
 }
 
 #[test]
-fn each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back() {
-    if !has_kvm("each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back") {
+fn each_dirty_bit_is_handed_out_once_and_stays_until_it_is_taken() {
+    if !has_kvm("each_dirty_bit_is_handed_out_once_and_stays_until_it_is_taken") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -160,20 +162,19 @@ fn each_dirty_bit_is_handed_out_once_and_again_when_it_was_put_back() {
     guest.wait_for_writes(300);
     let machine = &mut guest.machine;
     machine.pause().unwrap();
-    let words = machine.dirty_log_words();
-    let (mut all, mut again) = (vec![0; words], vec![0; words]);
-    assert!(machine.dirty_log_harvest(&mut all).unwrap() >= Pages(300));
-    assert_eq!(machine.dirty_log_harvest(&mut again).unwrap(), Pages(0));
-    machine.dirty_log_put_back(&all).unwrap();
-    machine.dirty_log_harvest(&mut again).unwrap();
-    assert_eq!(all, again);
-    assert!(machine.dirty_log_put_back(&all[1..]).is_err());
+    let bitmap = bitmap_of(machine);
+    let count = machine.dirty_log_harvest(&bitmap).unwrap();
+    assert!(count >= Pages(300));
+    assert_eq!(machine.dirty_log_harvest(&bitmap).unwrap(), Pages(0));
+    assert_eq!(bitmap.count(), count, "what nobody took is still there");
+    let others = GuestBitmap::new([(RegionId(0), Pages(1))]);
+    assert!(machine.dirty_log_harvest(&others).is_err());
     // Nothing that is written after a harvest in a pause is missed by the next.
     machine.resume().unwrap();
     guest.wait_for_writes(300);
     let machine = &mut guest.machine;
     machine.pause().unwrap();
-    assert!(machine.dirty_log_harvest(&mut again).unwrap() >= Pages(300));
+    assert!(machine.dirty_log_harvest(&bitmap).unwrap() >= Pages(300));
 }
 
 #[test]
@@ -190,22 +191,22 @@ fn memory_copied_by_the_dirty_log_alone_is_complete() {
     let mut destination = source.destination(dir.path());
     source.machine.dirty_log_start().unwrap();
     source.copy_memory_to(&destination);
-    let mut bitmap = vec![0; source.machine.dirty_log_words()];
-    let copy = |source: &Guest, destination: &Guest, bitmap: &[u64]| {
+    let bitmap = bitmap_of(&source.machine);
+    let copy = |source: &Guest, destination: &Guest, bitmap: &GuestBitmap| {
         let mut page = [0; 4096];
-        for gfn in pages_of(bitmap) {
+        for gfn in take_pages(bitmap) {
             let place = GuestAddress(gfn * 4096);
             source.machine.memory().read_slice(&mut page, place).unwrap();
             destination.machine.memory().write_slice(&page, place).unwrap();
         }
     };
     for _ in 0..5 {
-        source.machine.dirty_log_harvest(&mut bitmap).unwrap();
+        source.machine.dirty_log_harvest(&bitmap).unwrap();
         copy(&source, &destination, &bitmap);
     }
     source.machine.pause().unwrap();
     let sections = source.machine.save().unwrap();
-    source.machine.dirty_log_harvest(&mut bitmap).unwrap();
+    source.machine.dirty_log_harvest(&bitmap).unwrap();
     copy(&source, &destination, &bitmap);
     destination.machine.load(sections).unwrap();
     destination.machine.resume().unwrap();

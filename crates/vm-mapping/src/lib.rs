@@ -1,24 +1,26 @@
 //! Guest memory as a client sees it: the memfds of the regions, mapped.
 //!
-//! This module owns the mappings. At a source the guest writes to the memory while we copy it: the
-//! copy may be torn, and then the page is in the dirty log. At a destination nobody but the client
-//! touches the memory until the vmrun is told to load the state.
+//! At a source the guest writes to the memory while we copy it, so it is reached through vm-memory's
+//! volatile slices alone: the copy may be torn, and then the page is in the dirty log. At a
+//! destination the guest does not run, and nobody but the client touches the memory until the vmrun
+//! is told to load the state.
 #![warn(missing_docs)]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use migpipe_units::{Bytes, PAGE_SIZE, PageRange, Pages, RegionId};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::stat::fstat;
 use nix::unistd::{Whence, lseek};
 use thiserror::Error;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use vm_state::MemoryRegion;
 
 /// Why memory cannot be mapped.
@@ -70,78 +72,46 @@ pub enum Access {
 }
 
 /// A shared mapping of a whole memfd.
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: a mapping is an address range of the process, not of a thread; every access goes through
-// the methods below, which say who may use them at once.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(fd: &OwnedFd, len: u64, access: Access) -> Result<Self, MemoryError> {
-        let failed =
-            |source: io::Error| MemoryError::System { what: "map", size: Bytes(len), source };
-        let length = usize::try_from(len)
-            .ok()
-            .and_then(std::num::NonZeroUsize::new)
-            .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        let protection = match access {
-            Access::Read | Access::ReadSparse => ProtFlags::PROT_READ,
-            Access::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+fn map(file: &Arc<File>, len: u64, access: Access) -> Result<MmapRegion, MemoryError> {
+    let protection = match access {
+        Access::Read | Access::ReadSparse => libc::PROT_READ,
+        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+    };
+    let mapped = MmapRegionBuilder::new_with_bitmap(len as usize, ())
+        .with_file_offset(FileOffset::from_arc(Arc::clone(file), 0))
+        .with_mmap_prot(protection)
+        .with_mmap_flags(libc::MAP_SHARED)
+        .build();
+    let mapping = mapped.map_err(|error| {
+        let source = match error {
+            MmapRegionError::Mmap(source) => source,
+            other => io::Error::other(other),
         };
-        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }
-            .map_err(|errno| failed(errno.into()))?;
-        let mapping = Self { start: start.cast(), len: length.get() };
-        mapping.keep_out_of_core_dumps();
-        Ok(mapping)
+        MemoryError::System { what: "map", size: Bytes(len), source }
+    })?;
+    // What a guest has in its memory is nobody's but the guest's.
+    advise(&mapping, MmapAdvise::MADV_DONTDUMP);
+    if access == Access::ReadWrite {
+        // Where the host has no huge pages for shared memory nothing is lost but speed, and vmrun
+        // says so.
+        advise(&mapping, MmapAdvise::MADV_HUGEPAGE);
     }
+    Ok(mapping)
+}
 
-    /// What a guest has in its memory is nobody's but the guest's.
-    fn keep_out_of_core_dumps(&self) {
-        // SAFETY: an advice for a mapping of ours; it changes no byte of it. The kernel refuses it
-        // for memory of devices alone.
-        let _ = unsafe { madvise(self.start.cast(), self.len, MmapAdvise::MADV_DONTDUMP) };
-    }
-
-    fn check(&self, offset: u64, len: usize) -> usize {
-        let end = offset.checked_add(len as u64);
-        assert!(end.is_some_and(|end| end <= self.len as u64), "beyond the end of the mapping");
-        offset as usize
-    }
-
-    fn copy_out(&self, offset: u64, into: &mut [u8]) {
-        let offset = self.check(offset, into.len());
-        // SAFETY: the range is inside the mapping (checked), `into` is ours alone, and the two
-        // cannot overlap. The guest may write meanwhile: the copy is then torn and dirty.
-        unsafe {
-            ptr::copy_nonoverlapping(
-                self.start.as_ptr().add(offset),
-                into.as_mut_ptr(),
-                into.len(),
-            );
-        }
-    }
-
-    fn copy_in(&self, offset: u64, from: &[u8]) {
-        let offset = self.check(offset, from.len());
-        // SAFETY: the range is inside the mapping (checked), and the two cannot overlap.
-        unsafe {
-            ptr::copy_nonoverlapping(from.as_ptr(), self.start.as_ptr().add(offset), from.len());
-        }
+/// A wish, which a kernel that does not know it refuses.
+fn advise(mapping: &MmapRegion, advice: MmapAdvise) {
+    if let Some(start) = NonNull::new(mapping.as_ptr().cast()) {
+        // SAFETY: the range is exactly one mapping that `mapping` owns, and neither of the two
+        // pieces of advice that are given changes a byte of it.
+        let _ = unsafe { madvise(start, mapping.size(), advice) };
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new`, and no reference into it outlives `self`.
-        let _ = unsafe { munmap(self.start.cast(), self.len) };
-    }
+/// `len` bytes from `offset` on.
+fn slice(mapping: &MmapRegion, offset: u64, len: usize) -> VolatileSlice<'_> {
+    let slice = mapping.get_slice(offset as usize, len);
+    slice.unwrap_or_else(|error| panic!("beyond the end of the mapping: {error}"))
 }
 
 /// One region of guest memory.
@@ -149,8 +119,8 @@ impl Drop for Mapping {
 struct Region {
     id: RegionId,
     pages: Pages,
-    file: File,
-    mapping: Arc<Mapping>,
+    file: Arc<File>,
+    mapping: Arc<MmapRegion>,
 }
 
 /// The memory of one guest, mapped.
@@ -182,11 +152,9 @@ impl GuestMemory {
                 if found < expected {
                     return Err(MemoryError::WrongSize { region: region.id, found, expected });
                 }
-                let mapping = Arc::new(Mapping::new(&fd, expected, access)?);
-                if access == Access::ReadWrite {
-                    advise_huge(&mapping);
-                }
-                Ok(Region { id: region.id, pages: region.pages, file: fd.into(), mapping })
+                let file = Arc::new(File::from(fd));
+                let mapping = Arc::new(map(&file, expected, access)?);
+                Ok(Region { id: region.id, pages: region.pages, file, mapping })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { regions, access })
@@ -223,13 +191,13 @@ impl GuestMemory {
 
     fn copy(&self, region: RegionId, offset: u64, into: &mut [u8]) {
         let region = self.region(region);
-        region.mapping.check(offset, into.len());
+        let pages = slice(&region.mapping, offset, into.len());
         if self.access == Access::ReadSparse && region.file.read_exact_at(into, offset).is_ok() {
             return;
         }
         // A range that is in the file and cannot be read from it is memory in trouble: the mapping
         // is the last try.
-        region.mapping.copy_out(offset, into);
+        pages.copy_to(into);
     }
 
     /// Puts bytes of `range`, from its byte `from` on, into a non-blocking pipe without a copy
@@ -248,11 +216,10 @@ impl GuestMemory {
         from: usize,
         pipe: BorrowedFd<'_>,
     ) -> io::Result<usize> {
-        let mapping = &self.region(range.region).mapping;
         let len = (range.len().0 as usize).saturating_sub(from);
-        let offset = mapping.check(range.offset().0 + from as u64, len);
-        // SAFETY: the address stays inside the mapping (checked).
-        let start = unsafe { mapping.start.as_ptr().add(offset) };
+        let mapping = &self.region(range.region).mapping;
+        let pages = slice(mapping, range.offset().0 + from as u64, len);
+        let start = pages.ptr_guard().as_ptr().cast_mut();
         let slice = libc::iovec { iov_base: start.cast(), iov_len: len };
         // SAFETY: the kernel takes references to the pages of a range that is mapped and lives
         // longer than the call; it does not write to them.
@@ -268,17 +235,12 @@ impl GuestMemory {
     /// If the range is not inside its region, or the memory was mapped for reading.
     pub fn pages_mut(&mut self, range: PageRange) -> &mut [u8] {
         assert!(self.access == Access::ReadWrite, "this mapping is for reading");
-        let mapping = &self.region(range.region).mapping;
-        let offset = mapping.check(range.offset().0, range.len().0 as usize);
-        // SAFETY: the range is inside the mapping (checked). `&mut self` keeps other users of this
-        // process away, and the receiving vmrun does not touch the memory before it is told to
-        // load the state.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                mapping.start.as_ptr().add(offset),
-                range.len().0 as usize,
-            )
-        }
+        let len = range.len().0 as usize;
+        let pages = slice(&self.region(range.region).mapping, range.offset().0, len);
+        // SAFETY: the slice is inside the mapping (checked), which lives as long as `self`. `&mut
+        // self` keeps other users of this process away, the guest does not run, and the receiving
+        // vmrun does not touch the memory before it is told to load the state.
+        unsafe { std::slice::from_raw_parts_mut(pages.ptr_guard_mut().as_ptr(), len) }
     }
 
     /// The runs of pages that exist: what was never touched is a hole in its memfd (SEEK_DATA and
@@ -331,7 +293,7 @@ impl GuestMemory {
 /// Makes pages of a destination exist ahead of the stream: a fault costs more than the copy.
 #[derive(Clone, Debug)]
 pub struct Populator {
-    regions: Vec<(RegionId, Arc<Mapping>)>,
+    regions: Vec<(RegionId, Arc<MmapRegion>)>,
 }
 
 impl Populator {
@@ -341,26 +303,15 @@ impl Populator {
         let Some((_, mapping)) = self.regions.iter().find(|(id, _)| *id == range.region) else {
             return;
         };
-        let (offset, len) = (range.offset().0, range.len().0);
-        if offset.checked_add(len).is_none_or(|end| end > mapping.len as u64) {
-            return;
-        }
+        let (offset, len) = (range.offset().0 as usize, range.len().0 as usize);
+        let Ok(pages) = mapping.get_slice(offset, len) else { return };
         // SAFETY: the range is inside a mapping that lives as long as `mapping`, and populating
         // changes no byte of it (madvise(2), MADV_POPULATE_WRITE).
         unsafe {
-            libc::madvise(
-                mapping.start.as_ptr().add(offset as usize).cast(),
-                len as usize,
-                libc::MADV_POPULATE_WRITE,
-            );
+            let start = pages.ptr_guard_mut().as_ptr();
+            libc::madvise(start.cast(), len, libc::MADV_POPULATE_WRITE);
         }
     }
-}
-
-fn advise_huge(mapping: &Mapping) {
-    // SAFETY: an advice for a mapping of ours; it changes no byte of it. Where the host has no
-    // huge pages for shared memory nothing is lost but speed, and vmrun says so.
-    let _ = unsafe { madvise(mapping.start.cast(), mapping.len, MmapAdvise::MADV_HUGEPAGE) };
 }
 
 fn size_of_file(fd: &OwnedFd) -> Result<u64, MemoryError> {
@@ -370,89 +321,6 @@ fn size_of_file(fd: &OwnedFd) -> Result<u64, MemoryError> {
         source: io::Error::from_raw_os_error(errno as i32),
     })?;
     Ok(u64::try_from(stat.st_size).unwrap_or(0))
-}
-
-/// The dirty bitmap that vmrun and one client share: one bit per page, all regions one behind the
-/// other, each starting at a new u64 word. It is written by one side while the other waits for
-/// it, so it needs no lock.
-#[derive(Debug)]
-pub struct SharedBitmap {
-    mapping: Mapping,
-    words: usize,
-}
-
-impl SharedBitmap {
-    /// How many words the bitmap of these regions has.
-    pub fn words_for(regions: &[MemoryRegion]) -> usize {
-        regions.iter().map(|region| region.pages.0.div_ceil(64) as usize).sum()
-    }
-
-    /// Maps the bitmap of `regions`, which is in the memfd `fd`.
-    ///
-    /// # Errors
-    /// [`MemoryError`] if it is too short or cannot be mapped.
-    pub fn map(fd: OwnedFd, regions: &[MemoryRegion]) -> Result<Self, MemoryError> {
-        let words = Self::words_for(regions);
-        let (found, expected) = (size_of_file(&fd)?, words as u64 * 8);
-        if found < expected {
-            return Err(MemoryError::WrongSize { region: RegionId(0), found, expected });
-        }
-        Ok(Self { mapping: Mapping::new(&fd, expected, Access::ReadWrite)?, words })
-    }
-
-    /// Makes a memfd for the bitmap of `regions` and maps it.
-    ///
-    /// # Errors
-    /// [`MemoryError::System`] if the kernel refuses.
-    pub fn create(regions: &[MemoryRegion]) -> Result<(Self, OwnedFd), MemoryError> {
-        use nix::sys::memfd::{MFdFlags, memfd_create};
-        let size = Bytes(Self::words_for(regions) as u64 * 8);
-        let failed = |errno: Errno| MemoryError::System {
-            what: "make the bitmap for",
-            size,
-            source: errno.into(),
-        };
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let fd = memfd_create(c"dirty-bitmap", flags).map_err(failed)?;
-        nix::unistd::ftruncate(&fd, size.0 as i64).map_err(failed)?;
-        // The other side has it too; one that shrank it would kill us with SIGBUS.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
-        let ours = fd.try_clone().map_err(|source| MemoryError::System {
-            what: "share the bitmap for",
-            size,
-            source,
-        })?;
-        Ok((Self::map(ours, regions)?, fd))
-    }
-
-    /// The bitmap as it is now.
-    pub fn read(&self) -> Vec<u64> {
-        let mut words = Vec::new();
-        self.read_into(&mut words);
-        words
-    }
-
-    /// As [`Self::read`], into `words`.
-    pub fn read_into(&self, words: &mut Vec<u64>) {
-        words.resize(self.words, 0);
-        // SAFETY: every bit pattern is a valid u8 and the slice covers exactly the words.
-        let bytes = unsafe {
-            std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), self.words * 8)
-        };
-        self.mapping.copy_out(0, bytes);
-    }
-
-    /// Replaces the bitmap by `words`.
-    ///
-    /// # Panics
-    /// If there are more words than the bitmap has.
-    pub fn write(&self, words: &[u64]) {
-        // SAFETY: u64 has no padding, and the slice covers exactly the words.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), words.len() * 8) };
-        self.mapping.copy_in(0, bytes);
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use migpipe_units::Gfn;
+use nix::fcntl::fcntl;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 fn guest(pages: u64, access: Access) -> (GuestMemory, GuestMemory) {
@@ -76,20 +77,6 @@ fn no_range_reaches_beyond_its_region() {
 }
 
 #[test]
-fn both_sides_see_one_bitmap() {
-    let regions = [
-        MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(65) },
-        MemoryRegion { id: RegionId(1), base: Gfn(1 << 20), pages: Pages(64) },
-    ];
-    let (vmrun, fd) = SharedBitmap::create(&regions).unwrap();
-    let client = SharedBitmap::map(fd, &regions).unwrap();
-    vmrun.write(&[1, 2, 3]);
-    assert_eq!(client.read(), [1, 2, 3]);
-    client.write(&[4, 0, 0]);
-    assert_eq!(vmrun.read(), [4, 0, 0]);
-}
-
-#[test]
 fn a_memfd_that_is_too_short_is_refused() {
     let fd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
     let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(1) }];
@@ -98,21 +85,10 @@ fn a_memfd_that_is_too_short_is_refused() {
 }
 
 #[test]
-fn nobody_can_take_the_bitmap_away_from_under_the_other() {
-    let regions = [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096 * 64) }];
-    let (bitmap, theirs) = SharedBitmap::create(&regions).unwrap();
-    assert_eq!(nix::unistd::ftruncate(&theirs, 0), Err(Errno::EPERM));
-    assert_eq!(nix::unistd::ftruncate(&theirs, 1 << 20), Err(Errno::EPERM));
-    assert!(fcntl(&theirs, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).is_err());
-    bitmap.write(&[7; 4096]);
-    assert_eq!(SharedBitmap::map(theirs, &regions).unwrap().read(), [7; 4096]);
-}
-
-#[test]
 fn a_client_has_no_guest_memory_in_its_core_dumps() {
     let (memory, reader) = guest(16, Access::ReadWrite);
     for mapped in [&memory, &reader] {
-        let begin = format!("{:x}-", mapped.regions[0].mapping.start.as_ptr() as usize);
+        let begin = format!("{:x}-", mapped.regions[0].mapping.as_ptr() as usize);
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
         let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
@@ -125,7 +101,7 @@ fn memory_is_given_back_and_its_regions_are_told() {
     let (memory, reader) = guest(16, Access::ReadWrite);
     let regions: Vec<_> = memory.regions().collect();
     assert_eq!(regions, [(RegionId(0), Pages(16))]);
-    let begin = format!("{:x}-", memory.regions[0].mapping.start.as_ptr() as usize);
+    let begin = format!("{:x}-", memory.regions[0].mapping.as_ptr() as usize);
     let is_mapped = || {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         maps.lines().any(|line| line.starts_with(&begin) && line.contains("memfd:test"))
@@ -140,7 +116,7 @@ fn memory_is_given_back_and_its_regions_are_told() {
 fn a_destination_asks_for_huge_pages_and_a_source_does_not() {
     let (memory, reader) = guest(1024, Access::ReadWrite);
     let asks = |memory: &GuestMemory| {
-        let begin = format!("{:x}-", memory.regions[0].mapping.start.as_ptr() as usize);
+        let begin = format!("{:x}-", memory.regions[0].mapping.as_ptr() as usize);
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
         lines.find(|line| line.starts_with("VmFlags:")).unwrap().contains(" hg")
@@ -190,13 +166,4 @@ fn a_part_of_a_region_is_populated_and_nothing_beyond_it() {
     memory.populator().populate(range(8, 10));
     let existing: u64 = reader.existing().unwrap().iter().map(|run| run.count.0).sum();
     assert_eq!(existing, 10);
-}
-
-#[test]
-fn a_bitmap_that_is_too_short_is_refused() {
-    let regions = |pages| [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(pages) }];
-    let (_bitmap, fd) = SharedBitmap::create(&regions(64)).unwrap();
-    let longer = SharedBitmap::map(fd.try_clone().unwrap(), &regions(65));
-    assert!(matches!(longer, Err(MemoryError::WrongSize { found: 8, expected: 16, .. })));
-    SharedBitmap::map(fd, &regions(64)).unwrap();
 }

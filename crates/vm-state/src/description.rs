@@ -226,6 +226,11 @@ impl MachineDescription {
         self.devices.iter().any(|device| device.kind == DeviceDescription::BALLOON)
     }
 
+    /// The regions of its memory and their lengths, in the order of their numbers.
+    pub fn region_pages(&self) -> impl Iterator<Item = (RegionId, Pages)> + Clone + '_ {
+        self.memory.iter().map(|region| (region.id, region.pages))
+    }
+
     /// How many pages of memory the guest has.
     pub fn pages(&self) -> Pages {
         self.memory.iter().map(|region| region.pages).sum()

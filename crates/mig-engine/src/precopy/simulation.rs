@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use migpipe_units::{Bytes, BytesPerSec, Pages, RegionId};
+use page_bitmap::PageBitmap;
 
 use super::*;
 
@@ -21,15 +22,13 @@ struct Guest {
 }
 
 impl Guest {
-    fn run(&mut self, time: Duration, throttle: u8) -> Bitmap {
-        let mut dirty = Bitmap::new(REGION, Pages(GUEST));
+    fn run(&mut self, time: Duration, throttle: u8, dirty: &PageBitmap) {
         let speed = self.speed as f64 * f64::from(100 - throttle) / 100.0;
         for _ in 0..(speed * time.as_secs_f64()) as u64 {
             self.versions[self.cursor as usize] += 1;
             dirty.insert(self.cursor, Pages(1));
             self.cursor = (self.cursor + 1) % self.hot;
         }
-        dirty
     }
 }
 
@@ -48,25 +47,26 @@ fn migrate(hot: u64, speed: u64, limits: Limits, mut wws: Wws) -> Migrated {
     let mut sent = SentHistogram::new([Pages(GUEST)]);
     let mut policy = Policy::new(limits);
     let path = Path { rate: RATE, overhead: Duration::from_millis(10), ..Path::default() };
-    let mut send = |pages: &Bitmap, versions: &[u32]| -> (Bytes, Duration) {
-        for run in pages.runs(Pages(256)) {
+    let mut send = |pages: &PageBitmap, versions: &[u32]| -> (Bytes, Duration) {
+        let bytes = pages.count().bytes();
+        for run in pages.take_runs(Pages(256)) {
             let run_of_pages = run.first as usize..(run.first + run.count.0) as usize;
             copy[run_of_pages.clone()].copy_from_slice(&versions[run_of_pages]);
             sent.record(run);
         }
-        let bytes = pages.count().bytes();
         (bytes, RATE.time_for(bytes))
     };
 
-    let mut todo = [Bitmap::full(REGION, Pages(GUEST))];
+    let todo = [PageBitmap::new(REGION, Pages(GUEST))];
+    todo[0].insert(0, Pages(GUEST));
     let mut total = Pages(0);
     let mut number = 0;
     let end = loop {
-        let (bytes, duration) = send(&todo[0], &guest.versions);
         let stats_sent = todo[0].count();
+        let (bytes, duration) = send(&todo[0], &guest.versions);
         total += stats_sent;
-        todo = [guest.run(duration, policy.throttle())];
-        let plan = wws.plan(&mut todo, policy.deferrable(&path));
+        guest.run(duration, policy.throttle(), &todo[0]);
+        let plan = wws.plan(&todo, policy.deferrable(&path));
         let stats = RoundStats {
             number,
             sent: stats_sent,
@@ -82,17 +82,12 @@ fn migrate(hot: u64, speed: u64, limits: Limits, mut wws: Wws) -> Migrated {
             end => break end,
         }
     };
-    wws.release(&mut todo);
+    wws.release(&todo);
+    let blackout = todo[0].count();
     send(&todo[0], &guest.versions);
     assert!(copy == guest.versions, "a page was lost");
     assert_eq!(sent.times().into_iter().sum::<Pages>(), Pages(GUEST));
-    Migrated {
-        end,
-        rounds: number,
-        sent: total,
-        throttle: policy.throttle(),
-        blackout: todo[0].count(),
-    }
+    Migrated { end, rounds: number, sent: total, throttle: policy.throttle(), blackout }
 }
 
 #[test]

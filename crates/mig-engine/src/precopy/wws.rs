@@ -4,9 +4,8 @@
 //! dirty in two rounds in a row waits for the blackout instead, for as long as it goes on being
 //! dirty in every round. A page that cooled down is sent in the next round.
 
-use migpipe_units::Pages;
-
-use super::Bitmap;
+use migpipe_units::{Pages, RegionId};
+use page_bitmap::PageBitmap;
 
 /// What [`Wws::plan`] made of a harvest. The pages the destination lacks are `became_dirty +
 /// were_waiting`, and just as many are `to_send + waiting`.
@@ -23,27 +22,25 @@ pub struct Plan {
 }
 
 /// The pages that wait for the blackout, with what must be known to choose them: two bits a page.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Wws {
     regions: Vec<Region>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Region {
     /// Dirty at the last harvest.
-    previous: Vec<u64>,
-    waiting: Vec<u64>,
+    previous: PageBitmap,
+    waiting: PageBitmap,
 }
 
 impl Wws {
     /// For a guest whose regions have these lengths, in the order in which [`Self::plan`] will get
     /// them. Nothing waits yet.
     pub fn new(regions: impl IntoIterator<Item = Pages>) -> Self {
-        let region = |pages: Pages| {
-            let words = pages.0.div_ceil(u64::from(u64::BITS)) as usize;
-            Region { previous: vec![0; words], waiting: vec![0; words] }
-        };
-        Self { regions: regions.into_iter().map(region).collect() }
+        let empty = |(id, pages)| PageBitmap::new(RegionId(id), pages);
+        let region = |it| Region { previous: empty(it), waiting: empty(it) };
+        Self { regions: (0..).zip(regions).map(region).collect() }
     }
 
     /// Switched off: no page ever waits, and nothing is allocated.
@@ -51,29 +48,28 @@ impl Wws {
         Self::default()
     }
 
-    /// Turns what a harvest found (one bitmap per region) into what the next round sends. At most
+    /// Turns what a harvest found (one bitmap per region, which held nothing before it) into what the
+    /// next round sends, in place; nobody else writes to the bitmaps meanwhile. At most
     /// `room` pages wait from here on ([`super::Policy::deferrable`]): a blackout that is to keep
     /// its promise has no more room. Those that wait already go first.
     ///
     /// No page is lost: each one that was dirty or waited is now in a bitmap or waits. A bitmap
     /// that matches no region is sent as it is.
-    pub fn plan(&mut self, dirty: &mut [Bitmap], room: Pages) -> Plan {
+    pub fn plan(&mut self, dirty: &[PageBitmap], room: Pages) -> Plan {
         let still_hot: u64 = dirty
             .iter()
             .zip(&self.regions)
-            .flat_map(|(d, r)| d.words().iter().zip(&r.waiting))
+            .flat_map(|(d, r)| d.words().zip(r.waiting.words()))
             .map(|(d, w)| u64::from((d & w).count_ones()))
             .sum();
         let mut room_for_old = still_hot.min(room.0);
         let mut room_for_new = room.0 - room_for_old;
 
         let mut plan =
-            Plan { became_dirty: dirty.iter().map(Bitmap::count).sum(), ..Plan::default() };
-        for (bitmap, region) in dirty.iter_mut().zip(&mut self.regions) {
-            let words = bitmap.words_mut().iter_mut();
-            let known = region.previous.iter_mut().zip(&mut region.waiting);
-            for (word, (previous, waiting)) in words.zip(known) {
-                let (dirty, was_dirty, waited) = (*word, *previous, *waiting);
+            Plan { became_dirty: dirty.iter().map(PageBitmap::count).sum(), ..Plan::default() };
+        for (bitmap, region) in dirty.iter().zip(&self.regions) {
+            let known = region.previous.words().zip(region.waiting.words());
+            for (index, (dirty, (was_dirty, waited))) in bitmap.words().zip(known).enumerate() {
                 if dirty | was_dirty | waited == 0 {
                     continue;
                 }
@@ -82,9 +78,9 @@ impl Wws {
                 plan.became_dirty -= pages(dirty & waited);
                 plan.were_waiting += pages(waited);
                 plan.waiting += pages(hold);
-                *word = (dirty | waited) & !hold;
-                *previous = dirty;
-                *waiting = hold;
+                bitmap.set_word(index, (dirty | waited) & !hold);
+                region.previous.set_word(index, dirty);
+                region.waiting.set_word(index, hold);
             }
         }
         plan.to_send = plan.became_dirty + plan.were_waiting - plan.waiting;
@@ -92,16 +88,15 @@ impl Wws {
     }
 
     /// Adds the pages that wait to the bitmaps, for the blackout. None waits afterwards.
-    pub fn release(&mut self, dirty: &mut [Bitmap]) {
-        for (bitmap, region) in dirty.iter_mut().zip(&mut self.regions) {
-            bitmap.union(&region.waiting);
-            region.waiting.fill(0);
+    pub fn release(&mut self, dirty: &[PageBitmap]) {
+        for (bitmap, region) in dirty.iter().zip(&self.regions) {
+            bitmap.merge(region.waiting.take_words());
         }
     }
 
     /// How many pages wait.
     pub fn waiting(&self) -> Pages {
-        self.regions.iter().flat_map(|r| &r.waiting).map(|w| pages(*w)).sum()
+        self.regions.iter().map(|region| region.waiting.count()).sum()
     }
 }
 
@@ -128,40 +123,38 @@ fn lowest(word: u64, room: &mut u64) -> u64 {
 mod tests {
     use std::collections::BTreeSet;
 
-    use migpipe_units::RegionId;
-    use proptest::prelude::*;
-
     use super::*;
+    use proptest::prelude::*;
 
     const LENGTHS: [Pages; 2] = [Pages(100), Pages(70)];
 
-    fn harvest(pages: &[(u16, u64)]) -> Vec<Bitmap> {
-        let mut bitmaps: Vec<_> =
-            (0..).zip(LENGTHS).map(|(id, pages)| Bitmap::new(RegionId(id), pages)).collect();
+    fn harvest(pages: &[(u16, u64)]) -> Vec<PageBitmap> {
+        let bitmaps: Vec<_> =
+            (0..).zip(LENGTHS).map(|(id, pages)| PageBitmap::new(RegionId(id), pages)).collect();
         for &(region, page) in pages {
             bitmaps[usize::from(region)].insert(page, Pages(1));
         }
         bitmaps
     }
 
-    fn set(bitmaps: &[Bitmap]) -> BTreeSet<(u16, u64)> {
+    fn set(bitmaps: &[PageBitmap]) -> BTreeSet<(u16, u64)> {
         bitmaps.iter().flat_map(|b| b.runs(Pages(1))).map(|run| (run.region.0, run.first)).collect()
     }
 
     #[test]
     fn a_page_dirty_in_two_rounds_waits_until_it_cools_down() {
         let mut wws = Wws::new(LENGTHS);
-        let mut dirty = harvest(&[(0, 5), (1, 69)]);
-        wws.plan(&mut dirty, Pages(10));
+        let dirty = harvest(&[(0, 5), (1, 69)]);
+        wws.plan(&dirty, Pages(10));
         assert_eq!(set(&dirty), [(0, 5), (1, 69)].into(), "dirty once: sent");
 
-        let mut dirty = harvest(&[(0, 5), (1, 1)]);
-        let plan = wws.plan(&mut dirty, Pages(10));
+        let dirty = harvest(&[(0, 5), (1, 1)]);
+        let plan = wws.plan(&dirty, Pages(10));
         assert_eq!(set(&dirty), [(1, 1)].into(), "dirty twice: waits");
         assert_eq!((plan.became_dirty, plan.waiting), (Pages(2), Pages(1)));
 
-        let mut dirty = harvest(&[(0, 5)]);
-        let plan = wws.plan(&mut dirty, Pages(10));
+        let dirty = harvest(&[(0, 5)]);
+        let plan = wws.plan(&dirty, Pages(10));
         assert_eq!(set(&dirty), [].into(), "still hot: still waits");
         assert_eq!(
             (plan.became_dirty, plan.were_waiting),
@@ -169,8 +162,8 @@ mod tests {
             "a page that waits does not become dirty"
         );
 
-        let mut dirty = harvest(&[]);
-        let plan = wws.plan(&mut dirty, Pages(10));
+        let dirty = harvest(&[]);
+        let plan = wws.plan(&dirty, Pages(10));
         assert_eq!(set(&dirty), [(0, 5)].into(), "cooled down: sent");
         assert_eq!((plan.to_send, plan.waiting), (Pages(1), Pages(0)));
     }
@@ -179,8 +172,8 @@ mod tests {
     fn a_page_that_was_clean_for_a_round_begins_anew() {
         let mut wws = Wws::new(LENGTHS);
         for pages in [&[(0, 5)][..], &[], &[(0, 5)]] {
-            let mut dirty = harvest(pages);
-            assert_eq!(wws.plan(&mut dirty, Pages(10)).waiting, Pages(0));
+            let dirty = harvest(pages);
+            assert_eq!(wws.plan(&dirty, Pages(10)).waiting, Pages(0));
             assert_eq!(dirty, harvest(pages));
         }
     }
@@ -189,23 +182,23 @@ mod tests {
     fn no_more_pages_wait_than_the_blackout_has_room_for() {
         let mut wws = Wws::new(LENGTHS);
         let hot = [(0, 1), (0, 64), (0, 99), (1, 0), (1, 65)];
-        wws.plan(&mut harvest(&hot), Pages(0));
-        let mut dirty = harvest(&hot);
-        assert_eq!(wws.plan(&mut dirty, Pages(3)).waiting, Pages(3));
+        wws.plan(&harvest(&hot), Pages(0));
+        let dirty = harvest(&hot);
+        assert_eq!(wws.plan(&dirty, Pages(3)).waiting, Pages(3));
         assert_eq!(set(&dirty), [(1, 0), (1, 65)].into());
 
-        let mut dirty = harvest(&hot);
-        assert_eq!(wws.plan(&mut dirty, Pages(2)).waiting, Pages(2));
+        let dirty = harvest(&hot);
+        assert_eq!(wws.plan(&dirty, Pages(2)).waiting, Pages(2));
         assert_eq!(set(&dirty), [(0, 99), (1, 0), (1, 65)].into());
     }
 
     #[test]
     fn pages_that_wait_already_go_before_new_ones() {
         let mut wws = Wws::new(LENGTHS);
-        wws.plan(&mut harvest(&[(1, 9)]), Pages(1));
-        wws.plan(&mut harvest(&[(1, 9), (0, 0)]), Pages(1));
-        let mut dirty = harvest(&[(1, 9), (0, 0)]);
-        wws.plan(&mut dirty, Pages(1));
+        wws.plan(&harvest(&[(1, 9)]), Pages(1));
+        wws.plan(&harvest(&[(1, 9), (0, 0)]), Pages(1));
+        let dirty = harvest(&[(1, 9), (0, 0)]);
+        wws.plan(&dirty, Pages(1));
         assert_eq!(set(&dirty), [(0, 0)].into());
     }
 
@@ -213,8 +206,8 @@ mod tests {
     fn switched_off_it_sends_every_page_in_every_round() {
         let mut wws = Wws::off();
         for _ in 0..3 {
-            let mut dirty = harvest(&[(0, 5), (1, 6)]);
-            let plan = wws.plan(&mut dirty, Pages(u64::MAX));
+            let dirty = harvest(&[(0, 5), (1, 6)]);
+            let plan = wws.plan(&dirty, Pages(u64::MAX));
             assert_eq!(dirty, harvest(&[(0, 5), (1, 6)]));
             assert_eq!((plan.became_dirty, plan.to_send), (Pages(2), Pages(2)));
         }
@@ -234,9 +227,9 @@ mod tests {
             let mut lacks = BTreeSet::new();
             for (pages, room) in &rounds {
                 let before = wws.waiting();
-                let mut dirty = harvest(pages);
+                let dirty = harvest(pages);
                 lacks.extend(pages.iter().copied());
-                let plan = wws.plan(&mut dirty, Pages(*room));
+                let plan = wws.plan(&dirty, Pages(*room));
                 prop_assert!(plan.waiting <= Pages(*room));
                 prop_assert_eq!(plan.waiting, wws.waiting());
                 prop_assert_eq!(plan.were_waiting, before);
@@ -247,9 +240,9 @@ mod tests {
                 lacks = &lacks - &sent;
                 prop_assert_eq!(Pages(lacks.len() as u64), plan.waiting);
             }
-            let mut blackout = harvest(&last);
+            let blackout = harvest(&last);
             lacks.extend(last);
-            wws.release(&mut blackout);
+            wws.release(&blackout);
             prop_assert_eq!(set(&blackout), lacks);
             prop_assert_eq!(wws.waiting(), Pages(0));
         }

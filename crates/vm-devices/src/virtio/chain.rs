@@ -1,8 +1,8 @@
 //! One request of a driver: a descriptor chain that was looked at from end to end.
 
+use page_bitmap::TrackedMemory;
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
-use vm_memory::GuestMemoryMmap;
 
 use super::ram::GuestRam;
 
@@ -115,7 +115,7 @@ impl Chain {
     /// 2.7.4.2). It has at most as many descriptors as its table.
     pub(super) fn look_at(
         ram: &GuestRam,
-        chain: DescriptorChain<&GuestMemoryMmap>,
+        chain: DescriptorChain<&TrackedMemory>,
     ) -> Result<Self, Malformed> {
         let head = chain.head_index();
         let mut looked = Self { head, input: Buffer::default(), output: Buffer::default() };

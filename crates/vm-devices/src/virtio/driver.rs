@@ -3,16 +3,16 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migpipe_confine::{Mode, ViolationAction};
-use migpipe_units::{Gfn, Pages, RegionId};
+use migpipe_units::Pages;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use page_bitmap::TrackedMemory;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
-use vm_state::{LoadError, MemoryRegion, Section, SectionSet};
+use vm_state::{LoadError, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::Backend;
@@ -21,7 +21,7 @@ use super::opened::OpenedDevice;
 use super::ram::GuestRam;
 use super::registry::{self, HostSide};
 use super::spec::VirtioSpec;
-use crate::{Device, DeviceDirtyLog};
+use crate::Device;
 
 pub(super) const PAGES: u64 = 512;
 /// Where queue 0 has its rings; the others follow.
@@ -58,8 +58,10 @@ pub(super) struct Progress {
 
 pub(super) struct Driver {
     pub(super) device: VirtioDevice,
+    /// As a vCPU reaches it: nothing that is written here is marked.
     pub(super) memory: GuestMemoryMmap,
-    pub(super) log: Arc<DeviceDirtyLog>,
+    /// The same memory as the device reaches it.
+    tracked: TrackedMemory,
     pub(super) line: EventFd,
     pub(super) size: u16,
     features: u64,
@@ -67,72 +69,63 @@ pub(super) struct Driver {
     next_buffer: u64,
 }
 
-fn regions() -> [MemoryRegion; 1] {
-    [MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(PAGES) }]
-}
-
 /// A device that was opened, in a machine of its own.
 struct Machine {
     device: OpenedDevice,
     memory: GuestMemoryMmap,
-    log: Arc<DeviceDirtyLog>,
+    tracked: TrackedMemory,
     line: EventFd,
 }
 
 impl Machine {
-    fn open(spec: &VirtioSpec, marking: bool) -> Self {
+    fn open(spec: &VirtioSpec) -> Self {
         let mut params = spec.params.clone();
         let backend = registry::open(spec, &mut params).unwrap();
         let opened = VirtioSpec { params, ..spec.clone() };
-        Self::with(backend, &opened, marking)
+        Self::with(backend, &opened)
     }
 
     fn over(backend: Box<dyn Backend>, spec: &VirtioSpec) -> Self {
-        Self::with((backend, HostSide::None), spec, true)
+        Self::with((backend, HostSide::None), spec)
     }
 
-    fn with(backend: (Box<dyn Backend>, HostSide), spec: &VirtioSpec, marking: bool) -> Self {
+    fn with(backend: (Box<dyn Backend>, HostSide), spec: &VirtioSpec) -> Self {
         // A worker that calls what its filter does not have ends the tests.
         migpipe_confine::begin(Mode::Enforce, ViolationAction::Killed);
         let len = PAGES * 4096;
         let file = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(len).unwrap();
-        let range = (GuestAddress(0), len as usize, Some(FileOffset::new(file, 0)));
-        let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
-        let log = Arc::new(DeviceDirtyLog::new(&regions()));
-        log.start();
-        let devices_log = match marking {
-            true => Arc::clone(&log),
-            false => Arc::new(DeviceDirtyLog::new(&regions())),
-        };
-        let ram = GuestRam::new(memory.clone(), &regions(), devices_log);
+        let file = FileOffset::new(file, 0);
+        let range = [(GuestAddress(0), len as usize, Some(file))];
+        let memory = GuestMemoryMmap::from_ranges_with_files(&range).unwrap();
+        let tracked = TrackedMemory::from_ranges_with_files(&range).unwrap();
+        let ram = GuestRam::new(tracked.clone());
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let interrupt = line.try_clone().unwrap();
         let params = spec.params.clone();
         let device = OpenedDevice::with_backend(backend, spec, params, 0, ram, interrupt).unwrap();
-        Self { device, memory, log, line }
+        Self { device, memory, tracked, line }
     }
 
     fn power_on(self) -> Driver {
-        let Self { device, memory, log, line } = self;
-        Driver::of(device.power_on(), memory, log, line)
+        let Self { device, memory, tracked, line } = self;
+        Driver::of(device.power_on(), memory, tracked, line)
     }
 
     fn restore(self, section: Section) -> Result<Driver, LoadError> {
-        let Self { device, memory, log, line } = self;
+        let Self { device, memory, tracked, line } = self;
         let encoded = section.encode().unwrap();
         let mut sections = SectionSet::new([Section::decode(&encoded).unwrap()]).unwrap();
         let device = device.restore(&mut sections)?;
         sections.finish().unwrap();
-        Ok(Driver::of(device, memory, log, line))
+        Ok(Driver::of(device, memory, tracked, line))
     }
 }
 
 impl Driver {
-    /// A stopped device that no driver has touched. `marking` is whether what it writes gets into
-    /// the log that the test sees.
-    pub(super) fn cold(spec: &VirtioSpec, marking: bool) -> Self {
-        Machine::open(spec, marking).power_on()
+    /// A stopped device that no driver has touched.
+    pub(super) fn cold(spec: &VirtioSpec) -> Self {
+        Machine::open(spec).power_on()
     }
 
     /// The same over a backend that the test has made.
@@ -142,7 +135,7 @@ impl Driver {
 
     /// A stopped device in the state of `section`, with memory of zeros.
     pub(super) fn restored(spec: &VirtioSpec, section: Section) -> Result<Self, LoadError> {
-        Machine::open(spec, true).restore(section)
+        Machine::open(spec).restore(section)
     }
 
     /// The same over a backend that the test has made.
@@ -157,17 +150,17 @@ impl Driver {
     fn of(
         device: VirtioDevice,
         memory: GuestMemoryMmap,
-        log: Arc<DeviceDirtyLog>,
+        tracked: TrackedMemory,
         line: EventFd,
     ) -> Self {
         let queues = vec![Progress::default(); device.kicks().len()];
         let next_buffer = BUFFERS;
-        Self { device, memory, log, line, size: 16, features: 0, queues, next_buffer }
+        Self { device, memory, tracked, line, size: 16, features: 0, queues, next_buffer }
     }
 
     /// A running device whose driver has accepted all that it offers but `without`.
     pub(super) fn start(spec: &VirtioSpec, without: u64) -> Self {
-        let mut driver = Self::cold(spec, true);
+        let mut driver = Self::cold(spec);
         driver.device.resume();
         driver.set_up(without);
         driver
@@ -325,7 +318,7 @@ impl Driver {
 
     /// Stops the device and hands its state and its memory to another; the destination is stopped.
     pub(super) fn move_to(&self, spec: &VirtioSpec) -> Self {
-        self.hand_over(Machine::open(spec, true))
+        self.hand_over(Machine::open(spec))
     }
 
     /// The same, to a backend that the test has made.
@@ -346,10 +339,9 @@ impl Driver {
         there
     }
 
-    /// The pages that the device says it wrote since the last call.
+    /// The pages that the device has written since the last call.
     pub(super) fn marked(&self) -> Vec<u64> {
-        let mut words = vec![0; self.log.words()];
-        self.log.harvest_into(&mut words);
-        (0..PAGES).filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 == 1).collect()
+        let region = self.tracked.iter().next().unwrap().get_mmap();
+        region.bitmap().take_runs(Pages(1)).map(|run| run.first).collect()
     }
 }

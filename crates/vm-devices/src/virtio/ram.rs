@@ -1,56 +1,42 @@
 //! Guest memory as a device uses it: what it writes is in the dirty log afterwards.
 
 use std::io;
-use std::sync::Arc;
+use std::ops::Range;
 
-use migpipe_units::{PAGE_SIZE, PageRange, Pages};
+use migpipe_units::PAGE_SIZE;
 use nix::fcntl::{FallocateFlags, fallocate};
+use page_bitmap::{PageBitmap, TrackedMemory};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionMmap,
 };
-use vm_state::MemoryRegion;
 
-use crate::dirty::DeviceDirtyLog;
-
-/// The memory of one guest and the log of what devices write to it. It is the only way by which a
-/// virtio device touches guest memory; the rings are the exception, whose writes the ring module
-/// marks here.
+/// The memory of one guest. It is the only way by which a virtio device touches it, and marks what
+/// is written through it.
 #[derive(Clone)]
-pub struct GuestRam {
-    memory: GuestMemoryMmap,
-    regions: Arc<[MemoryRegion]>,
-    log: Arc<DeviceDirtyLog>,
-}
+pub struct GuestRam(TrackedMemory);
 
 impl GuestRam {
-    /// The memory `memory`, whose regions the description calls `regions`.
-    pub fn new(
-        memory: GuestMemoryMmap,
-        regions: &[MemoryRegion],
-        log: Arc<DeviceDirtyLog>,
-    ) -> Self {
-        Self { memory, regions: regions.into(), log }
+    /// The memory `memory`.
+    pub const fn new(memory: TrackedMemory) -> Self {
+        Self(memory)
     }
 
-    pub(super) const fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+    pub(super) const fn memory(&self) -> &TrackedMemory {
+        &self.0
     }
 
     pub(super) fn holds(&self, address: u64, len: u64) -> bool {
-        usize::try_from(len).is_ok_and(|len| {
-            GuestMemoryBackend::check_range(&self.memory, GuestAddress(address), len)
-        })
+        usize::try_from(len)
+            .is_ok_and(|len| GuestMemoryBackend::check_range(&self.0, GuestAddress(address), len))
     }
 
     pub(super) fn read(&self, address: u64, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        self.memory.read_slice(into, GuestAddress(address))
+        self.0.read_slice(into, GuestAddress(address))
     }
 
     pub(super) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), GuestMemoryError> {
-        let written = self.memory.write_slice(bytes, GuestAddress(address));
-        // A write that fails may have written a part.
-        self.mark(address, bytes.len() as u64);
-        written
+        self.0.write_slice(bytes, GuestAddress(address))
     }
 
     /// Gives the whole pages of `address..address + len` back to the host: they are zeros from
@@ -69,37 +55,27 @@ impl GuestRam {
         if first >= end {
             return Ok(());
         }
-        let (first, end) = (first * PAGE_SIZE, end * PAGE_SIZE);
-        let punched = self.memory.iter().try_for_each(|region| {
-            let base = region.start_addr().0;
-            let (from, to) = (first.max(base), end.min(base.saturating_add(region.len())));
-            if from >= to {
-                return Ok(());
-            }
-            let file = region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
-            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let offset = file.start() + (from - base);
-            Ok(fallocate(file.file(), flags, offset as i64, (to - from) as i64)?)
-        });
-        self.mark(first, end - first);
+        let range = first * PAGE_SIZE..end * PAGE_SIZE;
+        let parts = || self.0.iter().filter_map(|region| Some((region, part_in(region, &range)?)));
+        let punched = parts().try_for_each(|(region, part)| punch_hole(region, &part));
+        for (region, part) in parts() {
+            region.bitmap().mark_dirty(part.start as usize, (part.end - part.start) as usize);
+        }
         punched
     }
+}
 
-    /// Says that `len` bytes from `address` on were written.
-    pub(super) fn mark(&self, address: u64, len: u64) {
-        if len == 0 {
-            return;
-        }
-        let last = address.saturating_add(len - 1);
-        for region in self.regions.iter() {
-            let base = region.base.address();
-            let end = base.saturating_add(region.pages.bytes().0);
-            if address >= end || last < base {
-                continue;
-            }
-            let first = (address.max(base) - base) / PAGE_SIZE;
-            let count = (last.min(end - 1) - base) / PAGE_SIZE - first + 1;
-            self.log.mark(PageRange { region: region.id, first, count: Pages(count) });
-        }
-    }
+/// What of the guest-physical `range` lies in `region`, counted from its start.
+fn part_in(region: &GuestRegionMmap<PageBitmap>, range: &Range<u64>) -> Option<Range<u64>> {
+    let base = region.start_addr().0;
+    let from = range.start.max(base) - base;
+    let to = range.end.min(base.saturating_add(region.len())).saturating_sub(base);
+    (from < to).then_some(from..to)
+}
+
+fn punch_hole(region: &GuestRegionMmap<PageBitmap>, part: &Range<u64>) -> io::Result<()> {
+    let file = GuestMemoryRegion::file_offset(region).ok_or(io::ErrorKind::Unsupported)?;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let offset = (file.start() + part.start) as i64;
+    Ok(fallocate(file.file(), flags, offset, (part.end - part.start) as i64)?)
 }

@@ -102,7 +102,6 @@ impl Ring {
         let index = GuestAddress(used.checked_add(USED_INDEX).ok_or(Malformed::Ring)?);
         // Release: a driver that sees the index sees the elements and what they stand for.
         let stored = ram.memory().store(next.to_le(), index, Ordering::Release);
-        ram.mark(used, USED_HEADER);
         stored.map_err(|_| Malformed::Ring)
     }
 
@@ -128,20 +127,7 @@ impl Ring {
         if !self.queue.ready() {
             return false;
         }
-        let more = self.queue.enable_notification(ram.memory()).unwrap_or(false);
-        self.mark_wishes(ram);
-        more
-    }
-
-    /// The flags at the start of the used ring and avail_event at its end.
-    fn mark_wishes(&self, ram: &GuestRam) {
-        let used = self.queue.used_ring();
-        let event = USED_HEADER + USED_ELEMENT * u64::from(self.queue.size());
-        if self.queue.event_idx_enabled() {
-            ram.mark(used.saturating_add(event), 2);
-        } else {
-            ram.mark(used, 2);
-        }
+        self.queue.enable_notification(ram.memory()).unwrap_or(false)
     }
 
     pub(super) fn save(&self) -> RingState {

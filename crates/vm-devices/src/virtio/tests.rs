@@ -77,7 +77,7 @@ fn a_ring_that_counts_further_than_it_is_long_is_refused() {
 #[test]
 fn rings_outside_memory_are_refused_when_the_driver_is_ready() {
     let (_file, spec) = disk();
-    let driver = Driver::cold(&spec, true);
+    let driver = Driver::cold(&spec);
     driver.device.resume();
     driver.write(STATUS, 3);
     driver.write(0x24, 1);
@@ -113,7 +113,7 @@ fn a_device_that_has_refused_a_queue_is_restored_as_it_was() {
 #[test]
 fn features_that_were_not_offered_are_not_agreed_to() {
     let (_file, spec) = disk();
-    let driver = Driver::cold(&spec, true);
+    let driver = Driver::cold(&spec);
     for (low, high) in [(0, 0), (1 << 31, 1), (0, 1 | 1 << 31)] {
         driver.write(STATUS, 0);
         driver.write(STATUS, 3);
@@ -172,7 +172,7 @@ proptest! {
         accesses in prop::collection::vec((0_u64..0x200, any::<u32>(), any::<bool>(), 0_usize..9), 0..200),
     ) {
         let (_file, spec) = disk();
-        let driver = Driver::cold(&spec, true);
+        let driver = Driver::cold(&spec);
         driver.device.resume();
         for (offset, value, write, len) in accesses {
             let mut data = [0; 8];

@@ -17,9 +17,10 @@ mod tests;
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
+use page_bitmap::TrackedMemory;
 use thiserror::Error;
 use vm_devices::MmioWindow;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout::ACPI;
 
@@ -59,7 +60,7 @@ pub enum AcpiError {
 /// Writes the tables of a machine with `vcpus` vCPUs, whose APIC ids are 0 and up, and these
 /// virtio-mmio devices. Returns the guest-physical address of the RSDP.
 pub(crate) fn write(
-    memory: &GuestMemoryMmap,
+    memory: &TrackedMemory,
     vcpus: u32,
     windows: &[MmioWindow],
 ) -> Result<u64, AcpiError> {

@@ -5,7 +5,8 @@ use std::io::{Read, Seek};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use migpipe_units::Bytes;
-use vm_memory::{Address, GuestMemoryMmap, ReadVolatile};
+use page_bitmap::TrackedMemory;
+use vm_memory::{Address, ReadVolatile};
 
 use super::BootError;
 
@@ -14,7 +15,7 @@ use super::BootError;
 pub(super) fn load<F: Read + ReadVolatile + Seek>(
     name: &str,
     file: &mut F,
-    memory: &GuestMemoryMmap,
+    memory: &TrackedMemory,
     size: Bytes,
 ) -> Result<u64, BootError> {
     let loaded = Elf::load(memory, None, file, None).map_err(|source| BootError::Load {

@@ -161,10 +161,10 @@ fn every_page_that_a_read_fills_is_in_the_dirty_log() {
 }
 
 /// Copies memory once, lets the device read from the disk, and copies what the log says: what a
-/// migration does. Returns whether both memories are the same then.
-fn migrated_whole(marking: bool) -> bool {
+/// migration does, or leaves that out. Returns whether both memories are the same then.
+fn migrated_whole(by_the_log: bool) -> bool {
     let file = image();
-    let mut driver = Driver::cold(&spec(file.path(), ""), marking);
+    let mut driver = Driver::cold(&spec(file.path(), ""));
     driver.device.resume();
     driver.set_up(0);
     let whole = (PAGES * 4096) as u32;
@@ -181,7 +181,7 @@ fn migrated_whole(marking: bool) -> bool {
     driver.kick(0);
     driver.take(0);
     driver.device.quiesce().unwrap();
-    for page in driver.marked() {
+    for page in driver.marked().into_iter().filter(|_| by_the_log) {
         let place = (page * 4096) as usize..((page + 1) * 4096) as usize;
         there[place].copy_from_slice(&driver.bytes(page * 4096, 4096));
     }
@@ -294,7 +294,7 @@ fn an_interrupt_that_was_not_acknowledged_is_raised_again_at_the_destination() {
 #[test]
 fn an_image_is_locked_by_one_guest_at_a_time() {
     let file = image();
-    let open = |options| Driver::cold(&spec(file.path(), options), true).device;
+    let open = |options| Driver::cold(&spec(file.path(), options)).device;
     let (first, second) = (open(""), open(""));
     first.acquire().unwrap();
     first.acquire().unwrap();
@@ -315,7 +315,7 @@ fn an_image_is_locked_by_one_guest_at_a_time() {
 #[test]
 fn an_image_of_another_length_is_refused_at_the_destination() {
     let file = image();
-    let device = Driver::cold(&spec(file.path(), ""), true).device;
+    let device = Driver::cold(&spec(file.path(), "")).device;
     let mut described = VirtioSpec::of(&device.describe()).unwrap();
     assert_eq!(described.params["bytes"], LEN.to_string());
     let other = NamedTempFile::new().unwrap();

@@ -133,7 +133,7 @@ fn a_stopped_console_prints_nothing_and_takes_nothing_until_the_guest_is_elsewhe
 #[test]
 fn a_guest_in_trouble_prints_without_a_driver() {
     let dir = tempfile::tempdir().unwrap();
-    let driver = Driver::cold(&socket(dir.path()), true);
+    let driver = Driver::cold(&socket(dir.path()));
     let mut client = connect(dir.path());
     for character in b"oops" {
         driver.write(0x100 + EMERGENCY as u64, (*character).into());
