@@ -6,10 +6,10 @@ mod args;
 mod confinement;
 mod header;
 mod host;
+mod incoming;
 mod inquiry;
 mod launch;
 mod memory;
-mod reception;
 mod session;
 
 use std::process::ExitCode;
@@ -25,8 +25,8 @@ use migpipe_units::MigrationId;
 
 use crate::args::Args;
 use crate::host::Host;
+use crate::incoming::IncomingMigration;
 use crate::inquiry::Asked;
-use crate::reception::Reception;
 
 /// What vmrun's log calls us.
 const NAME: &str = "mig-recv";
@@ -75,7 +75,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             let question = reader.question().context("a question that asks nothing")?;
             inquiry::run(Asked::new(preamble.id, preamble.kind, question), &mut host, answers)
         }
-        Kind::Migrate => Reception::new(&args, &mut host, reader, answers)?.run(),
+        Kind::Migrate => IncomingMigration::new(&args, &mut host, reader, answers)?.run(),
     }
 }
 

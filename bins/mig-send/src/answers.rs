@@ -8,7 +8,7 @@ use mig_channel::ChannelReader;
 use mig_stream::{DestinationOutcome, Message, ReturnReader, StreamDigest, Timings};
 use migpipe_units::{Acknowledged, MigrationId};
 
-use crate::stop::{Stop, Told};
+use crate::error::{StepError, Told};
 
 /// The return path of one migration. It is not read before something is expected on it.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Answers {
     }
 
     /// The next message, within `timeout`.
-    fn next(&mut self, timeout: Duration) -> Result<Message, Stop> {
+    fn next(&mut self, timeout: Duration) -> Result<Message, StepError> {
         let mut reader = match std::mem::replace(&mut self.state, State::Closed) {
             State::Closed => return Err(anyhow!("the return path is closed").into()),
             State::New(mut back) => {
@@ -46,7 +46,7 @@ impl Answers {
         self.state = State::Open(reader);
         self.gave_up = matches!(message, Some(Message::Refused { .. } | Message::Failed { .. }));
         match message {
-            Some(Message::Refused { reason }) => Err(Stop::Refused(reason)),
+            Some(Message::Refused { reason }) => Err(StepError::Refused(reason)),
             Some(Message::Failed { reason }) => Err(anyhow::Error::from(Told(reason)).into()),
             Some(message) => Ok(message),
             None => Err(anyhow!("the destination closed the return path without a word").into()),
@@ -54,7 +54,11 @@ impl Answers {
     }
 
     /// Waits until the first answer comes, `timeout` at most; once more where `again` says so.
-    fn first(&mut self, timeout: Duration, mut again: impl FnMut() -> bool) -> Result<(), Stop> {
+    fn first(
+        &mut self,
+        timeout: Duration,
+        mut again: impl FnMut() -> bool,
+    ) -> Result<(), StepError> {
         let State::New(back) = &mut self.state else { return Ok(()) };
         loop {
             back.set_deadline(Some(timeout));
@@ -66,7 +70,11 @@ impl Answers {
     }
 
     /// READY: the destination can take the guest.
-    pub fn ready(&mut self, timeout: Duration, again: impl FnMut() -> bool) -> Result<(), Stop> {
+    pub fn ready(
+        &mut self,
+        timeout: Duration,
+        again: impl FnMut() -> bool,
+    ) -> Result<(), StepError> {
         self.first(timeout, again)?;
         match self.next(timeout)? {
             Message::Ready { .. } => Ok(()),
@@ -74,28 +82,24 @@ impl Answers {
         }
     }
 
-    /// ACK: the destination has loaded everything. Its echo of the digest must be ours. What it says
+    /// ACK: the destination has loaded everything. It echoes the digest of the stream; what it says
     /// of itself goes into GO and every question.
     pub fn ack(
         &mut self,
-        sent: StreamDigest,
         timeout: Duration,
-    ) -> Result<(Acknowledged, Timings), Stop> {
+    ) -> Result<(StreamDigest, Acknowledged, Timings), StepError> {
         loop {
             match self.next(timeout)? {
                 // With a separate commit nobody has waited for it yet.
                 Message::Ready { .. } => {}
-                Message::Ack { digest, by, timings } if digest == sent => return Ok((by, timings)),
-                Message::Ack { .. } => {
-                    return Err(anyhow!("the destination acknowledged another stream").into());
-                }
+                Message::Ack { digest, by, timings } => return Ok((digest, by, timings)),
                 other => return Err(out_of_turn("ACK", &other)),
             }
         }
     }
 
     /// RUNNING: the guest runs there.
-    pub fn running(&mut self, timeout: Duration) -> Result<Timings, Stop> {
+    pub fn running(&mut self, timeout: Duration) -> Result<Timings, StepError> {
         match self.next(timeout)? {
             Message::Running { timings } => Ok(timings),
             other => Err(out_of_turn("RUNNING", &other)),
@@ -107,14 +111,14 @@ impl Answers {
         &mut self,
         timeout: Duration,
         again: impl FnMut() -> bool,
-    ) -> Result<DestinationOutcome, Stop> {
+    ) -> Result<DestinationOutcome, StepError> {
         self.first(timeout, again)?;
         match self.next(timeout) {
             Ok(Message::Resolved(outcome)) => Ok(outcome),
             Ok(other) => Err(out_of_turn("the outcome", &other)),
             // That the question could not be read says nothing of the guest: only an outcome is a
             // refusal that was recorded.
-            Err(Stop::Refused(reason)) => Err(anyhow::Error::from(Told(reason)).into()),
+            Err(StepError::Refused(reason)) => Err(anyhow::Error::from(Told(reason)).into()),
             Err(other) => Err(other),
         }
     }
@@ -124,8 +128,8 @@ impl Answers {
         loop {
             match self.next(timeout) {
                 Ok(_) => {}
-                Err(Stop::Refused(reason)) => return Some(reason),
-                Err(Stop::Failed(error)) => {
+                Err(StepError::Refused(reason)) => return Some(reason),
+                Err(StepError::Failed(error)) => {
                     return error.downcast().ok().map(|Told(reason)| reason);
                 }
                 Err(_) => return None,
@@ -134,7 +138,7 @@ impl Answers {
     }
 }
 
-fn out_of_turn(expected: &str, found: &Message) -> Stop {
+fn out_of_turn(expected: &str, found: &Message) -> StepError {
     anyhow!("the destination answered {found:?} where {expected} was expected").into()
 }
 
@@ -154,7 +158,6 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(120);
-    const SENT: StreamDigest = StreamDigest(1);
 
     /// What a source reads of a destination that says this and closes.
     fn answers(message: &Message) -> Answers {
@@ -169,19 +172,10 @@ mod tests {
         Answers::new(channel.back.unwrap(), id)
     }
 
-    fn ack(digest: StreamDigest) -> Message {
+    fn ack() -> Message {
         let by =
             Acknowledged { host: HostId::from_bytes([1; 16]), nonce: Nonce::from_bytes([2; 16]) };
-        Message::Ack { digest, by, timings: Timings::new() }
-    }
-
-    #[test]
-    fn an_ack_of_another_stream_is_none() {
-        assert!(answers(&ack(SENT)).ack(SENT, PATIENCE).is_ok());
-        for digest in [StreamDigest(0), StreamDigest(2), StreamDigest(1 << 63 | 1)] {
-            let stop = answers(&ack(digest)).ack(SENT, PATIENCE).unwrap_err();
-            assert!(stop.reason().contains("another stream"), "{digest}: {stop:?}");
-        }
+        Message::Ack { digest: StreamDigest(1), by, timings: Timings::new() }
     }
 
     #[test]
@@ -192,9 +186,9 @@ mod tests {
         let reason = "the question cannot be read";
         let refused = Message::Refused { reason: reason.to_owned() };
         let failed = Message::Failed { reason: reason.to_owned() };
-        for (message, said) in [(refused, reason), (failed, reason), (ack(SENT), "Ack")] {
+        for (message, said) in [(refused, reason), (failed, reason), (ack(), "Ack")] {
             let stop = outcome(&message).unwrap_err();
-            assert!(matches!(stop, Stop::Failed(_)), "after {message:?}: {stop:?}");
+            assert!(matches!(stop, StepError::Failed(_)), "after {message:?}: {stop:?}");
             assert!(stop.reason().contains(said), "after {message:?}: {stop:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Stop-and-copy and the handover: from the guest's last instruction here to its first one there.
+//! StepError-and-copy and the handover: from the guest's last instruction here to its first one there.
 //!
 //! Order within the blackout, and why:
 //! 1. Pause: from here on the guest changes nothing.
@@ -15,44 +15,34 @@
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use mig_engine::handover::Form;
-use mig_engine::ownership::Input;
+use mig_engine::handover::{HandoverMode, Query};
 use mig_engine::precopy::RoundStats;
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
 use migpipe_units::{Acknowledged, Pages};
 use page_bitmap::GuestBitmap;
-use vm_control::ClientError;
 
 use crate::answers::phase;
+use crate::error::StepError;
 use crate::migration::Migration;
-use crate::question::{About, Asker};
-use crate::stop::Stop;
 use crate::{pages, resolve};
 
 /// How long the destination may take to run the guest after GO; the outcome is asked for then.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// What is measured and kept from the pause on.
+/// When what happened in the blackout.
 #[derive(Debug, Default)]
 pub struct Blackout {
-    /// What the destination lacks, but for what the last harvest will add.
-    pub log: Option<GuestBitmap>,
     /// When the last vCPU had stopped.
     paused: Option<Instant>,
-    ended: Option<Instant>,
     acknowledged: Option<Instant>,
-    /// Who acknowledged the guest.
-    pub taken_by: Option<Acknowledged>,
-    digest: Option<StreamDigest>,
 }
 
 impl Migration<'_> {
     /// Pauses the guest and sends what the destination lacks.
-    pub fn stop_and_copy(&mut self) -> Result<(), Stop> {
+    pub fn send_the_rest(&mut self, log: GuestBitmap) -> Result<(), StepError> {
         self.shared.progress(|progress| progress.phase = Phase::Blackout);
         self.release_terminal();
-        let log = self.blackout.log.take().ok_or_else(|| anyhow!("no dirty log to end with"))?;
         self.pacer.begin_blackout();
         self.stream.blackout()?;
         self.client.pause()?;
@@ -79,7 +69,7 @@ impl Migration<'_> {
             let digest = pages::digest(&self.machine, &self.memory).map_err(anyhow::Error::from)?;
             self.stream.digest(&digest)?;
         }
-        if self.form == Form::Saved {
+        if self.form == HandoverMode::Saved {
             // A disk that is full is found out here, where the guest can still run on.
             self.stream.get_mut().sync()?;
         }
@@ -97,11 +87,7 @@ impl Migration<'_> {
             duration: sent_at - harvested,
             rate: bytes.per(sent_at - harvested),
         });
-        match self.form {
-            // The commit is next.
-            Form::OneWay | Form::Saved => self.await_disks(),
-            Form::BothWays | Form::SeparateCommit => Ok(()),
-        }
+        Ok(())
     }
 
     /// How long the next step of the blackout may take.
@@ -114,23 +100,15 @@ impl Migration<'_> {
         }
     }
 
-    /// Writes `End`.
-    pub fn end(&mut self) -> Result<(), Stop> {
-        let totals = self.stream.end()?;
-        self.blackout.digest = Some(totals.digest);
-        self.blackout.ended = Some(Instant::now());
-        Ok(())
-    }
-
     /// Waits for READY. A tunnel that holds data back is named here, before the guest is touched.
-    pub fn await_ready(&mut self) -> Result<(), Stop> {
+    pub fn hear_ready(&mut self) -> Result<(), StepError> {
         let timeout = self.args.ready_timeout;
         let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
         // Somebody may have stopped both while the tunnel asked on the terminal (Ctrl-Z).
         let (shared, mut stops) = (&self.shared, self.shared.stops());
         let stopped = || std::mem::replace(&mut stops, shared.stops()) != shared.stops();
         answers.ready(timeout, stopped).map_err(|stop| match stop {
-            Stop::Failed(error) if migpipe_cli::is_timeout(&error) => Stop::Failed(anyhow!(
+            StepError::Failed(error) if migpipe_cli::is_timeout(&error) => StepError::Failed(anyhow!(
                 "no answer to the header within {} s: the destination does not run, or the tunnel \
                  holds data back (gzip, zstd and the like do); use --one-way, or --commit \
                  exec:'ssh HOST vmctl commit GUEST'",
@@ -141,66 +119,26 @@ impl Migration<'_> {
     }
 
     /// Waits until the destination has loaded everything.
-    pub fn await_ack(&mut self) -> Result<(), Stop> {
-        let digest = self.blackout.digest.ok_or_else(|| anyhow!("nothing to acknowledge"))?;
+    pub fn hear_ack(&mut self) -> Result<(StreamDigest, Acknowledged), StepError> {
         let timeout = self.left_of_blackout();
         let answers = self.answers.as_mut().ok_or_else(|| anyhow!("no return path"))?;
-        let (taken_by, timings) = answers.ack(digest, timeout)?;
-        self.blackout.taken_by = Some(taken_by);
+        let (digest, by, timings) = answers.ack(timeout)?;
         self.blackout.acknowledged = Some(Instant::now());
         self.report.downtime.state_load = phase(&timings, "load");
         if let (Some(save_to_end), Some(ack)) = (self.sent_at(), self.blackout.acknowledged) {
             let load = self.report.downtime.state_load.unwrap_or_default();
             self.report.downtime.transfer = Some((ack - save_to_end).saturating_sub(load));
         }
-        self.await_disks()?;
-        // Before the commit this costs nothing yet.
-        if self.form == Form::SeparateCommit && self.asker.as_mut().is_none_or(Asker::has_ended) {
-            return Err(anyhow!("the helper process that would bring the commit has ended").into());
-        }
-        Ok(())
-    }
-
-    /// The point of no return: recorded in the source's vmrun before GO can reach anybody.
-    pub fn commit(&mut self) -> Result<(), Stop> {
-        self.shared.progress(|progress| progress.phase = Phase::Handover);
-        if !self.shared.commit() {
-            return Err(Stop::Cancelled);
-        }
-        match self.client.own(Input::Commit(self.id, self.blackout.taken_by)) {
-            Ok(()) => {
-                self.stream.get_mut().set_deadline(None);
-                Ok(())
-            }
-            Err(ClientError::Refused(why)) if why.is_cancelled() => Err(Stop::Cancelled),
-            // vmrun said no: nothing was recorded, and no GO will follow.
-            Err(ClientError::Refused(why)) => Err(Stop::Undone(anyhow!("{why}"))),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Sends GO: through the stream, or through the second command.
-    pub fn go(&mut self) -> Result<(), Stop> {
-        if self.form != Form::SeparateCommit {
-            let by = self.blackout.taken_by.ok_or_else(|| anyhow!("nobody acknowledged it"))?;
-            return Ok(self.stream.go(by.nonce)?);
-        }
-        let about = self.about();
-        self.asker.as_mut().ok_or_else(|| anyhow!("no --commit"))?.ask(&about)
-    }
-
-    /// What a question about this migration carries.
-    pub fn about(&self) -> About {
-        About::committed(self.blackout.taken_by, self.started.elapsed())
+        Ok((digest, by))
     }
 
     /// Waits until the guest runs at the destination.
-    pub fn await_running(&mut self) -> Result<(), Stop> {
+    pub fn hear_running(&mut self, taken_by: Option<Acknowledged>) -> Result<(), StepError> {
         let form = self.form;
         let timeout = ANSWER.min(self.args.timeout);
         let timings = match (form, &mut self.asker, &mut self.answers) {
-            (Form::SeparateCommit, Some(asker), _) => {
-                resolve::verdict(self.blackout.taken_by, asker.answer()?)?;
+            (HandoverMode::SeparateCommit, Some(asker), _) => {
+                resolve::verdict(Query::Committed(taken_by), asker.answer()?)?;
                 Vec::new()
             }
             (_, _, Some(answers)) => answers.running(timeout)?,

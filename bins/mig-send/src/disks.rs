@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use vm_control::{Client, ClientError};
 
+use crate::error::StepError;
 use crate::migration::Migration;
-use crate::stop::Stop;
 
 /// How long a flush in pre-copy may take: as long as it does, for the guest runs, and a vmrun that
 /// ends closes the connection.
@@ -61,7 +61,7 @@ impl Disks {
     }
 
     /// How long it took, if it is done within `time`.
-    fn wait(&self, time: Duration) -> Result<Option<Duration>, Stop> {
+    fn wait(&self, time: Duration) -> Result<Option<Duration>, StepError> {
         match self.flushed.recv_timeout(time) {
             Ok(flushed) => Ok(Some(flushed?)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
@@ -73,7 +73,7 @@ impl Disks {
 impl Migration<'_> {
     /// Waits for the flush that went on beside a round, and returns how long one takes now. One that
     /// took long had much to write, and the next has less; so it is repeated as long as that helps.
-    pub fn settle_disks(&mut self) -> Result<Duration, Stop> {
+    pub fn settle_disks(&mut self) -> Result<Duration, StepError> {
         let mut last = Duration::MAX;
         let mut asked = Instant::now();
         loop {
@@ -97,12 +97,12 @@ impl Migration<'_> {
     }
 
     /// Waits for the flush that began with the pause, and notes how long the blackout had to wait.
-    pub fn await_disks(&mut self) -> Result<(), Stop> {
+    pub fn await_disks(&mut self) -> Result<(), StepError> {
         let began = Instant::now();
         let patience = self.left_of_blackout();
         while self.disks.wait(POLL_INTERVAL.min(patience))?.is_none() {
             if self.shared.is_cancelled() {
-                return Err(Stop::Cancelled);
+                return Err(StepError::Cancelled);
             }
             if began.elapsed() >= patience {
                 return Err(anyhow!(

@@ -8,6 +8,7 @@ mod blackout;
 mod confinement;
 mod disks;
 mod dry_run;
+mod error;
 mod fate;
 mod live;
 mod migration;
@@ -17,16 +18,16 @@ mod precopy;
 mod question;
 mod report;
 mod resolve;
-mod stop;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use mig_engine::handover::SourceGuestState;
 use migpipe_confine::ViolationAction;
 use vm_control::{Client, ClientError};
 
 use crate::args::Args;
-use crate::fate::{Fate, Witness};
+use crate::fate::Witness;
 use crate::migration::Migration;
 use crate::monitor::Shared;
 use crate::report::Draft;
@@ -73,7 +74,7 @@ fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
         Ok(client) => client,
         Err(error) => {
             let ended = error.downcast_ref().is_some_and(ClientError::is_end_of_vmrun);
-            return draft.not_begun(&error.into(), ended.then_some(Fate::Gone));
+            return draft.not_begun(&error.into(), ended.then_some(SourceGuestState::Gone));
         }
     };
     draft.report.guest = client.name().to_owned();
@@ -86,11 +87,11 @@ fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
         }
     };
     if let Err(error) = opened {
-        return draft.not_begun(&error.into(), Some(witness.fate(id)));
+        return draft.not_begun(&error.into(), Some(witness.guest_state(id)));
     }
     let stop = match Migration::new(&draft, args, client, &mut witness, shared) {
         Ok(migration) => return migration.run(),
         Err(stop) => stop,
     };
-    draft.not_begun(&stop, Some(witness.fate(id)))
+    draft.not_begun(&stop, Some(witness.guest_state(id)))
 }

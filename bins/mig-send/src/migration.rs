@@ -1,7 +1,7 @@
 //! One migration, step by step.
 //!
-//! The order of the steps, and what a failure of each leads to, is decided by
-//! [`mig_engine::handover::Source`]; here is what each step does.
+//! The order of the steps, what a failure of each leads to, and who has the guest then, is decided by
+//! [`mig_engine::handover::Source`]; here is what each of its operations does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,13 +10,17 @@ use anyhow::anyhow;
 use mig_channel::{
     ChannelWriter, Endpoint, ReturnPath, SenderChannel, Tunnel, TunnelError, open_sender,
 };
-use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
+use mig_engine::handover::{
+    HandoverMode, Query, ResolveIo, Source, SourceEnding, SourceGuestState, SourceIo, SourceStep,
+    run_source,
+};
 use mig_engine::ownership::Input;
 use mig_engine::precopy::{Pacer, Policy, RateMeter, Wws};
 use mig_engine::report::{Mode, Phase, Report};
-use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
+use mig_stream::{Flags, Header, Preamble, Region, StreamDigest, StreamWriter};
 use migpipe_cli::output;
-use migpipe_units::MigrationId;
+use migpipe_units::{Acknowledged, MigrationId};
+use page_bitmap::GuestBitmap;
 use vm_control::{Client, ClientError};
 use vm_mapping::GuestMemory;
 use vm_state::MachineDescription;
@@ -25,12 +29,12 @@ use crate::answers::Answers;
 use crate::args::Args;
 use crate::blackout::Blackout;
 use crate::disks::Disks;
-use crate::fate::{Fate, Witness};
+use crate::error::{StepError, Told, names_what_came};
+use crate::fate::Witness;
 use crate::monitor::{Monitor, Shared, Watch};
 use crate::pages::PageSender;
 use crate::question::{About, Asker};
 use crate::report::Draft;
-use crate::stop::{Stop, Told, names_what_came};
 use crate::{NAME, confinement, report, resolve};
 
 /// How long a tunnel may take to end by itself after the last word was said.
@@ -53,7 +57,7 @@ pub struct Migration<'a> {
     pub memory: GuestMemory,
     pub id: MigrationId,
     pub shared: Arc<Shared>,
-    pub form: Form,
+    pub form: HandoverMode,
     pub stream: StreamWriter<ChannelWriter>,
     pub answers: Option<Answers>,
     pub tunnel: Option<Tunnel>,
@@ -73,8 +77,8 @@ pub struct Migration<'a> {
     pub report: Report,
     /// Who knows what became of the guest at its source.
     witness: &'a mut Witness,
-    /// What became of it, where that was looked at.
-    pub fate: Fate,
+    /// The attempts at an answer of the destination.
+    attempts: resolve::Attempts<'a>,
 }
 
 impl<'a> Migration<'a> {
@@ -89,7 +93,7 @@ impl<'a> Migration<'a> {
         client: Client,
         witness: &'a mut Witness,
         shared: &Arc<Shared>,
-    ) -> Result<Self, Stop> {
+    ) -> Result<Self, StepError> {
         let watch = Client::connect_within(client.path(), NAME, args.timeout)
             .map(|it| Watch::new(it, args))?;
         let for_disks = Client::connect_within(client.path(), NAME, args.timeout)?;
@@ -113,14 +117,16 @@ impl<'a> Migration<'a> {
         let flags = Flags {
             return_path: form.is_answered(),
             page_sums: !args.zero_copy,
-            separate_commit: form == Form::SeparateCommit,
+            separate_commit: form == HandoverMode::SeparateCommit,
             verify: args.verify,
-            saved: form == Form::Saved,
+            saved: form == HandoverMode::Saved,
         };
         let released = client.status()?.released;
         let header = header_of(&machine, released)?;
         let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
-            .map_err(|error| failed_tunnel(&mut tunnel).map_or_else(|| error.into(), Stop::from))
+            .map_err(|error| {
+                failed_tunnel(&mut tunnel).map_or_else(|| error.into(), StepError::from)
+            })
             .map_err(|stop| stop.context("cannot send the header"))?;
         let limits = args.limits();
         let mut report = draft.report.clone();
@@ -138,7 +144,7 @@ impl<'a> Migration<'a> {
             },
             pages: PageSender::new(&machine),
             disks: Disks::new(for_disks)?,
-            fate: Fate::RunsOn,
+            attempts: resolve::Attempts::new(args),
             blackout: Blackout::default(),
             started: Instant::now(),
             args,
@@ -160,148 +166,10 @@ impl<'a> Migration<'a> {
     /// Runs it to its end and returns the exit status.
     pub fn run(mut self) -> u8 {
         let monitor = self.watch.take().map(|watch| Monitor::start(watch, self.id, &self.shared));
-        let mut source = Source::new(self.form);
-        let mut why = None;
-        let ending = loop {
-            if let SourceStep::Finished(ending) = source.step() {
-                break ending;
-            }
-            let done = self.step(source.step()).map_err(|stop| self.judge(stop));
-            let outcome = match done {
-                Ok(()) => Outcome::Done,
-                Err(stop) => {
-                    let step = source.step();
-                    // Not known yet, or given back already.
-                    let later = matches!(step, SourceStep::Commit | SourceStep::TellReleased);
-                    if !source.is_committed() && !later {
-                        // The guest may stand still: it runs before anything is found out.
-                        self.give_back();
-                    }
-                    let stop = self.explain(&source, stop);
-                    if let (SourceStep::Confirm, Stop::Failed(error)) = (step, &stop) {
-                        // The status says what became of the guest, and that alone.
-                        let (name, error) = (&self.machine.name, migpipe_cli::one_line(error));
-                        migpipe_cli::complain(
-                            NAME,
-                            &anyhow!("{name} is still here, handed-over: {error}"),
-                        );
-                    }
-                    if step == SourceStep::Commit {
-                        self.fate = self.witness.fate(self.id);
-                    }
-                    let outcome = stop.outcome();
-                    match &stop {
-                        Stop::Failed(error)
-                            if step == SourceStep::Resolve && resolve::says_more(error) =>
-                        {
-                            why = Some(stop);
-                        }
-                        _ => drop(why.get_or_insert(stop)),
-                    }
-                    outcome
-                }
-            };
-            source.advance(outcome);
-        };
+        let end = run_source(Source::new(self.form), &mut self);
         self.shared.progress(|progress| progress.phase = Phase::Done);
         drop(monitor);
-        self.leave(ending, why)
-    }
-
-    fn step(&mut self, step: SourceStep) -> Result<(), Stop> {
-        match step {
-            SourceStep::Open => Ok(self.stream.flush()?),
-            SourceStep::AwaitReady => self.await_ready(),
-            SourceStep::PreCopy => self.precopy(),
-            SourceStep::Blackout => self.stop_and_copy(),
-            SourceStep::End => self.end().map_err(|stop| self.undo(stop)),
-            SourceStep::Close => self.close().map_err(|stop| self.undo(stop)),
-            SourceStep::AwaitAck => self.await_ack(),
-            SourceStep::Commit => self.commit(),
-            SourceStep::Go => self.go(),
-            SourceStep::AwaitRunning => self.await_running(),
-            SourceStep::Resolve => self.resolve(),
-            SourceStep::Confirm => Ok(resolve::confirm(&self.client, self.id, self.args)?),
-            SourceStep::TakeBack => Ok(self.client.own(Input::TakeBack(self.id))?),
-            SourceStep::Release => self.release(),
-            SourceStep::TellReleased => self.tell_released(),
-            SourceStep::Finished(_) => Ok(()),
-        }
-    }
-
-    /// What interrupts a step may be something else than the operator.
-    fn judge(&self, stop: Stop) -> Stop {
-        match (stop, self.shared.given_up()) {
-            (Stop::Cancelled, Some(why)) => Stop::Failed(ClientError::Refused(why).into()),
-            (stop, _) => stop,
-        }
-    }
-
-    fn resolve(&mut self) -> Result<(), Stop> {
-        self.shared.progress(|progress| progress.phase = Phase::Resolve);
-        let destination = self.args.commit.as_ref().unwrap_or(&self.args.destination);
-        let (asker, started) = (&mut self.asker, self.started);
-        let taken_by = self.blackout.taken_by;
-        resolve::until_known(destination, taken_by, self.args.resolve_for, || {
-            let asker = asker.as_mut().ok_or_else(|| anyhow!("nobody can ask"))?;
-            asker.ask(&About::committed(taken_by, started.elapsed()))?;
-            asker.answer()
-        })
-    }
-
-    /// Has the destination forget a guest that may wait there for GO: the guest runs here again. If
-    /// nobody there hears it, it is said again in the header of the guest's next migration.
-    fn tell_released(&mut self) -> Result<(), Stop> {
-        if self.answers.as_ref().is_some_and(|answers| answers.gave_up) {
-            return Ok(());
-        }
-        let destination = self.args.commit.as_ref().unwrap_or(&self.args.destination);
-        let (asker, started) = (&mut self.asker, self.started);
-        resolve::until_forgotten(destination, self.args.resolve_for, || {
-            let asker = asker.as_mut().ok_or_else(|| anyhow!("nobody can tell it"))?;
-            asker.ask(&About::released(started.elapsed()))?;
-            asker.answer()
-        })
-    }
-
-    /// Closes the forward path. One way nobody else can say whether the end of the stream got
-    /// through, so the tunnel is waited for, and its status is the answer.
-    fn close(&mut self) -> Result<(), Stop> {
-        self.stream.get_mut().close()?;
-        match (&mut self.tunnel, self.form) {
-            (Some(tunnel), Form::OneWay) => {
-                tunnel.wait_for_success(self.args.timeout).map_err(still_open)?;
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A file that could not be finished is removed, or has no end: the guest cannot be in it then.
-    fn undo(&mut self, stop: Stop) -> Stop {
-        let Stop::Failed(error) = stop else { return stop };
-        if self.form != Form::Saved {
-            return Stop::Failed(error);
-        }
-        match self.stream.get_mut().abandon() {
-            Ok(true) => Stop::Undone(error),
-            Ok(false) | Err(_) => Stop::Failed(error),
-        }
-    }
-
-    /// The guest goes on at the source.
-    fn give_back(&mut self) {
-        self.shared.disarm();
-        let released = self.client.own(Input::Release(self.id));
-        self.fate = match (self.witness.fate(self.id), released) {
-            // It has said that it did.
-            (Fate::Silent, Ok(())) => Fate::RunsOn,
-            (fate, Ok(())) => fate,
-            (fate, Err(error)) => {
-                tracing::debug!("{}", migpipe_cli::one_line(&error.into()));
-                fate
-            }
-        };
+        self.leave(end.ending, end.guest.unwrap_or(SourceGuestState::Runs), end.reason)
     }
 
     /// Where the guest goes, for whoever looks for it on this host later.
@@ -312,55 +180,11 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Tells the destination that the guest stays, which it would find out by itself when the
-    /// stream ends.
-    fn release(&mut self) -> Result<(), Stop> {
-        self.give_back();
-        self.stream.get_mut().set_deadline(Some(LAST_WORDS));
-        let _ = self.stream.abort("the source gave the migration up");
-        if let Some(tunnel) = &mut self.tunnel {
-            tunnel.kill();
-        }
-        match self.fate {
-            Fate::RunsOn => Ok(()),
-            // The destination may have the last whole copy.
-            _ => Err(anyhow!("the source's vmrun did not take the guest back").into()),
-        }
-    }
-
-    /// The destination knows best why a step failed: its last words, or the status of the tunnel.
-    fn explain(&mut self, source: &Source, stop: Stop) -> Stop {
-        let Stop::Failed(error) = stop else { return stop };
-        let step = source.step();
-        // A question has a tunnel of its own.
-        let asked = matches!(step, SourceStep::Resolve | SourceStep::TellReleased);
-        if error.is::<Told>() {
-            return Stop::Failed(error);
-        }
-        if asked
-            || migpipe_cli::is_timeout(&error)
-            || error.is::<ClientError>()
-            || names_what_came(&error)
-        {
-            // It has had its time to say something, or has nothing to do with it, or something
-            // else speaks in its place.
-            return Stop::Failed(error).context(report::doing(step));
-        }
-        let committed = step == SourceStep::Commit || source.is_committed();
-        if !committed && self.is_in_a_pipeline() && self.shared.is_signalled_within(SIGNAL) {
-            // Ctrl-C is for all of a pipeline, and the reader may be gone before we hear of it.
-            return Stop::Cancelled;
-        }
-        if let Some(answers) = &mut self.answers
-            && let Some(reason) = answers.last_words(LAST_WORDS)
-        {
-            return Stop::Failed(Told(reason).into());
-        }
-        match failed_tunnel(&mut self.tunnel) {
-            Some(ended) if committed => Stop::Failed(ended.into()),
-            Some(ended) => ended.into(),
-            None => Stop::Failed(error).context(report::doing(step)),
-        }
+    fn ask(&mut self, query: Query) -> Result<(), StepError> {
+        self.attempts.begin()?;
+        let asker = self.asker.as_mut().ok_or_else(|| anyhow!("nobody can ask"))?;
+        asker.ask(&About::new(query, self.started.elapsed()))?;
+        resolve::verdict(query, asker.answer()?)
     }
 
     /// Whether a shell has put this program beside the one that it talks to.
@@ -369,8 +193,12 @@ impl<'a> Migration<'a> {
             || matches!(self.args.return_path, Some(ReturnPath::Stdin | ReturnPath::Fd(_)))
     }
 
-    fn leave(mut self, ending: SourceEnding, why: Option<Stop>) -> u8 {
-        let mut why = why;
+    fn leave(
+        mut self,
+        ending: SourceEnding,
+        guest: SourceGuestState,
+        mut why: Option<StepError>,
+    ) -> u8 {
         if ending == SourceEnding::Moved {
             // What copies its input (cat, pv, tee) ends when that ends.
             let _ = self.stream.get_mut().close();
@@ -382,18 +210,11 @@ impl<'a> Migration<'a> {
             // The guest has arrived; what the tunnel says now cannot change that.
             tracing::warn!("{}", migpipe_cli::one_line(&error.into()));
         }
-        if ending == SourceEnding::Unknown
-            && self.form == Form::OneWay
-            && let Some(tunnel) = self.tunnel.take()
-        {
-            // What it still holds may be the end of the stream.
-            tunnel.leave();
-        }
         if ending == SourceEnding::Moved {
             why = None;
         }
-        let complaint = report::complaint(ending, &self, why.as_ref());
-        report::finish(&mut self, ending, why);
+        let complaint = report::complaint(ending, guest, &self, why.as_ref());
+        report::finish(&mut self, ending, guest, why);
         if let Err(error) = self.draft.write(&self.report) {
             // The status says what became of the guest, and that alone.
             migpipe_cli::complain(NAME, &error);
@@ -406,6 +227,194 @@ impl<'a> Migration<'a> {
         }
         ending.exit_status()
     }
+}
+
+impl ResolveIo for Migration<'_> {
+    type Error = StepError;
+
+    fn query(&mut self, query: Query) -> Result<(), StepError> {
+        if let Query::Committed(_) = query {
+            self.shared.progress(|progress| progress.phase = Phase::Resolve);
+        } else if self.answers.as_ref().is_some_and(|answers| answers.gave_up) {
+            return Ok(());
+        }
+        self.ask(query).map_err(|error| {
+            tracing::info!("{}", error.reason());
+            error.context("the destination could not be asked")
+        })
+    }
+
+    fn await_retry(&mut self) -> bool {
+        self.attempts.await_next()
+    }
+
+    fn confirm(&mut self) -> Result<(), StepError> {
+        resolve::confirm(&self.client, self.id, self.args).map_err(|error| {
+            // The status says what became of the guest, and that alone.
+            let (name, error) = (&self.machine.name, untold(error));
+            migpipe_cli::complain(
+                NAME,
+                &anyhow!("{name} is still here, handed-over: {}", error.reason()),
+            );
+            error
+        })
+    }
+
+    fn take_back(&mut self) -> Result<(), StepError> {
+        self.client.own(Input::TakeBack(self.id)).map_err(untold)
+    }
+}
+
+impl SourceIo for Migration<'_> {
+    type Remainder = GuestBitmap;
+
+    fn send_header(&mut self) -> Result<(), StepError> {
+        Ok(self.stream.flush()?)
+    }
+
+    fn await_ready(&mut self) -> Result<(), StepError> {
+        self.hear_ready()
+    }
+
+    fn precopy(&mut self) -> Result<GuestBitmap, StepError> {
+        self.send_rounds()
+    }
+
+    fn stop_and_copy(&mut self, remainder: GuestBitmap) -> Result<(), StepError> {
+        self.send_the_rest(remainder)
+    }
+
+    fn send_end(&mut self) -> Result<StreamDigest, StepError> {
+        Ok(self.stream.end()?.digest)
+    }
+
+    /// One way nobody else can say whether the end of the stream got through, so the tunnel is
+    /// waited for, and its status is the answer.
+    fn close(&mut self) -> Result<(), StepError> {
+        self.stream.get_mut().close()?;
+        match (&mut self.tunnel, self.form) {
+            (Some(tunnel), HandoverMode::OneWay) => {
+                tunnel.wait_for_success(self.args.timeout).map_err(still_open)?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn await_ack(&mut self) -> Result<(StreamDigest, Acknowledged), StepError> {
+        self.hear_ack()
+    }
+
+    fn prepare_commit(&mut self) -> Result<(), StepError> {
+        self.await_disks()?;
+        // Before the commit this costs nothing yet.
+        if self.form == HandoverMode::SeparateCommit
+            && self.asker.as_mut().is_none_or(Asker::has_ended)
+        {
+            return Err(anyhow!("the helper process that would bring the commit has ended").into());
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, taken_by: Option<Acknowledged>) -> Result<(), StepError> {
+        self.shared.progress(|progress| progress.phase = Phase::Handover);
+        if !self.shared.commit() {
+            return Err(StepError::Cancelled);
+        }
+        match self.client.own(Input::Commit(self.id, taken_by)) {
+            Ok(()) => {
+                self.stream.get_mut().set_deadline(None);
+                Ok(())
+            }
+            Err(ClientError::Refused(why)) if why.is_cancelled() => Err(StepError::Cancelled),
+            Err(ClientError::Refused(why)) => Err(StepError::Undone(anyhow!("{why}"))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Through the stream, or through the second command: a query is GO as well.
+    fn send_go(&mut self, taken_by: Option<Acknowledged>) -> Result<(), StepError> {
+        if self.form != HandoverMode::SeparateCommit {
+            let by = taken_by.ok_or_else(|| anyhow!("nobody acknowledged it"))?;
+            return Ok(self.stream.go(by.nonce)?);
+        }
+        let about = About::new(Query::Committed(taken_by), self.started.elapsed());
+        self.asker.as_mut().ok_or_else(|| anyhow!("no --commit"))?.ask(&about)
+    }
+
+    fn await_running(&mut self, taken_by: Option<Acknowledged>) -> Result<(), StepError> {
+        self.hear_running(taken_by)
+    }
+
+    /// A file that could not be finished is removed, or has no end: the guest cannot be in it then.
+    fn remove_file(&mut self) -> bool {
+        matches!(self.stream.get_mut().abandon(), Ok(true))
+    }
+
+    fn release(&mut self) -> Result<(), StepError> {
+        self.shared.disarm();
+        self.client.own(Input::Release(self.id)).map_err(|error| {
+            let error = StepError::from(error);
+            tracing::debug!("{}", error.reason());
+            error
+        })
+    }
+
+    fn guest_state(&mut self) -> SourceGuestState {
+        self.witness.guest_state(self.id)
+    }
+
+    /// The destination knows best why a step failed: its last words, or the status of the tunnel.
+    fn explain(&mut self, step: SourceStep, error: StepError, may_be_cancelled: bool) -> StepError {
+        let error = match (error, self.shared.given_up()) {
+            // Not the operator has interrupted the step: vmrun took the guest back.
+            (StepError::Cancelled, Some(why)) => anyhow::Error::from(ClientError::Refused(why)),
+            (StepError::Failed(error), _) => error,
+            (other, _) => return other,
+        };
+        if error.is::<Told>() {
+            return StepError::Failed(error);
+        }
+        let doing = report::doing(step, self.form);
+        if migpipe_cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error) {
+            // It has had its time to say something, or has nothing to do with it, or something
+            // else speaks in its place.
+            return StepError::Failed(error).context(doing);
+        }
+        if may_be_cancelled && self.is_in_a_pipeline() && self.shared.is_signalled_within(SIGNAL) {
+            // Ctrl-C is for all of a pipeline, and the reader may be gone before we hear of it.
+            return StepError::Cancelled;
+        }
+        if let Some(answers) = &mut self.answers
+            && let Some(reason) = answers.last_words(LAST_WORDS)
+        {
+            return StepError::Failed(Told(reason).into());
+        }
+        match failed_tunnel(&mut self.tunnel) {
+            Some(ended) if may_be_cancelled => ended.into(),
+            Some(ended) => StepError::Failed(ended.into()),
+            None => StepError::Failed(error).context(doing),
+        }
+    }
+
+    /// The destination would find out by itself when the stream ends.
+    fn abort_stream(&mut self) {
+        self.stream.get_mut().set_deadline(Some(LAST_WORDS));
+        let _ = self.stream.abort("the source gave the migration up");
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.kill();
+        }
+    }
+
+    fn leave_tunnel(&mut self) {
+        if let Some(tunnel) = self.tunnel.take() {
+            tunnel.leave();
+        }
+    }
+}
+
+fn untold(error: ClientError) -> StepError {
+    StepError::Failed(anyhow::Error::from(error).context("the source's vmrun could not be told"))
 }
 
 /// How the tunnel ended, if that is what broke the stream: its status says more than the broken
@@ -426,9 +435,9 @@ fn still_open(error: TunnelError) -> anyhow::Error {
     }
 }
 
-fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
+fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<HandoverMode> {
     Ok(match (&args.commit, channel.is_both_ways()) {
-        (Some(_), true) => Form::SeparateCommit,
+        (Some(_), true) => HandoverMode::SeparateCommit,
         (Some(_), false) => {
             return Err(migpipe_cli::usage(anyhow!(
                 "--commit needs the destination's answer, and {} has no way back: use exec:, or \
@@ -436,9 +445,9 @@ fn form_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<Form> {
                 channel.describe()
             )));
         }
-        (None, true) => Form::BothWays,
-        (None, false) if channel.forward.is_file() => Form::Saved,
-        (None, false) => Form::OneWay,
+        (None, true) => HandoverMode::BothWays,
+        (None, false) if channel.forward.is_file() => HandoverMode::Saved,
+        (None, false) => HandoverMode::OneWay,
     })
 }
 

@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::Input;
 use mig_engine::precopy::{Next, Path, RoundStats};
 use mig_engine::report::{EndedBy, Phase, ThrottleStep};
 use mig_stream::MAX_RUN;
 use migpipe_units::{Bytes, BytesPerSec, PageRange, Pages};
-use page_bitmap::PageBitmap;
+use page_bitmap::{GuestBitmap, PageBitmap};
 
+use crate::error::StepError;
 use crate::migration::Migration;
 use crate::pages::{self, Sent};
-use crate::stop::Stop;
 
 /// What a blackout takes beside the last pages and the harvest: state, round trips, load. Measured
 /// with the built-in guest and one or two vCPUs it is 1 to 4 ms.
@@ -30,9 +30,9 @@ const DRAIN_STALL: Duration = Duration::from_secs(1);
 
 impl Migration<'_> {
     /// Sends rounds of pages until one of the rules ends pre-copy.
-    pub fn precopy(&mut self) -> Result<(), Stop> {
+    pub fn send_rounds(&mut self) -> Result<GuestBitmap, StepError> {
         self.shared.progress(|progress| progress.phase = Phase::PreCopy);
-        if self.form == Form::BothWays {
+        if self.form == HandoverMode::BothWays {
             // The tunnel has asked for its passwords by now.
             self.release_terminal();
         }
@@ -68,10 +68,9 @@ impl Migration<'_> {
                 Next::StopAndCopy(rule) => {
                     self.report.ended_by = Some(EndedBy::from(rule));
                     self.wws.release(&log);
-                    self.blackout.log = Some(log);
-                    return Ok(());
+                    return Ok(log);
                 }
-                Next::GiveUp { needed, rule } => return Err(Stop::GaveUp { needed, rule }),
+                Next::GiveUp { needed, rule } => return Err(StepError::GaveUp { needed, rule }),
             }
         }
         unreachable!("the policy ends within its hard limit")
@@ -87,7 +86,7 @@ impl Migration<'_> {
         }
     }
 
-    fn send_round(&mut self, number: u32, todo: &[PageBitmap]) -> Result<RoundStats, Stop> {
+    fn send_round(&mut self, number: u32, todo: &[PageBitmap]) -> Result<RoundStats, StepError> {
         let started = Instant::now();
         let before = self.stream.bytes_written();
         let total: Pages = todo.iter().map(PageBitmap::count).sum();
@@ -114,7 +113,7 @@ impl Migration<'_> {
     }
 
     /// Takes all pages out of `todo` and sends them, no faster than the limit allows.
-    pub fn send_pages(&mut self, todo: &[PageBitmap]) -> Result<Sent, Stop> {
+    pub fn send_pages(&mut self, todo: &[PageBitmap]) -> Result<Sent, StepError> {
         let mut sent = Sent::default();
         let longest =
             MAX_RUN.min(Pages(self.pacer.burst().0 / migpipe_units::PAGE_SIZE).max(Pages(1)));
@@ -131,7 +130,7 @@ impl Migration<'_> {
     /// Waits until what is still on this host is little beside the promised downtime: a blackout
     /// would have to wait for all of it, and the rate of a round that is still in a buffer is not
     /// the rate of the path.
-    fn drain(&mut self, rate: BytesPerSec) -> Result<(), Stop> {
+    fn drain(&mut self, rate: BytesPerSec) -> Result<(), StepError> {
         let promised = self.policy.limits().max_downtime;
         let started = Instant::now();
         let mut last = Bytes(u64::MAX);
@@ -168,7 +167,7 @@ impl Migration<'_> {
         }
     }
 
-    fn send_run(&mut self, range: PageRange) -> Result<Sent, Stop> {
+    fn send_run(&mut self, range: PageRange) -> Result<Sent, StepError> {
         self.take_orders()?;
         let before = self.stream.bytes_written();
         let sent = match self.args.zero_copy {
@@ -194,7 +193,7 @@ impl Migration<'_> {
     }
 
     /// Waits until the bandwidth limit allows more. A new limit takes effect at once.
-    fn pace(&mut self, bytes: Bytes) -> Result<(), Stop> {
+    fn pace(&mut self, bytes: Bytes) -> Result<(), StepError> {
         let mut wait = self.pacer.take(bytes, self.started.elapsed());
         while !wait.is_zero() {
             self.shared.sleep(wait.min(PACE_SLICE));
@@ -204,9 +203,9 @@ impl Migration<'_> {
         Ok(())
     }
 
-    pub fn take_orders(&mut self) -> Result<(), Stop> {
+    pub fn take_orders(&mut self) -> Result<(), StepError> {
         if self.shared.is_cancelled() {
-            return Err(Stop::Cancelled);
+            return Err(StepError::Cancelled);
         }
         if let Some(limit) = self.shared.take_speed() {
             self.pacer.set_limit(limit, self.started.elapsed());
@@ -220,7 +219,7 @@ impl Migration<'_> {
         Ok(())
     }
 
-    fn finish_round(&mut self, stats: &RoundStats) -> Result<(), Stop> {
+    fn finish_round(&mut self, stats: &RoundStats) -> Result<(), StepError> {
         self.report.rounds.push(*stats);
         self.stream.round(&mig_stream::RoundStats {
             number: stats.number,

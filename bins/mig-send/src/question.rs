@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
+use mig_engine::handover::Query;
 use mig_stream::{DestinationOutcome, Header, Preamble, StreamWriter};
 use migpipe_confine::broker::{self, Broker};
 use migpipe_units::{Acknowledged, MigrationId};
@@ -23,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::answers::Answers;
 use crate::args::Args;
 use crate::confinement;
+use crate::error::{StepError, names_what_came};
 use crate::monitor::{Shared, block_signals};
-use crate::stop::{Stop, names_what_came};
 
 /// How long one attempt may take: an ssh connection over a bad network takes seconds.
 const ATTEMPT: Duration = Duration::from_secs(15);
@@ -66,14 +67,12 @@ pub struct About {
 }
 
 impl About {
-    /// What became of the guest? The source has committed.
-    pub const fn committed(taken_by: Option<Acknowledged>, age: Duration) -> Self {
-        Self { released: false, taken_by, age }
-    }
-
-    /// The guest runs on at the source.
-    pub const fn released(age: Duration) -> Self {
-        Self { released: true, taken_by: None, age }
+    /// Of a migration that began so long ago.
+    pub const fn new(query: Query, age: Duration) -> Self {
+        match query {
+            Query::Committed(taken_by) => Self { released: false, taken_by, age },
+            Query::Released => Self { released: true, taken_by: None, age },
+        }
     }
 
     fn preamble(&self, id: MigrationId) -> Preamble {
@@ -128,12 +127,12 @@ impl Asker {
     }
 
     /// Asks; [`Self::answer`] has the answer.
-    pub fn ask(&mut self, about: &About) -> Result<(), Stop> {
+    pub fn ask(&mut self, about: &About) -> Result<(), StepError> {
         self.0.send(about).map_err(|error| anyhow::Error::from(error).into())
     }
 
     /// What came of it.
-    pub fn answer(&mut self) -> Result<Asked, Stop> {
+    pub fn answer(&mut self) -> Result<Asked, StepError> {
         self.0.answer().map_err(|error| anyhow::Error::from(error).into())
     }
 }
@@ -186,12 +185,12 @@ impl Question {
     }
 
     /// As [`Self::answer`], unless the operator gives up.
-    pub fn answer_or_cancel(mut self, shared: &Shared) -> Result<Asked, Stop> {
+    pub fn answer_or_cancel(mut self, shared: &Shared) -> Result<Asked, StepError> {
         while let Ok(None) = self.process.try_wait() {
             if shared.is_cancelled() {
                 let _ = self.process.kill();
                 let _ = self.process.wait();
-                return Err(Stop::Cancelled);
+                return Err(StepError::Cancelled);
             }
             thread::sleep(LOOK_EVERY);
         }
@@ -205,7 +204,7 @@ pub fn run(args: &Args, id: MigrationId, about: About) -> anyhow::Result<u8> {
     block_signals()?;
     let asked = match ask(&args.destination, id, about, patience(args)) {
         Ok(outcome) => Asked::Known(outcome),
-        Err(Stop::Cancelled) => Asked::Cancelled,
+        Err(StepError::Cancelled) => Asked::Cancelled,
         Err(stop) => Asked::Failed(stop.reason()),
     };
     let mut line = serde_json::to_vec(&asked)?;
@@ -222,7 +221,7 @@ fn ask(
     id: MigrationId,
     about: About,
     patience: Duration,
-) -> Result<DestinationOutcome, Stop> {
+) -> Result<DestinationOutcome, StepError> {
     let began = Instant::now();
     let channel = open_sender(destination, None, false, &Interrupt::new()?)?;
     let mut tunnel = channel.tunnel;
@@ -246,7 +245,7 @@ fn ask(
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
         Answers::new(back, id).outcome(patience, stopped)
     })();
-    if let (Err(Stop::Failed(error)), Some(tunnel)) = (&asked, &mut tunnel)
+    if let (Err(StepError::Failed(error)), Some(tunnel)) = (&asked, &mut tunnel)
         && !names_what_came(error)
         && let Err(ended) = tunnel.wait_for_success(TUNNEL_STATUS)
         && matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. })

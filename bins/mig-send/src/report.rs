@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use mig_channel::Endpoint;
-use mig_engine::handover::{Form, SourceEnding, SourceStep};
+use mig_engine::handover::{HandoverMode, SourceEnding, SourceGuestState, SourceStep};
 use mig_engine::report::{Location, Mode, Promise, Report, ReportOutcome, Totals};
 use migpipe_units::MigrationId;
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::NAME;
 use crate::args::Args;
-use crate::fate::Fate;
+use crate::error::StepError;
 use crate::migration::Migration;
-use crate::stop::Stop;
 
 /// The report from before anything is tried to the end, and the file that it is written to.
 ///
@@ -91,17 +90,17 @@ impl<'a> Draft<'a> {
     /// and returns the exit status.
     ///
     /// `fate` is the guest's, where its vmrun was reached.
-    pub fn not_begun(mut self, stop: &Stop, fate: Option<Fate>) -> u8 {
+    pub fn not_begun(mut self, stop: &StepError, fate: Option<SourceGuestState>) -> u8 {
         let name = &self.report.guest;
         let reason = stop.reason();
         let complaint = match fate {
-            Some(Fate::Gone) => ended(name, &reason),
+            Some(SourceGuestState::Gone) => ended(name, &reason),
             Some(fate) => anyhow!("{reason}; {}", whereabouts(name, fate)),
             // Its vmrun was not reached, and the reason says so.
             None => anyhow!("{reason}"),
         };
         self.report.outcome = match stop {
-            Stop::Cancelled => ReportOutcome::Cancelled,
+            StepError::Cancelled => ReportOutcome::Cancelled,
             _ => ReportOutcome::Failed,
         };
         self.report.reason = Some(reason);
@@ -112,31 +111,36 @@ impl<'a> Draft<'a> {
         }
         migpipe_cli::complain(NAME, &complaint);
         match stop {
-            Stop::Cancelled => SourceEnding::Cancelled.exit_status(),
-            Stop::Failed(error) if migpipe_cli::is_usage(error) => migpipe_cli::USAGE,
+            StepError::Cancelled => SourceEnding::Cancelled.exit_status(),
+            StepError::Failed(error) if migpipe_cli::is_usage(error) => migpipe_cli::USAGE,
             _ => SourceEnding::Stayed.exit_status(),
         }
     }
 }
 
 /// Fills in what is known at the end.
-pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<Stop>) {
+pub fn finish(
+    migration: &mut Migration<'_>,
+    ending: SourceEnding,
+    guest: SourceGuestState,
+    why: Option<StepError>,
+) {
     let stream = migration.stream.totals();
-    let gave_up = matches!(why, Some(Stop::GaveUp { .. }));
+    let gave_up = matches!(why, Some(StepError::GaveUp { .. }));
     let report = &mut migration.report;
     report.outcome = match ending {
         SourceEnding::Moved => ReportOutcome::Completed,
         SourceEnding::Stayed if gave_up => ReportOutcome::GaveUp,
-        SourceEnding::Stayed => ReportOutcome::Failed,
+        SourceEnding::Stayed | SourceEnding::Forced => ReportOutcome::Failed,
         SourceEnding::Cancelled => ReportOutcome::Cancelled,
         SourceEnding::Unknown => ReportOutcome::Unknown,
     };
     report.location = match ending {
         SourceEnding::Moved if report.mode == Mode::BothWays => Some(Location::Destination),
         SourceEnding::Moved | SourceEnding::Unknown => None,
-        SourceEnding::Stayed | SourceEnding::Cancelled => location(migration.fate),
+        SourceEnding::Stayed | SourceEnding::Forced | SourceEnding::Cancelled => location(guest),
     };
-    if let Some(Stop::GaveUp { needed, .. }) = why {
+    if let Some(StepError::GaveUp { needed, .. }) = why {
         report.needed_downtime = Some(needed);
     }
     report.reason = why.map(|stop| stop.reason());
@@ -156,12 +160,13 @@ pub fn finish(migration: &mut Migration<'_>, ending: SourceEnding, why: Option<S
 /// The one line for stderr, if something has to be said.
 pub fn complaint(
     ending: SourceEnding,
+    guest: SourceGuestState,
     migration: &Migration<'_>,
-    why: Option<&Stop>,
+    why: Option<&StepError>,
 ) -> Option<anyhow::Error> {
     let name = &migration.machine.name;
     let reason = match why {
-        Some(Stop::GaveUp { needed, rule }) => format!(
+        Some(StepError::GaveUp { needed, rule }) => format!(
             "{rule}; a downtime of {:.0} ms would have been needed and {:.0} ms are promised: \
              raise --max-downtime, or use --on-stall stop",
             needed.as_secs_f64() * 1e3,
@@ -172,18 +177,18 @@ pub fn complaint(
     };
     match ending {
         SourceEnding::Moved => None,
-        SourceEnding::Stayed | SourceEnding::Cancelled if migration.fate == Fate::Gone => {
+        SourceEnding::Stayed | SourceEnding::Cancelled if guest == SourceGuestState::Gone => {
             Some(ended(name, &reason))
         }
-        SourceEnding::Stayed => Some(anyhow!("{reason}; {}", whereabouts(name, migration.fate))),
-        SourceEnding::Cancelled => {
-            Some(anyhow!("cancelled; {}", whereabouts(name, migration.fate)))
+        SourceEnding::Stayed | SourceEnding::Forced => {
+            Some(anyhow!("{reason}; {}", whereabouts(name, guest)))
         }
-        SourceEnding::Unknown if migration.fate == Fate::Gone => Some(anyhow!(
+        SourceEnding::Cancelled => Some(anyhow!("cancelled; {}", whereabouts(name, guest))),
+        SourceEnding::Unknown if guest == SourceGuestState::Gone => Some(anyhow!(
             "{name} ended here in the moment of its handover: {reason}; the destination has it, \
              paused: vmctl commit --force there runs it, vmctl quit there ends it"
         )),
-        SourceEnding::Unknown if migration.form == Form::Saved => Some(anyhow!(
+        SourceEnding::Unknown if migration.form == HandoverMode::Saved => Some(anyhow!(
             "{reason}; {name} is handed-over and stands still: if its file is whole (mig-inspect \
              says so), vmctl quit --force {name} ends it here, else mig-send --resolve --force \
              {name} runs it on"
@@ -200,24 +205,26 @@ fn ended(name: &str, reason: &str) -> anyhow::Error {
 }
 
 /// Where the guest is, in words.
-fn whereabouts(name: &str, fate: Fate) -> String {
+fn whereabouts(name: &str, fate: SourceGuestState) -> String {
     match fate {
-        Fate::RunsOn => format!("{name} runs on here"),
-        Fate::Paused => format!("{name} is here, paused as it was before"),
-        Fate::HandedOver => format!("{name} is handed-over here"),
-        Fate::Is(state) => format!("{name} is {state} here"),
-        Fate::Gone => format!("{name} has ended here"),
-        Fate::Silent => {
+        SourceGuestState::Runs => format!("{name} runs on here"),
+        SourceGuestState::Paused => format!("{name} is here, paused as it was before"),
+        SourceGuestState::HandedOver => format!("{name} is handed-over here"),
+        SourceGuestState::Other(state) => format!("{name} is {state} here"),
+        SourceGuestState::Gone => format!("{name} has ended here"),
+        SourceGuestState::Silent => {
             format!("the vmrun of {name} does not answer, and {name} runs on here when it does")
         }
     }
 }
 
 /// Where the guest is, as far as that is its source.
-const fn location(fate: Fate) -> Option<Location> {
+const fn location(fate: SourceGuestState) -> Option<Location> {
     match fate {
-        Fate::RunsOn | Fate::Paused | Fate::Silent => Some(Location::Source),
-        Fate::HandedOver | Fate::Is(_) | Fate::Gone => None,
+        SourceGuestState::Runs | SourceGuestState::Paused | SourceGuestState::Silent => {
+            Some(Location::Source)
+        }
+        SourceGuestState::HandedOver | SourceGuestState::Other(_) | SourceGuestState::Gone => None,
     }
 }
 
@@ -233,22 +240,19 @@ pub fn resolve_command(args: &Args) -> String {
 }
 
 /// What a step was for, in front of the reason why it failed.
-pub const fn doing(step: SourceStep) -> &'static str {
+pub const fn doing(step: SourceStep, mode: HandoverMode) -> &'static str {
     match step {
-        SourceStep::Open => "cannot send the header",
+        SourceStep::SendHeader => "cannot send the header",
         SourceStep::AwaitReady => "the destination did not say that it is ready",
         SourceStep::PreCopy => "pre-copy failed",
-        SourceStep::Blackout | SourceStep::End => "stop-and-copy failed",
+        SourceStep::PrepareCommit if !mode.is_answered() => "stop-and-copy failed",
+        SourceStep::StopAndCopy | SourceStep::SendEnd => "stop-and-copy failed",
         SourceStep::Close => "the end of the stream may not have arrived",
-        SourceStep::AwaitAck => "the destination did not acknowledge the guest",
+        SourceStep::AwaitAck | SourceStep::PrepareCommit => {
+            "the destination did not acknowledge the guest"
+        }
         SourceStep::Commit => "the commit failed",
-        SourceStep::Go | SourceStep::AwaitRunning => "the destination did not say that it runs",
-        SourceStep::Resolve => "the destination could not be asked",
-        SourceStep::Confirm
-        | SourceStep::TakeBack
-        | SourceStep::Release
-        | SourceStep::TellReleased => "the source's vmrun could not be told",
-        SourceStep::Finished(_) => "the migration is over",
+        SourceStep::SendGo | SourceStep::AwaitRunning => "the destination did not say that it runs",
     }
 }
 

@@ -5,18 +5,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use mig_channel::Endpoint;
-use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
+use mig_engine::handover::{Query, ResolveIo, Resolver, SourceEnding, run_resolver};
 use mig_engine::ownership::{Input, State};
+use mig_stream::DestinationOutcome;
 use migpipe_cli::output;
 use migpipe_units::{Acknowledged, HostId, MigrationId};
 use vm_control::{Client, ClientError};
 
 use crate::NAME;
 use crate::args::Args;
+use crate::error::StepError;
 use crate::monitor::Shared;
 use crate::question::{About, Asked, Question};
 use crate::report;
-use crate::stop::Stop;
 
 /// How long to wait between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -33,76 +34,90 @@ pub fn check(args: &Args) -> anyhow::Result<()> {
     )))
 }
 
-/// `mig-send --resolve`. What each answer leads to is decided by
-/// [`mig_engine::handover::Source::resolving`].
+/// `mig-send --resolve`. What each answer leads to is decided by [`Resolver`].
 pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result<u8> {
     let name = client.name();
     let status = client.status()?;
     let (State::HandedOver(id), Some(handover)) = (status.ownership, status.handover) else {
         anyhow::bail!("{name} is not handed-over: there is nothing to resolve");
     };
-    let (taken_by, known_at) = (handover.taken_by, Instant::now());
-    let destination = args.commit.as_ref().unwrap_or(&args.destination);
-    let ask = || {
-        let about = About::committed(taken_by, handover.age.saturating_add(known_at.elapsed()));
-        Question::start(args, id, &about).map_err(Stop::from)?.answer_or_cancel(shared)
+    let mut resolution = Resolution {
+        args,
+        client,
+        shared,
+        id,
+        age: handover.age,
+        known_at: Instant::now(),
+        attempts: Attempts::new(args),
     };
-    // How the guest left makes no difference any more.
-    let mut source = Source::resolving(Form::BothWays);
-    let mut refusal = None;
-    let mut why: Option<anyhow::Error> = None;
-    let ending = loop {
-        let step = source.step();
-        let done = match step {
-            SourceStep::Resolve => until_known(destination, taken_by, args.resolve_for, ask),
-            SourceStep::Confirm => confirm(client, id, args).map_err(Stop::from),
-            SourceStep::TakeBack => client.own(Input::TakeBack(id)).map_err(Stop::from),
-            SourceStep::Finished(ending) => break ending,
-            other => unreachable!("{other:?} is no step of a question"),
-        };
-        source.advance(done.as_ref().err().map_or(Outcome::Done, Stop::outcome));
-        match done {
-            Err(Stop::Refused(reason)) => refusal = Some(reason),
-            Err(Stop::Failed(error) | Stop::Undone(error)) => why = Some(error),
-            Ok(()) | Err(Stop::Cancelled | Stop::GaveUp { .. }) => {}
-        }
-    };
-    match ending {
-        SourceEnding::Moved => {
+    let resolver = Resolver::new(handover.taken_by, args.force);
+    let (ending, why) = run_resolver(resolver, &mut resolution);
+    match (ending, why) {
+        (SourceEnding::Moved, why) => {
             output::say(format!("{NAME}: {name} runs at its destination"));
-            if let Some(error) = why {
+            if let Some(StepError::Failed(error)) = why {
                 migpipe_cli::complain(
                     NAME,
                     &error.context(format!("{name} is still here, handed-over")),
                 );
             }
         }
-        SourceEnding::Unknown => {
-            if args.force {
-                match client.own(Input::TakeBack(id)) {
-                    Ok(()) => {
-                        output::say(format!("{NAME}: {name} runs here, by force"));
-                        return Ok(SourceEnding::Stayed.exit_status());
-                    }
-                    Err(error) => why = Some(error.into()),
-                }
-            }
-            match why {
-                Some(error) => {
-                    migpipe_cli::complain(
-                        NAME,
-                        &error.context(format!("{name} stays handed-over")),
-                    );
-                }
-                None => output::say(format!("{NAME}: cancelled; {name} stays handed-over")),
-            }
+        (SourceEnding::Forced, _) => {
+            output::say(format!("{NAME}: {name} runs here, by force"));
         }
-        SourceEnding::Stayed | SourceEnding::Cancelled => {
-            let reason = refusal.unwrap_or_default();
+        (SourceEnding::Unknown, None | Some(StepError::Cancelled)) => {
+            output::say(format!("{NAME}: cancelled; {name} stays handed-over"));
+        }
+        (SourceEnding::Unknown, Some(why)) => {
+            migpipe_cli::complain(NAME, &anyhow!("{name} stays handed-over: {}", why.reason()));
+        }
+        (SourceEnding::Stayed | SourceEnding::Cancelled, why) => {
+            let reason = match why {
+                Some(StepError::Refused(reason)) => reason,
+                _ => String::new(),
+            };
             output::say(format!("{NAME}: the destination refused {name} ({reason}); it runs here"));
         }
     }
     Ok(ending.exit_status())
+}
+
+/// What can be done for a guest whose mig-send is gone.
+struct Resolution<'a> {
+    args: &'a Args,
+    client: &'a Client,
+    shared: &'a Shared,
+    id: MigrationId,
+    /// How old the migration was when that was looked at.
+    age: Duration,
+    known_at: Instant,
+    attempts: Attempts<'a>,
+}
+
+impl ResolveIo for Resolution<'_> {
+    type Error = StepError;
+
+    fn query(&mut self, query: Query) -> Result<(), StepError> {
+        self.attempts.begin()?;
+        let about = About::new(query, self.age.saturating_add(self.known_at.elapsed()));
+        let question = Question::start(self.args, self.id, &about)?;
+        let answered = question.answer_or_cancel(self.shared);
+        answered.and_then(|asked| verdict(query, asked)).inspect_err(|error| {
+            tracing::info!("{}", error.reason());
+        })
+    }
+
+    fn await_retry(&mut self) -> bool {
+        self.attempts.await_next()
+    }
+
+    fn confirm(&mut self) -> Result<(), StepError> {
+        Ok(confirm(self.client, self.id, self.args)?)
+    }
+
+    fn take_back(&mut self) -> Result<(), StepError> {
+        Ok(self.client.own(Input::TakeBack(self.id))?)
+    }
 }
 
 /// Ends the source's vmrun, whose guest runs elsewhere, and waits until its name and its disks are
@@ -127,126 +142,83 @@ fn can_be_opened_again(destination: &Endpoint) -> bool {
     !matches!(destination, Endpoint::Standard | Endpoint::Fd(_) | Endpoint::File(_))
 }
 
-/// Asks again and again, for `limit` at most. A refusal of the destination is a [`Stop::Refused`].
-pub fn until_known(
-    destination: &Endpoint,
-    taken_by: Option<Acknowledged>,
+/// The attempts at one answer of a destination.
+pub struct Attempts<'a> {
+    destination: &'a Endpoint,
     limit: Duration,
-    mut ask: impl FnMut() -> Result<Asked, Stop>,
-) -> Result<(), Stop> {
-    again(destination, limit, || ask().and_then(|asked| verdict(taken_by, asked)))
+    began: Option<Instant>,
 }
 
-/// Says that a guest was released again and again, for `limit` at most, until the destination does
-/// not wait for it any more.
-pub fn until_forgotten(
-    destination: &Endpoint,
-    limit: Duration,
-    mut ask: impl FnMut() -> Result<Asked, Stop>,
-) -> Result<(), Stop> {
-    again(destination, limit, || match ask()? {
-        Asked::Known(mig_stream::DestinationOutcome::Refused) => Ok(()),
-        Asked::Known(other) => Err(Stop::Failed(Unknowable(format!("{other:?}")).into())),
-        Asked::Failed(why) => Err(anyhow!("{why}").into()),
-        Asked::Cancelled => Err(Stop::Cancelled),
+impl<'a> Attempts<'a> {
+    /// As the command line says: whom, and for how long.
+    pub fn new(args: &'a Args) -> Self {
+        let destination = args.commit.as_ref().unwrap_or(&args.destination);
+        Self { destination, limit: args.resolve_for, began: None }
+    }
+
+    /// Before each attempt: whether there can be one.
+    pub fn begin(&mut self) -> Result<(), StepError> {
+        self.began.get_or_insert_with(Instant::now);
+        if self.limit.is_zero() {
+            return Err(StepError::CannotAsk(anyhow!("it was not asked: --resolve-for is 0")));
+        }
+        if !can_be_opened_again(self.destination) {
+            return Err(StepError::CannotAsk(anyhow!(
+                "{} can be opened only once: the destination must be asked another way",
+                self.destination
+            )));
+        }
+        Ok(())
+    }
+
+    /// Waits for the next one; false if there is no time left.
+    pub fn await_next(&self) -> bool {
+        let goes_on = self.began.is_none_or(|began| began.elapsed() < self.limit);
+        if goes_on {
+            std::thread::sleep(PAUSE);
+        }
+        goes_on
+    }
+}
+
+/// What came of a query, in words where it is not what was hoped for.
+pub fn verdict(query: Query, asked: Asked) -> Result<(), StepError> {
+    let answer = match asked {
+        Asked::Known(answer) => answer,
+        Asked::Failed(why) => return Err(anyhow!("{why}").into()),
+        Asked::Cancelled => return Err(StepError::Cancelled),
+    };
+    query.verdict(&answer).map_err(|kind| {
+        let error = match (query, answer) {
+            (Query::Committed(_), DestinationOutcome::Refused) => {
+                return StepError::Refused("for ever".into());
+            }
+            (Query::Committed(_), DestinationOutcome::Prepared) => {
+                anyhow!("the destination has the guest, paused")
+            }
+            (Query::Committed(taken_by), DestinationOutcome::OtherHost { host }) => {
+                other_host(taken_by, host)
+            }
+            (_, DestinationOutcome::MayHaveRun { why }) => may_have_run(&why),
+            (_, other) => may_have_run(&format!("{other:?}")),
+        };
+        StepError::of_answer(kind, error)
     })
 }
 
-fn again(
-    destination: &Endpoint,
-    limit: Duration,
-    mut ask: impl FnMut() -> Result<(), Stop>,
-) -> Result<(), Stop> {
-    if limit.is_zero() {
-        return Err(anyhow!("it was not asked: --resolve-for is 0").into());
-    }
-    if !can_be_opened_again(destination) {
-        return Err(anyhow!(
-            "{destination} can be opened only once: the destination must be asked another way"
-        )
-        .into());
-    }
-    let started = Instant::now();
-    loop {
-        match ask() {
-            // Asking again does not change what the destination cannot know.
-            Err(Stop::Failed(error)) if error.is::<Unknowable>() => return Err(error.into()),
-            Err(Stop::Failed(error)) if started.elapsed() >= limit => return Err(error.into()),
-            Err(Stop::Failed(error)) => {
-                tracing::info!("{}", migpipe_cli::one_line(&error));
-                std::thread::sleep(PAUSE);
-            }
-            known => return known,
-        }
-    }
-}
-
-/// What an answer means for the source: it is gone there, or refused there.
-pub fn verdict(taken_by: Option<Acknowledged>, asked: Asked) -> Result<(), Stop> {
-    match asked {
-        Asked::Known(mig_stream::DestinationOutcome::Running) => Ok(()),
-        Asked::Known(mig_stream::DestinationOutcome::Refused) => {
-            Err(Stop::Refused("for ever".into()))
-        }
-        Asked::Known(mig_stream::DestinationOutcome::Prepared) => {
-            Err(anyhow!("the destination has the guest, paused").into())
-        }
-        Asked::Known(mig_stream::DestinationOutcome::MayHaveRun { why }) => {
-            Err(Stop::Failed(Unknowable(why).into()))
-        }
-        // The next attempt may lead to the right one.
-        Asked::Known(mig_stream::DestinationOutcome::OtherHost { host }) => {
-            Err(other_host(taken_by, host).into())
-        }
-        Asked::Failed(why) => Err(anyhow!("{why}").into()),
-        Asked::Cancelled => Err(Stop::Cancelled),
-    }
+fn may_have_run(why: &str) -> anyhow::Error {
+    anyhow!(
+        "the guest may have run at the destination ({why}): look there; only --force runs it here"
+    )
 }
 
 fn other_host(taken_by: Option<Acknowledged>, asked: HostId) -> anyhow::Error {
     match taken_by {
-        Some(by) => OtherHost { asked, acknowledged: by.host }.into(),
+        Some(by) => anyhow!(
+            "host {asked} has answered, and the guest was acknowledged by host {}: DEST leads \
+             elsewhere now, or that host has lost its state directory; look for the guest there",
+            by.host
+        ),
         None => anyhow!("host {asked} answered for another one"),
     }
 }
-
-/// Another host has answered than the one that took the guest.
-#[derive(Debug)]
-struct OtherHost {
-    asked: HostId,
-    acknowledged: HostId,
-}
-
-impl std::fmt::Display for OtherHost {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "host {} has answered, and the guest was acknowledged by host {}: DEST leads elsewhere \
-             now, or that host has lost its state directory; look for the guest there",
-            self.asked, self.acknowledged
-        )
-    }
-}
-
-impl std::error::Error for OtherHost {}
-
-/// Whether the operator has to know this of a question, whatever it was that made it necessary.
-pub fn says_more(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.is::<OtherHost>() || cause.is::<Unknowable>())
-}
-
-/// The destination may have run the guest, and nobody is left there who knows.
-#[derive(Debug)]
-struct Unknowable(String);
-
-impl std::fmt::Display for Unknowable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "the guest may have run at the destination ({}): look there; only --force runs it here",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for Unknowable {}

@@ -5,7 +5,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, State};
 use migpipe_units::{Acknowledged, Bytes, MigrationId, Nonce};
 use page_bitmap::GuestBitmap;
@@ -51,7 +51,7 @@ impl Service for Guest {
             Request::FlushDisks => self.flush_disks(),
             Request::Receive { id, description, overrides, form } => {
                 let input = match form {
-                    Form::Saved => Input::Restore(id),
+                    HandoverMode::Saved => Input::Restore(id),
                     _ => Input::Receive(id),
                 };
                 let received = self.receive(peer, input, description, overrides);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, Standing, State};
 use mig_stream::{
     DestinationOutcome, Flags, FormatVersion, Header, MemoryDigest, Message, Preamble, Question,
@@ -255,7 +255,12 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         device_params: vec![(kind, device, param, value)],
     };
     let destination = [
-        Request::Receive { id: ID, description: machine.clone(), overrides, form: Form::BothWays },
+        Request::Receive {
+            id: ID,
+            description: machine.clone(),
+            overrides,
+            form: HandoverMode::BothWays,
+        },
         Request::Prepare { id: ID, sections: sections.clone(), paused_for: None },
         Request::Go { id: ID, by: Authority::Source(Some(BY.nonce)) },
         Request::Inquire { id: ID, nonce: Some(BY.nonce) },

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, Ownership};
 use migpipe_units::{Gfn, MigrationId, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -207,7 +207,7 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.inquire(ID, None))?;
     heard(client.post_progress(ID, String::new()))?;
     heard(client.order(Order::Cancel))?;
-    heard(client.receive(ID, machine, Overrides::default(), Form::BothWays))?;
+    heard(client.receive(ID, machine, Overrides::default(), HandoverMode::BothWays))?;
     heard(client.prepare(ID, sections, None))?;
     heard(client.go(ID, Authority::Operator))?;
     if let Some(mut events) = heard(client.subscribe())? {

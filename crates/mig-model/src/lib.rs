@@ -2,11 +2,10 @@
 //!
 //! Two searches go through every moment that a migration can come to, within bounds, and look at
 //! each. What decides in them is the code that runs in production, not a description of it:
-//! [`Ownership`] of the source's and of the destination's vmruns, [`Source`] and [`Destination`]
-//! of mig-send and mig-recv, and [`resolve::reply`]. Only the wiring around those is written anew
-//! here, as small as it can be: [`state`] is what one moment consists of, and each other module
-//! stands for the driver that its first line names. A change of a driver that changes *what is
-//! safe* belongs here too.
+//! [`Ownership`] of the source's and of the destination's vmruns; [`Source`], [`Resolver`] and
+//! [`Destination`], the drivers of mig-send, of `mig-send --resolve` and of mig-recv; and
+//! [`resolve::reply`]. What is written anew here is what they drive: [`state`] is what one moment
+//! consists of, and each other module does in it what the code does that its first line names.
 //!
 //! No program depends on this crate. `cargo test -p mig-model -- --nocapture` runs it and prints
 //! what was looked at.
@@ -89,8 +88,10 @@
 //! All of it, mistakes included, takes some 45 s on 2 cores.
 //!
 //! Moments that nobody can tell apart are one: what is only written is written at once, a cut
-//! tunnel is a reader that gives up waiting (the first row has both, and finds the same), and the
-//! end of a connection that vmrun would do nothing about is not waited for.
+//! tunnel is a reader that gives up waiting (the first row has both, and finds the same), the
+//! end of a connection that vmrun would do nothing about is not waited for, and a look at a vmrun or a
+//! record follows at once on the failure that made it necessary. A second attempt at a query is
+//! another resolver's.
 //!
 //! # What is not modelled
 //! - Pages and sections: that they arrive whole is a matter of the stream's checks. A stream that
@@ -108,6 +109,7 @@
 //!
 //! [`Ownership`]: mig_engine::ownership::Ownership
 //! [`Source`]: mig_engine::handover::Source
+//! [`Resolver`]: mig_engine::handover::Resolver
 //! [`Destination`]: mig_engine::handover::Destination
 //! [`resolve::reply`]: mig_engine::handover::resolve::reply
 #![forbid(unsafe_code)]

@@ -72,4 +72,9 @@ pub enum Mutation {
     ReleaseIsGo,
     /// A prepared guest is given up after some time, whether its source can be asked or not.
     GivesUpByItself,
+    /// mig-send gives the guest back after any failure, also behind the commit, and twice; its vmrun
+    /// refuses that, and does it when it is asked again. Each alone does no harm.
+    ReleasesWhenAskedTwice,
+    /// That no GO came in time is taken for the source's word that none will come.
+    LateGoIsRefused,
 }

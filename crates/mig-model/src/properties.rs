@@ -1,6 +1,6 @@
 //! What must hold in every moment, and what is a good end.
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Decision, State as Owner};
 use stateright::Property;
 
@@ -65,7 +65,7 @@ pub fn of(bounds: &Bounds) -> Vec<Property<World>> {
         }),
     ];
     // What was acknowledged is refused by somebody's word alone, or by the time limit of a user.
-    if bounds.forms[0] == Some(Form::OneWay) || bounds.go_timeout || bounds.quits > 0 {
+    if bounds.forms[0] == Some(HandoverMode::OneWay) || bounds.go_timeout || bounds.quits > 0 {
         all.push(Property::sometimes(RETURNS, |world: &World, state: &State| {
             state.vms[SOURCE].running && state.ghost.committed[0] && is_settled(world, state)
         }));

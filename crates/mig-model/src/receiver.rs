@@ -1,16 +1,22 @@
-//! mig-recv around its machine: `bins/mig-recv/src/reception.rs`.
+//! What mig-recv does for its driver: the operations of `handover::DestinationIo`, in this world.
 
-use mig_engine::handover::{Destination, DestinationEnding, DestinationStep, Form, Outcome};
+use mig_engine::handover::{
+    Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
+    FailureKind, HandoverMode,
+};
 use mig_engine::ownership::{Authority, Decision, Input, Ownership, Standing};
-use migpipe_units::Nonce;
 
 use crate::mutation::Mutation;
+use crate::sender::DIGEST;
 use crate::state::{
     ASKERS, Ack, Back, Connection, Forward, Line, Pipe, Reception, Request, Rule, Saved, State, Vm,
     id_of, vm_of,
 };
 use crate::vmrun::Served;
 use crate::world::World;
+
+const FAILED: DestinationStepOutcome = DestinationStepOutcome::Failed(FailureKind::Failed);
+const REFUSED: DestinationStepOutcome = DestinationStepOutcome::Failed(FailureKind::Refused);
 
 impl World {
     /// The migration that comes with this stream: the second one is a copy of the first, or
@@ -45,17 +51,14 @@ impl World {
             (state.ghost.ran[vm], state.ghost.never[vm]) = (false, false);
         }
         state.connections[ASKERS + reception] = Connection { line: Line::Open, pending: [None; 2] };
-        state.receptions[reception] = Some(Reception {
-            machine: Destination::new(self.form(number)),
-            number,
-            received: false,
-        });
+        state.receptions[reception] =
+            Some(Reception { driver: Destination::new(self.form(number)), number });
         true
     }
 
     /// Whether the guest is sent to a file.
     pub fn is_saved(&self) -> bool {
-        self.form(0) == Form::Saved
+        self.form(0) == HandoverMode::Saved
     }
 
     /// Whether the file can be read by this reception, as often as it likes.
@@ -85,53 +88,61 @@ impl World {
         if connection.line == Line::Open && connection.pending[0].is_some() {
             return false;
         }
-        let outcome = match tool.machine.step() {
-            DestinationStep::Receive
-            | DestinationStep::Prepare
-            | DestinationStep::Go
-            | DestinationStep::Refuse => return self.request(state, reception),
+        let step = match tool.driver.operation() {
+            DestinationOperation::Step(step) => step,
+            DestinationOperation::Refuse => return self.request(state, reception),
+            // Its vmrun was busy.
+            DestinationOperation::LookAtGuest => {
+                let before = state.receptions[reception];
+                self.go_on_receiving(state, reception);
+                return state.receptions[reception] != before;
+            }
+            _ => return false,
+        };
+        let outcome = match step {
+            DestinationStep::Receive | DestinationStep::Prepare | DestinationStep::Run => {
+                return self.request(state, reception);
+            }
             DestinationStep::Read => match self.read(state, reception) {
-                Some(Ok(Forward::End)) => Outcome::Done,
-                Some(Ok(Forward::Abort)) => Outcome::Refused,
-                Some(Err(())) if self.is(Mutation::RunsAtEof) => Outcome::Done,
-                Some(_) => Outcome::Failed,
+                Some(Ok(Forward::End)) => DestinationStepOutcome::Read(DIGEST),
+                Some(Ok(Forward::Abort)) => REFUSED,
+                Some(Err(())) if self.is(Mutation::RunsAtEof) => {
+                    DestinationStepOutcome::Read(DIGEST)
+                }
+                Some(_) => FAILED,
                 None => return false,
             },
             DestinationStep::AwaitEof => match self.read(state, reception) {
-                Some(Err(())) => Outcome::Done,
-                Some(Ok(_)) => Outcome::Failed,
+                Some(Err(())) => DestinationStepOutcome::Done,
+                Some(Ok(_)) => FAILED,
                 None => return false,
             },
             DestinationStep::AwaitGo => match self.read(state, reception) {
-                Some(Ok(Forward::Go(by))) if self.is_mine(reception, by) => Outcome::Done,
+                Some(Ok(Forward::Go(by))) if self.is_mine(&tool, by) => {
+                    DestinationStepOutcome::Done
+                }
                 // GO is for another copy of the guest.
-                Some(Ok(Forward::Go(_))) => Outcome::Refused,
-                Some(Ok(Forward::Abort)) => Outcome::Refused,
-                Some(_) => self.without_go(state, reception),
+                Some(Ok(Forward::Go(_))) => REFUSED,
+                Some(Ok(Forward::Abort)) => REFUSED,
+                Some(_) => FAILED,
                 None => return false,
             },
-            DestinationStep::AwaitCommit => match self.look(state, reception) {
-                Some(outcome) => outcome,
-                None => return false,
+            DestinationStep::AwaitCommit => match self.standing(state, reception) {
+                None | Some(Ok(Standing::Prepared)) => return false,
+                Some(Ok(Standing::Running)) => DestinationStepOutcome::Done,
+                Some(_) => FAILED,
             },
             DestinationStep::SendReady
             | DestinationStep::SendAck
-            | DestinationStep::SendRunning
-            | DestinationStep::Finished(_) => return false,
+            | DestinationStep::SendRunning => return false,
         };
         self.advance_reception(state, reception, outcome);
         true
     }
 
-    /// That of the ACK of this reception; nothing one way.
-    fn nonce(&self, reception: usize) -> Option<Nonce> {
-        let form = self.form(self.number_of_stream(reception));
-        let ack = Ack { vm: vm_of(ASKERS + reception) as u8, host: 0, lost: 0 };
-        (form != Form::OneWay).then(|| ack.nonce())
-    }
-
-    fn is_mine(&self, reception: usize, by: Option<Ack>) -> bool {
-        by.map(Ack::nonce) == self.nonce(reception) || self.is(Mutation::GoForAnyCopy)
+    fn is_mine(&self, tool: &Reception, by: Option<Ack>) -> bool {
+        self.is(Mutation::GoForAnyCopy)
+            || by.is_some_and(|by| tool.driver.check_go(by.nonce()).is_ok())
     }
 
     /// The next message, or that none will come.
@@ -143,74 +154,92 @@ impl World {
         }
     }
 
-    /// What is only said is said at once, as in the sender.
-    fn say_on(&self, state: &mut State, reception: usize) {
+    /// What nobody can tell from a moment later is done at once, as in the sender.
+    fn go_on_receiving(&self, state: &mut State, reception: usize) {
         let Some(tool) = state.receptions[reception] else { return };
-        let message = match tool.machine.step() {
-            DestinationStep::SendReady => Back::Ready,
-            DestinationStep::SendAck => Back::Ack(self.ack_of(state, vm_of(ASKERS + reception))),
-            DestinationStep::SendRunning => Back::Running,
+        let vm = vm_of(ASKERS + reception);
+        let (message, outcome) = match tool.driver.operation() {
+            DestinationOperation::Step(DestinationStep::SendReady) => {
+                (Some(Back::Ready), DestinationStepOutcome::Done)
+            }
+            DestinationOperation::Step(DestinationStep::SendAck) => (
+                tool.driver.acknowledged().map(Ack::of).map(Back::Ack),
+                DestinationStepOutcome::Done,
+            ),
+            DestinationOperation::Step(DestinationStep::SendRunning) => {
+                (Some(Back::Running), DestinationStepOutcome::Done)
+            }
+            DestinationOperation::SayGivenUp { .. } => {
+                (Some(Back::Failed), DestinationStepOutcome::Done)
+            }
+            DestinationOperation::AwaitEnd { .. } => (None, DestinationStepOutcome::Done),
+            DestinationOperation::LookAtGuest => match self.standing(state, reception) {
+                None => return,
+                Some(Ok(Standing::Running)) => {
+                    (None, DestinationStepOutcome::Stands(Standing::Running))
+                }
+                Some(_) if self.is(Mutation::SlowIsRefused) => {
+                    (None, DestinationStepOutcome::Stands(Standing::Refused))
+                }
+                Some(Ok(standing)) => (None, DestinationStepOutcome::Stands(standing)),
+                Some(Err(())) => (None, FAILED),
+            },
+            DestinationOperation::ReadRecord => {
+                let (host, number) = (self.host_of(vm), usize::from(tool.number));
+                let decision = state.records[host][number].visible.filter(|decision| {
+                    // A saved guest that is restored no more.
+                    *decision != Decision::Restoring || !state.is_free(host, number)
+                });
+                (None, DestinationStepOutcome::Recorded(decision))
+            }
             _ => return,
         };
-        state.back[reception].write(message);
-        self.advance_reception(state, reception, Outcome::Done);
+        if let Some(message) = message {
+            state.back[reception].write(message);
+        }
+        self.advance_reception(state, reception, outcome);
     }
 
-    /// How the guest stands whose GO comes another way. A vmrun that is gone is asked by its
-    /// record.
-    fn look(&self, state: &State, reception: usize) -> Option<Outcome> {
-        let vm = vm_of(ASKERS + reception);
-        let number = usize::from(self.number_of_stream(reception));
-        if state.is_alive(vm) {
-            if state.vms[vm].busy.is_some() {
-                return None;
-            }
-            return match state.vms[vm]
-                .ownership
-                .standing(id_of(number as u8), self.nonce(reception))
-            {
-                Standing::Running => Some(Outcome::Done),
-                Standing::Prepared => None,
-                _ => Some(Outcome::Refused),
-            };
+    /// How the guest stands in its vmrun; nothing while that is busy.
+    fn standing(&self, state: &State, reception: usize) -> Option<Result<Standing, ()>> {
+        let (tool, vm) = (state.receptions[reception]?, vm_of(ASKERS + reception));
+        if !state.is_alive(vm) || state.connections[ASKERS + reception].line == Line::Deaf {
+            return Some(Err(()));
         }
-        Some(match state.records[self.host_of(vm)][number].visible {
-            _ if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
-            Some(Decision::Refused) => Outcome::Refused,
-            Some(Decision::Ran) => Outcome::Done,
-            _ => Outcome::Failed,
-        })
-    }
-
-    /// No GO comes through the stream: has vmrun refused the guest meanwhile?
-    fn without_go(&self, state: &State, reception: usize) -> Outcome {
-        match self.look(state, reception) {
-            Some(Outcome::Refused) => Outcome::Refused,
-            _ if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
-            _ => Outcome::Failed,
+        if state.vms[vm].busy.is_some() {
+            return None;
         }
+        Some(Ok(state.vms[vm].ownership.standing(id_of(tool.number), tool.driver.nonce())))
     }
 
     fn wanted(&self, state: &State, reception: usize) -> Option<Request> {
         let tool = state.receptions[reception]?;
         let id = id_of(tool.number);
-        Some(Request::Own(match tool.machine.step() {
-            DestinationStep::Receive if self.is_saved() => Input::Restore(id),
-            DestinationStep::Receive => Input::Receive(id),
-            DestinationStep::Prepare => Input::Prepared(id, self.nonce(reception)),
-            DestinationStep::Go => Input::Go(id, Authority::Source(self.nonce(reception))),
-            DestinationStep::Refuse if tool.received => Input::Refuse(id),
+        Some(Request::Own(match tool.driver.operation() {
+            DestinationOperation::Step(DestinationStep::Receive) if self.is_saved() => {
+                Input::Restore(id)
+            }
+            DestinationOperation::Step(DestinationStep::Receive) => Input::Receive(id),
+            DestinationOperation::Step(DestinationStep::Prepare) => {
+                Input::Prepared(id, self.ack(state, reception).map(Ack::nonce))
+            }
+            DestinationOperation::Step(DestinationStep::Run) => {
+                Input::Go(id, Authority::Source(tool.driver.nonce()))
+            }
+            DestinationOperation::Refuse => Input::Refuse(id),
             _ => return None,
         }))
     }
 
+    /// What vmrun acknowledges the guest with.
+    fn ack(&self, state: &State, reception: usize) -> Option<Ack> {
+        let form = self.form(self.number_of_stream(reception));
+        form.is_answered().then(|| self.ack_of(state, vm_of(ASKERS + reception)))
+    }
+
     fn request(&self, state: &mut State, reception: usize) -> bool {
         let (tool, vm) = (ASKERS + reception, vm_of(ASKERS + reception));
-        let Some(request) = self.wanted(state, reception) else {
-            // Nothing was taken up, so there is nothing to refuse.
-            self.answered_reception(state, reception, Served::Done);
-            return true;
-        };
+        let Some(request) = self.wanted(state, reception) else { return false };
         if !state.is_alive(vm) {
             self.answered_reception(state, reception, Served::Lost);
             return true;
@@ -247,33 +276,20 @@ impl World {
         true
     }
 
-    fn not_restored(&self, state: &State, reception: usize) -> bool {
-        self.is_saved() && !state.is_alive(vm_of(ASKERS + reception)) && state.is_free(0, 0)
-    }
-
     /// vmrun's answer.
     pub fn answered_reception(&self, state: &mut State, reception: usize, served: Served) {
-        let Some(mut tool) = state.receptions[reception] else { return };
-        let step = tool.machine.step();
-        if step == DestinationStep::Receive && served == Served::Done {
-            tool.received = true;
-            state.receptions[reception] = Some(tool);
-        }
-        let outcome = match (step, served) {
+        let Some(tool) = state.receptions[reception] else { return };
+        let outcome = match (tool.driver.operation(), served) {
             (_, Served::Busy) => return,
-            (_, Served::Done) => Outcome::Done,
-            (DestinationStep::Receive, _) => Outcome::Refused,
-            (DestinationStep::Go, Served::Refused) => Outcome::Refused,
-            (DestinationStep::Refuse, _) if self.is(Mutation::UntoldIsRefused) => Outcome::Done,
-            // Its vmrun is gone, and the record says that the guest has not run.
-            (DestinationStep::Refuse, Served::Lost) if self.not_restored(state, reception) => {
-                Outcome::Done
+            (DestinationOperation::Step(DestinationStep::Prepare), Served::Done) => {
+                DestinationStepOutcome::Prepared(self.ack(state, reception).map(Ack::told))
             }
-            _ => Outcome::Failed,
+            (_, Served::Done) => DestinationStepOutcome::Done,
+            (DestinationOperation::Refuse, _) if self.is(Mutation::UntoldIsRefused) => {
+                DestinationStepOutcome::Done
+            }
+            _ => FAILED,
         };
-        if step == DestinationStep::Refuse {
-            state.back[reception].write(Back::Failed);
-        }
         self.advance_reception(state, reception, outcome);
     }
 
@@ -285,22 +301,29 @@ impl World {
             return false;
         }
         use DestinationStep::*;
-        let outcome = match tool.machine.step() {
-            AwaitGo => self.without_go(state, reception),
-            // Go: the guest's disks are not free, say, and it stays prepared.
-            AwaitCommit | Go if self.is(Mutation::SlowIsRefused) => Outcome::Refused,
-            // Prepare: the digest is wrong, or a section does not load.
-            Receive | Read | AwaitEof | Prepare | AwaitCommit | Go => Outcome::Failed,
-            SendReady | SendAck | SendRunning | Refuse | Finished(_) => return false,
+        let outcome = match tool.driver.operation() {
+            DestinationOperation::Step(AwaitGo) if self.is(Mutation::LateGoIsRefused) => REFUSED,
+            // Prepare: the digest is wrong, or a section does not load. Run: the guest's disks are
+            // not free, say, and it stays prepared.
+            DestinationOperation::Step(
+                Receive | Read | AwaitEof | Prepare | AwaitGo | AwaitCommit | Run,
+            )
+            | DestinationOperation::LookAtGuest => FAILED,
+            _ => return false,
         };
         self.advance_reception(state, reception, outcome);
         true
     }
 
-    fn advance_reception(&self, state: &mut State, reception: usize, outcome: Outcome) {
+    fn advance_reception(
+        &self,
+        state: &mut State,
+        reception: usize,
+        outcome: DestinationStepOutcome,
+    ) {
         let Some(tool) = &mut state.receptions[reception] else { return };
-        tool.machine.advance(outcome);
-        if let DestinationStep::Finished(ending) = tool.machine.step() {
+        tool.driver.advance(outcome);
+        if let DestinationOperation::Finished(ending) = tool.driver.operation() {
             let vm = vm_of(ASKERS + reception);
             match ending {
                 DestinationEnding::Runs if !state.ghost.ran[vm] => {
@@ -316,7 +339,7 @@ impl World {
             }
             self.end_reception(state, reception);
         }
-        self.say_on(state, reception);
+        self.go_on_receiving(state, reception);
     }
 
     /// The process ends: its connections and its ends of the tunnels close.
@@ -329,7 +352,7 @@ impl World {
     }
 
     /// Which way the messages of this migration go.
-    pub fn form(&self, number: u8) -> Form {
-        self.bounds.forms[usize::from(number)].unwrap_or(Form::BothWays)
+    pub fn form(&self, number: u8) -> HandoverMode {
+        self.bounds.forms[usize::from(number)].unwrap_or(HandoverMode::BothWays)
     }
 }

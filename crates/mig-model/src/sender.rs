@@ -1,15 +1,24 @@
-//! mig-send around its machine: `bins/mig-send/src/{migration,blackout,resolve}.rs`.
+//! What mig-send does for its driver: the operations of `handover::SourceIo`, in this world.
 
-use mig_engine::handover::{Form, Outcome, Source, SourceEnding, SourceStep};
+use mig_engine::handover::{
+    FailureKind, HandoverMode, Query, ResolveOperation, Resolver, Source, SourceEnding,
+    SourceGuestState, SourceOperation, SourceStep, SourceStepOutcome,
+};
 use mig_engine::ownership::{Input, State as Owner};
+use mig_stream::{DestinationOutcome, StreamDigest};
 
 use crate::mutation::Mutation;
 use crate::state::{
-    Ack, Answer, Asker, Back, Connection, Forward, Line, NOBODY, Phase, Pipe, Question, RESOLVER,
-    Request, Rule, SOURCE, Saved, State, id_of, number_of,
+    Ack, Answer, Asker, Back, Connection, Driver, Forward, Line, NOBODY, Phase, Pipe, Question,
+    RESOLVER, Request, Rule, SOURCE, Saved, State, id_of, number_of,
 };
 use crate::vmrun::Served;
 use crate::world::World;
+
+/// That of every stream.
+pub const DIGEST: StreamDigest = StreamDigest(1);
+
+const FAILED: SourceStepOutcome = SourceStepOutcome::Failed(FailureKind::Failed);
 
 impl World {
     /// The operator starts mig-send.
@@ -26,8 +35,8 @@ impl World {
         if self.bounds.twice {
             state.forward[1] = Pipe::OPEN;
         }
-        self.start(state, sender, Source::new(form), sender, None);
-        self.write_on(state, sender);
+        self.start(state, sender, Driver::Source(Source::new(form)), sender);
+        self.go_on(state, sender);
         true
     }
 
@@ -43,22 +52,14 @@ impl World {
             return false;
         }
         let number = number_of(id);
-        let form = self.bounds.forms[number].unwrap_or(Form::BothWays);
-        let by = state.vms[SOURCE].ownership.taken_by().map(Ack::of);
-        self.start(state, asker, Source::resolving(form), number, by);
+        let by = state.vms[SOURCE].ownership.taken_by();
+        self.start(state, asker, Driver::Resolver(Resolver::new(by, false)), number);
         true
     }
 
-    fn start(
-        &self,
-        state: &mut State,
-        asker: usize,
-        machine: Source,
-        number: usize,
-        taken_by: Option<Ack>,
-    ) {
+    fn start(&self, state: &mut State, asker: usize, driver: Driver, number: usize) {
         state.connections[asker] = Connection { line: Line::Open, pending: [None; 2] };
-        state.askers[asker] = Some(Asker { machine, number: number as u8, asked: false, taken_by });
+        state.askers[asker] = Some(Asker { driver, number: number as u8, asked: false });
     }
 
     /// mig-send goes on, if what it waits for is there.
@@ -69,74 +70,100 @@ impl World {
         {
             return false;
         }
-        let (id, form) = (id_of(tool.number), self.form(tool.number));
-        match tool.machine.step() {
-            SourceStep::AwaitReady => return self.hear(state, asker, Back::Ready),
-            SourceStep::PreCopy => return self.ask(state, asker, Request::Own(Input::Begin(id))),
-            SourceStep::Blackout => return self.ask(state, asker, Request::Save),
-            SourceStep::End => self.write(state, asker, Forward::End),
-            SourceStep::AwaitAck => {
-                let expected = match state.back[asker].queue[0] {
-                    Some(Back::Ack(by)) => {
-                        state.askers[asker] = Some(Asker { taken_by: Some(by), ..tool });
-                        Back::Ack(by)
-                    }
-                    _ => Back::Ready,
-                };
-                return self.hear(state, asker, expected);
+        if let Some(request) = self.request_of(&tool) {
+            return self.ask(state, asker, request);
+        }
+        match tool.driver.operation() {
+            SourceOperation::Step(step) => self.send_step(state, asker, &tool, step),
+            SourceOperation::Resolve(ResolveOperation::Query(_)) if tool.asked => {
+                self.answer(state, asker)
             }
-            SourceStep::Commit if self.writes_first(form) => {
-                let message = match form.is_answered() {
-                    true => Self::go_of(&tool),
-                    false => Forward::End,
-                };
-                self.write(state, asker, message);
-            }
-            SourceStep::Commit => return self.ask(state, asker, Self::commit_of(&tool)),
-            SourceStep::Go if form == Form::BothWays => {
-                self.write(state, asker, Self::go_of(&tool))
-            }
-            SourceStep::Go => {
-                if !self.question(state, asker, 0) {
-                    return false;
-                }
-                self.advance_sender(state, asker, Outcome::Done);
-            }
-            SourceStep::AwaitRunning if form == Form::BothWays => {
-                return self.hear(state, asker, Back::Running);
-            }
-            SourceStep::AwaitRunning => return self.answer(state, asker),
-            SourceStep::Resolve | SourceStep::TellReleased if !tool.asked => {
+            SourceOperation::Resolve(ResolveOperation::Query(_)) => {
                 self.drop_question(state, asker);
                 if !self.question(state, asker, 0) {
                     return false;
                 }
                 state.askers[asker] = Some(Asker { asked: true, ..tool });
+                true
             }
-            SourceStep::Resolve | SourceStep::TellReleased => return self.answer(state, asker),
-            SourceStep::Confirm => return self.ask(state, asker, Request::Own(Input::Confirm(id))),
-            SourceStep::TakeBack => {
-                return self.ask(state, asker, Request::Own(Input::TakeBack(id)));
+            _ => false,
+        }
+    }
+
+    fn send_step(&self, state: &mut State, asker: usize, tool: &Asker, step: SourceStep) -> bool {
+        let form = self.form(tool.number);
+        match step {
+            SourceStep::AwaitReady => return self.hear(state, asker, Back::Ready),
+            SourceStep::SendEnd => self.write(state, asker, Forward::End),
+            SourceStep::AwaitAck => {
+                let expected = match state.back[asker].queue[0] {
+                    Some(Back::Ack(by)) => Back::Ack(by),
+                    _ => Back::Ready,
+                };
+                return self.hear(state, asker, expected);
             }
-            SourceStep::Release => return self.ask(state, asker, Request::Own(Input::Release(id))),
-            SourceStep::Close if form == Form::Saved => {
+            // By mistake.
+            SourceStep::Commit => {
+                let message = match form.is_answered() {
+                    true => Self::go_of(tool),
+                    false => Forward::End,
+                };
+                self.write(state, asker, message);
+            }
+            SourceStep::SendGo if form == HandoverMode::BothWays => {
+                self.write(state, asker, Self::go_of(tool));
+            }
+            SourceStep::SendGo => {
+                if !self.question(state, asker, 0) {
+                    return false;
+                }
+                self.advance_sender(state, asker, SourceStepOutcome::Done);
+            }
+            SourceStep::AwaitRunning if form == HandoverMode::BothWays => {
+                return self.hear(state, asker, Back::Running);
+            }
+            SourceStep::AwaitRunning => return self.answer(state, asker),
+            SourceStep::Close => {
                 state.forward[asker] = Pipe::CLOSED;
                 state.file = match self.is(Mutation::ConfirmsUnsynced) {
                     true => Saved::Visible,
                     false => Saved::Durable,
                 };
-                self.advance_sender(state, asker, Outcome::Done);
+                self.advance_sender(state, asker, SourceStepOutcome::Done);
             }
-            SourceStep::Open | SourceStep::Close | SourceStep::Finished(_) => return false,
+            SourceStep::SendHeader
+            | SourceStep::PreCopy
+            | SourceStep::StopAndCopy
+            | SourceStep::PrepareCommit => return false,
         }
         true
     }
 
-    fn writes_first(&self, form: Form) -> bool {
+    /// What vmrun is asked for in the present operation.
+    fn request_of(&self, tool: &Asker) -> Option<Request> {
+        let id = id_of(tool.number);
+        Some(match tool.driver.operation() {
+            SourceOperation::Step(SourceStep::PreCopy) => Request::Own(Input::Begin(id)),
+            SourceOperation::Step(SourceStep::StopAndCopy) => Request::Save,
+            SourceOperation::Step(SourceStep::Commit)
+                if !self.writes_first(self.form(tool.number)) =>
+            {
+                Self::commit_of(tool)
+            }
+            SourceOperation::Release => Request::Own(Input::Release(id)),
+            SourceOperation::Resolve(ResolveOperation::Confirm) => Request::Own(Input::Confirm(id)),
+            SourceOperation::Resolve(ResolveOperation::TakeBack) => {
+                Request::Own(Input::TakeBack(id))
+            }
+            _ => return None,
+        })
+    }
+
+    fn writes_first(&self, form: HandoverMode) -> bool {
         match form {
-            Form::BothWays => self.is(Mutation::CommitAfterGo),
-            Form::OneWay | Form::Saved => self.is(Mutation::EndBeforeCommit),
-            Form::SeparateCommit => false,
+            HandoverMode::BothWays => self.is(Mutation::CommitAfterGo),
+            HandoverMode::OneWay | HandoverMode::Saved => self.is(Mutation::EndBeforeCommit),
+            HandoverMode::SeparateCommit => false,
         }
     }
 
@@ -149,7 +176,7 @@ impl World {
     fn write(&self, state: &mut State, asker: usize, message: Forward) {
         let Some(tool) = state.askers[asker] else { return };
         let form = self.form(tool.number);
-        let committing = tool.machine.step() == SourceStep::Commit;
+        let committing = Self::is_at(&tool, SourceStep::Commit);
         if self.commits_last(message) && !committing {
             self.ask(state, asker, Self::commit_of(&tool));
             return;
@@ -157,11 +184,26 @@ impl World {
         if matches!(message, Forward::Go(_)) || message == Forward::End && !form.is_answered() {
             self.lets_go(state, tool.number);
         }
+        self.say(state, asker, message);
+        self.advance_sender(
+            state,
+            asker,
+            match message {
+                Forward::End => SourceStepOutcome::Sent(DIGEST),
+                _ => SourceStepOutcome::Done,
+            },
+        );
+    }
+
+    fn say(&self, state: &mut State, asker: usize, message: Forward) {
         state.forward[asker].write(message);
         if self.bounds.twice {
             state.forward[1].write(message);
         }
-        self.advance_sender(state, asker, Outcome::Done);
+    }
+
+    fn is_at(tool: &Asker, step: SourceStep) -> bool {
+        tool.driver.operation() == SourceOperation::Step(step)
     }
 
     fn lets_go(&self, state: &mut State, number: u8) {
@@ -183,23 +225,26 @@ impl World {
 
     fn hear(&self, state: &mut State, asker: usize, expected: Back) -> bool {
         let outcome = match state.back[asker].read() {
-            Some(message) if message == expected => Outcome::Done,
+            Some(message) if message == expected => match message {
+                Back::Ack(by) => SourceStepOutcome::Acknowledged(by.told()),
+                _ => SourceStepOutcome::Done,
+            },
             // With a separate commit nobody has waited for READY.
             Some(Back::Ready) => return true,
-            Some(_) => Outcome::Failed,
+            Some(_) => FAILED,
             None if state.back[asker].open => return false,
-            None => Outcome::Failed,
+            None => FAILED,
         };
         self.advance_sender(state, asker, outcome);
         true
     }
 
     fn go_of(tool: &Asker) -> Forward {
-        Forward::Go(tool.taken_by)
+        Forward::Go(tool.driver.taken_by())
     }
 
     fn commit_of(tool: &Asker) -> Request {
-        Request::Own(Input::Commit(id_of(tool.number), tool.taken_by.map(Ack::told)))
+        Request::Own(Input::Commit(id_of(tool.number), tool.driver.taken_by().map(Ack::told)))
     }
 
     /// Puts a request to vmrun. A client that was not answered once is not answered any more.
@@ -222,18 +267,7 @@ impl World {
     /// The request that mig-send makes in this step is under way, and mig-send stops waiting.
     pub fn sender_times_out(&self, state: &mut State, asker: usize) -> bool {
         let Some(tool) = state.askers[asker] else { return false };
-        let id = id_of(tool.number);
-        let request = match tool.machine.step() {
-            SourceStep::PreCopy => Request::Own(Input::Begin(id)),
-            SourceStep::Blackout => Request::Save,
-            SourceStep::Commit if !self.writes_first(self.form(tool.number)) => {
-                Self::commit_of(&tool)
-            }
-            SourceStep::Confirm => Request::Own(Input::Confirm(id)),
-            SourceStep::TakeBack => Request::Own(Input::TakeBack(id)),
-            SourceStep::Release => Request::Own(Input::Release(id)),
-            _ => return false,
-        };
+        let Some(request) = self.request_of(&tool) else { return false };
         if state.connections[asker].line != Line::Open || !state.is_alive(SOURCE) {
             return false;
         }
@@ -246,43 +280,46 @@ impl World {
     /// vmrun's answer.
     pub fn answered_sender(&self, state: &mut State, asker: usize, served: Served) {
         let Some(tool) = state.askers[asker] else { return };
-        let outcome = match (tool.machine.step(), served) {
-            (_, Served::Busy) => return,
-            (_, Served::Done) => Outcome::Done,
+        let outcome = match served {
+            Served::Busy => return,
+            Served::Done => SourceStepOutcome::Done,
             // vmrun said no: nothing was recorded.
-            (SourceStep::Commit, Served::Refused) => Outcome::Refused,
-            // It had not begun: the guest was never touched.
-            (SourceStep::Release, Served::Refused) => Outcome::Done,
-            (_, Served::Refused | Served::Lost) => Outcome::Failed,
-        };
-        if tool.machine.step() == SourceStep::Release && asker < RESOLVER {
-            state.forward[asker].write(Forward::Abort);
-            if self.bounds.twice {
-                state.forward[1].write(Forward::Abort);
+            Served::Refused if Self::is_at(&tool, SourceStep::Commit) => {
+                SourceStepOutcome::Failed(FailureKind::Undone)
             }
-            self.close(state, asker);
-        }
+            Served::Refused | Served::Lost => FAILED,
+        };
         self.advance_sender(state, asker, outcome);
+    }
+
+    /// What mig-send sees of its guest by a connection of its own.
+    fn guest_state(&self, state: &State, number: u8) -> SourceGuestState {
+        let vm = &state.vms[SOURCE];
+        match state.is_alive(SOURCE) {
+            true => SourceGuestState::of(vm.ownership.state(), vm.running, id_of(number)),
+            false => SourceGuestState::Gone,
+        }
     }
 
     /// The second tunnel leads to another host than the first.
     pub fn ask_elsewhere(&self, state: &mut State, asker: usize) -> bool {
         let Some(tool) = state.askers[asker] else { return false };
-        let asks = match tool.machine.step() {
-            SourceStep::Resolve | SourceStep::TellReleased => !tool.asked,
-            SourceStep::Go => self.form(tool.number) == Form::SeparateCommit,
-            _ => false,
+        let is_go = match tool.driver.operation() {
+            SourceOperation::Resolve(ResolveOperation::Query(_)) if !tool.asked => false,
+            SourceOperation::Step(SourceStep::SendGo)
+                if self.form(tool.number) == HandoverMode::SeparateCommit =>
+            {
+                true
+            }
+            _ => return false,
         };
-        if !asks {
-            return false;
-        }
         self.drop_question(state, asker);
         if !self.question(state, asker, 1) {
             return false;
         }
-        match tool.machine.step() {
-            SourceStep::Go => self.advance_sender(state, asker, Outcome::Done),
-            _ => state.askers[asker] = Some(Asker { asked: true, ..tool }),
+        match is_go {
+            true => self.advance_sender(state, asker, SourceStepOutcome::Done),
+            false => state.askers[asker] = Some(Asker { asked: true, ..tool }),
         }
         true
     }
@@ -292,7 +329,7 @@ impl World {
     fn question(&self, state: &mut State, asker: usize, host: u8) -> bool {
         let Some(tool) = state.askers[asker] else { return false };
         let Some(free) = state.questions.iter().position(Option::is_none) else { return false };
-        let released = tool.machine.step() == SourceStep::TellReleased;
+        let released = Self::query_of(&tool) == Query::Released;
         if !released {
             self.lets_go(state, tool.number);
         }
@@ -301,10 +338,20 @@ impl World {
             number: tool.number,
             host,
             released,
-            taken_by: tool.taken_by.filter(|_| !released || self.is(Mutation::ReleaseIsGo)),
+            taken_by: tool
+                .driver
+                .taken_by()
+                .filter(|_| !released || self.is(Mutation::ReleaseIsGo)),
             phase: Phase::Look,
         });
         true
+    }
+
+    fn query_of(tool: &Asker) -> Query {
+        match tool.driver.operation() {
+            SourceOperation::Resolve(ResolveOperation::Query(query)) => query,
+            _ => Query::Committed(tool.driver.taken_by().map(Ack::told)),
+        }
     }
 
     /// Nobody waits for the answer to this tool's question any more.
@@ -322,99 +369,144 @@ impl World {
     }
 
     fn answer(&self, state: &mut State, asker: usize) -> bool {
+        let Some(tool) = state.askers[asker] else { return false };
         let mine = |slot: &Option<Question>| slot.is_some_and(|it| usize::from(it.asker) == asker);
         let Some(slot) = state.questions.iter().position(mine) else {
             // The tunnel ended without a word.
-            self.advance_sender(state, asker, Outcome::Failed);
+            self.advance_sender(state, asker, FAILED);
             return true;
         };
-        let Some(Question { phase: Phase::Answer(answer), .. }) = state.questions[slot] else {
+        let Some(Question { phase: Phase::Answer(answer), host, .. }) = state.questions[slot]
+        else {
             return false;
         };
         state.questions[slot] = None;
-        let tool_step = state.askers[asker].map_or(SourceStep::Open, |tool| tool.machine.step());
-        let outcome = match answer {
-            Answer::Running => Outcome::Done,
-            Answer::Refused if tool_step == SourceStep::TellReleased => Outcome::Done,
-            Answer::Refused => Outcome::Refused,
-            Answer::Unreadable if self.is(Mutation::UnreadableIsRefused) => Outcome::Refused,
-            Answer::MayHaveRun | Answer::OtherHost | Answer::Unreadable => Outcome::Failed,
+        let answer = match answer {
+            Answer::Running => Some(DestinationOutcome::Running),
+            Answer::Refused => Some(DestinationOutcome::Refused),
+            Answer::Unreadable if self.is(Mutation::UnreadableIsRefused) => {
+                Some(DestinationOutcome::Refused)
+            }
+            Answer::MayHaveRun => Some(DestinationOutcome::MayHaveRun { why: String::new() }),
+            Answer::OtherHost => Some(DestinationOutcome::OtherHost {
+                host: Ack { vm: 0, host, lost: 0 }.told().host,
+            }),
+            Answer::Unreadable => None,
         };
+        let verdict = match answer {
+            Some(answer) => Self::query_of(&tool).verdict(&answer),
+            None => Err(FailureKind::Failed),
+        };
+        let outcome = verdict.map_or_else(SourceStepOutcome::Failed, |()| SourceStepOutcome::Done);
         self.advance_sender(state, asker, outcome);
         true
     }
 
     /// The present step fails or takes too long, or the operator cancels it.
-    pub fn sender_stops(&self, state: &mut State, asker: usize, outcome: Outcome) -> bool {
+    pub fn sender_stops(&self, state: &mut State, asker: usize, kind: FailureKind) -> bool {
         let Some(tool) = state.askers[asker] else { return false };
         use SourceStep::*;
-        let step = tool.machine.step();
-        let may = match step {
-            AwaitReady | PreCopy | Blackout | End | AwaitAck | Go | AwaitRunning | Resolve
-            | TellReleased => true,
-            // Whether a cancel came is looked at before vmrun is asked.
-            Commit => outcome == Outcome::Cancelled,
-            // The file has its name, and that may be lost in a power loss.
-            Close => self.form(tool.number) == Form::Saved,
-            Open | Confirm | TakeBack | Release | Finished(_) => false,
+        let form = self.form(tool.number);
+        let may = match tool.driver.operation() {
+            SourceOperation::Step(step) => match step {
+                AwaitReady | PreCopy | StopAndCopy | SendEnd | AwaitAck | SendGo | AwaitRunning => {
+                    true
+                }
+                // Whether a cancel came is looked at before vmrun is asked.
+                Commit => kind == FailureKind::Cancelled,
+                // The file has its name, and that may be lost in a power loss.
+                Close => form == HandoverMode::Saved,
+                SendHeader | PrepareCommit => false,
+            },
+            SourceOperation::Resolve(ResolveOperation::Query(_)) => true,
+            _ => false,
         };
-        if !may || asker >= RESOLVER && outcome == Outcome::Cancelled {
+        if !may || asker >= RESOLVER && kind == FailureKind::Cancelled {
             return false;
         }
-        if outcome == Outcome::Cancelled && !tool.machine.is_committed() {
+        if kind == FailureKind::Cancelled && !tool.driver.is_committed() {
             state.ghost.stays[usize::from(tool.number)] = true;
         }
-        if step == End || step == Go && self.form(tool.number) == Form::BothWays {
+        if Self::is_at(&tool, SendEnd)
+            || Self::is_at(&tool, SendGo) && form == HandoverMode::BothWays
+        {
             // A message that was not written whole arrives as the end of the stream.
             self.close(state, asker);
         }
-        self.advance_sender(state, asker, outcome);
+        self.advance_sender(state, asker, SourceStepOutcome::Failed(kind));
         true
     }
 
-    /// A file that has no name yet is removed: the stream is gone as if it had never been.
+    /// A file that has no name yet cannot be finished and is removed: the stream is gone as if it
+    /// had never been.
     pub fn abandon(&self, state: &mut State, asker: usize) -> bool {
-        let Some(tool) = state.askers[asker] else { return false };
-        let unfinished = matches!(tool.machine.step(), SourceStep::End | SourceStep::Close);
-        if self.form(tool.number) != Form::Saved || !unfinished {
+        let Some(tool) = &mut state.askers[asker] else { return false };
+        let unfinished =
+            Self::is_at(tool, SourceStep::SendEnd) || Self::is_at(tool, SourceStep::Close);
+        if self.form(tool.number) != HandoverMode::Saved || !unfinished {
             return false;
         }
+        tool.driver.advance(FAILED);
+        assert_eq!(tool.driver.operation(), SourceOperation::RemoveFile);
         state.forward[asker] = Pipe::CLOSED;
-        self.advance_sender(state, asker, Outcome::Refused);
+        self.advance_sender(state, asker, SourceStepOutcome::Done);
         true
     }
 
-    fn advance_sender(&self, state: &mut State, asker: usize, outcome: Outcome) {
+    fn advance_sender(&self, state: &mut State, asker: usize, outcome: SourceStepOutcome) {
         let Some(tool) = &mut state.askers[asker] else { return };
-        tool.machine.advance(outcome);
-        let (step, number) = (tool.machine.step(), usize::from(tool.number));
-        if let SourceStep::Finished(ending) = step {
-            self.check_ending(state, asker, number, ending);
+        let number = tool.number;
+        let late = tool.driver.is_committed() && matches!(outcome, SourceStepOutcome::Failed(_));
+        tool.driver.advance(outcome);
+        if let SourceOperation::Finished(ending) = tool.driver.operation() {
+            self.check_ending(state, asker, usize::from(number), ending);
             self.end_sender(state, asker);
         }
-        self.write_on(state, asker);
+        if late && self.is(Mutation::ReleasesWhenAskedTwice) && state.is_alive(SOURCE) {
+            for _ in 0..2 {
+                let release = Request::Own(Input::Release(id_of(number)));
+                self.serve(state, SOURCE, asker as u8, release);
+            }
+        }
+        self.go_on(state, asker);
     }
 
-    /// What is only written is written at once: nobody can tell that from a reader who comes to it
-    /// later, nor a writer who dies before it from a tunnel that loses it. That is not so for GO
-    /// and the one-way `End`: a source that is handed-over and has not let go yet is a moment of
-    /// its own.
-    fn write_on(&self, state: &mut State, asker: usize) {
+    /// What nobody can tell from a moment later is done at once. What is only written is: nobody can
+    /// tell that from a reader who comes to it later, nor a writer who dies before it from a tunnel
+    /// that loses it. That is not so for GO and the one-way `End`: a source that is handed-over and
+    /// has not let go yet is a moment of its own. Nor is there time for a second attempt: that is
+    /// another resolver's.
+    fn go_on(&self, state: &mut State, asker: usize) {
         let Some(tool) = state.askers[asker] else { return };
-        match tool.machine.step() {
-            SourceStep::Open => {
+        let form = self.form(tool.number);
+        let outcome = match tool.driver.operation() {
+            SourceOperation::Step(SourceStep::SendHeader) => {
                 let released = state.vms[SOURCE].released;
-                self.write(state, asker, Forward::Header(released));
+                return self.write(state, asker, Forward::Header(released));
             }
-            SourceStep::End if self.form(tool.number).is_answered() => {
-                self.write(state, asker, Forward::End);
+            SourceOperation::Step(SourceStep::SendEnd) if form.is_answered() => {
+                return self.write(state, asker, Forward::End);
             }
-            SourceStep::Close if self.form(tool.number) != Form::Saved => {
+            SourceOperation::Step(SourceStep::Close) if form != HandoverMode::Saved => {
                 self.close(state, asker);
-                self.advance_sender(state, asker, Outcome::Done);
+                SourceStepOutcome::Done
             }
-            _ => {}
-        }
+            SourceOperation::LookAtGuest => {
+                SourceStepOutcome::Guest(self.guest_state(state, tool.number))
+            }
+            SourceOperation::AbortStream => {
+                self.say(state, asker, Forward::Abort);
+                self.close(state, asker);
+                SourceStepOutcome::Done
+            }
+            SourceOperation::Step(SourceStep::PrepareCommit)
+            | SourceOperation::Explain(_)
+            | SourceOperation::LeaveTunnel => SourceStepOutcome::Done,
+            SourceOperation::RemoveFile
+            | SourceOperation::Resolve(ResolveOperation::AwaitRetry) => FAILED,
+            _ => return,
+        };
+        self.advance_sender(state, asker, outcome);
     }
 
     fn check_ending(&self, state: &mut State, asker: usize, number: usize, ending: SourceEnding) {
@@ -422,7 +514,7 @@ impl World {
         let arrived = state.ghost.continued[number] > 0;
         match ending {
             SourceEnding::Moved if one_way && asker < RESOLVER => {
-                let lost = self.form(number as u8) == Form::Saved
+                let lost = self.form(number as u8) == HandoverMode::Saved
                     && state.file != Saved::Durable
                     && !arrived;
                 if lost || !state.ghost.committed[number] {
@@ -437,7 +529,7 @@ impl World {
                     state.broke(Rule::StaysMeansStays);
                 }
             }
-            SourceEnding::Moved | SourceEnding::Unknown => {}
+            SourceEnding::Moved | SourceEnding::Unknown | SourceEnding::Forced => {}
         }
     }
 

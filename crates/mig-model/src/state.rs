@@ -1,7 +1,9 @@
 //! What one moment of a migration consists of. Everything is `Copy` and small: a check visits
 //! millions of these.
 
-use mig_engine::handover::{Destination, Source};
+use mig_engine::handover::{
+    Destination, Query, ResolveOperation, Resolver, Source, SourceOperation, SourceStepOutcome,
+};
 use mig_engine::ownership::{Decision, Input, Ownership, State as Owner};
 use migpipe_units::{Acknowledged, HostId, MigrationId, Nonce};
 
@@ -256,28 +258,75 @@ impl<M: Copy> Pipe<M> {
     }
 }
 
+/// The driver of a tool at the source's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// That of mig-send.
+    Source(Source),
+    /// That of mig-send --resolve.
+    Resolver(Resolver),
+}
+
+impl Driver {
+    /// What is to be done now.
+    pub const fn operation(&self) -> SourceOperation {
+        match self {
+            Self::Source(source) => source.operation(),
+            Self::Resolver(resolver) => match resolver.operation() {
+                ResolveOperation::Finished(ending) => SourceOperation::Finished(ending),
+                operation => SourceOperation::Resolve(operation),
+            },
+        }
+    }
+
+    /// Tells the driver how that went.
+    pub fn advance(&mut self, outcome: SourceStepOutcome) {
+        match self {
+            Self::Source(source) => source.advance(outcome),
+            Self::Resolver(resolver) => resolver.advance(match outcome {
+                SourceStepOutcome::Failed(kind) => Err(kind),
+                _ => Ok(()),
+            }),
+        }
+    }
+
+    /// Whether nothing may cancel any more.
+    pub const fn is_committed(&self) -> bool {
+        match self {
+            Self::Source(source) => source.is_committed(),
+            Self::Resolver(_) => true,
+        }
+    }
+
+    /// The ACK that it has.
+    pub fn taken_by(&self) -> Option<Ack> {
+        let told = match (self, self.operation()) {
+            (Self::Source(source), _) => source.taken_by(),
+            (_, SourceOperation::Resolve(ResolveOperation::Query(Query::Committed(by)))) => by,
+            _ => None,
+        };
+        told.map(Ack::of)
+    }
+}
+
 /// A tool at the source's side: mig-send, or mig-send --resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Asker {
-    /// The machine under test.
-    pub machine: Source,
+    /// The driver under test.
+    pub driver: Driver,
     /// The number of the migration that it is about.
     pub number: u8,
     /// Whether its present question was asked.
     pub asked: bool,
-    /// The ACK that it has.
-    pub taken_by: Option<Ack>,
 }
 
 /// mig-recv, reading a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reception {
-    /// The machine under test.
-    pub machine: Destination,
+    /// The driver under test.
+    pub driver: Destination,
     /// The number of the migration.
     pub number: u8,
-    /// Whether vmrun has taken the migration up.
-    pub received: bool,
 }
 
 /// A question on its way, and the mig-recv that answers it.

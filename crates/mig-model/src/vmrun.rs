@@ -60,6 +60,15 @@ impl World {
                 self.step(state, vm, client, input)
             }
             Request::Own(Input::TakeBack(_)) if self.is(Mutation::IgnoresTakeBack) => Served::Done,
+            Request::Own(Input::Release(id))
+                if self.is(Mutation::ReleasesWhenAskedTwice)
+                    && state.vms[vm].ownership.state() == Owner::HandedOver(id) =>
+            {
+                match state.vms[vm].leaving.take() {
+                    Some(_) => Served::Refused,
+                    None => self.step(state, vm, client, Input::TakeBack(id)),
+                }
+            }
             Request::Own(input @ (Input::Release(_) | Input::TakeBack(_))) => {
                 let saved = state.vms[vm].leaving.is_some_and(|it| it.saved);
                 let served = self.step(state, vm, client, input);

@@ -1,6 +1,6 @@
 //! Everything that may happen next.
 
-use mig_engine::handover::{Form, Outcome};
+use mig_engine::handover::{FailureKind, HandoverMode};
 use mig_engine::ownership::{Authority, Decision, Input, State as Owner};
 use stateright::{Model, Property};
 
@@ -17,7 +17,7 @@ use crate::vmrun::Served;
 pub struct Bounds {
     /// The senders that may be started, in any order and at once: the form of each one's
     /// migration.
-    pub forms: [Option<Form>; 2],
+    pub forms: [Option<HandoverMode>; 2],
     /// The second sender may start while the first is at work.
     pub at_once: bool,
     /// The one stream is delivered twice, to two vmruns; both ways, the second one is a copy whose
@@ -29,7 +29,7 @@ pub struct Bounds {
     pub wipes: u8,
     /// The destination gives a prepared guest up by itself (`--go-timeout`).
     pub go_timeout: bool,
-    /// How often a file that the guest is saved to may be read ([`Form::Saved`]): again after a
+    /// How often a file that the guest is saved to may be read ([`HandoverMode::Saved`]): again after a
     /// restore that failed, and by two at once. It has no name before it is whole: nobody reads it
     /// earlier, and until then it can be given up.
     pub reads: u8,
@@ -338,11 +338,13 @@ impl World {
             Action::Go(tool) => self.receive(state, tool - ASKERS),
             Action::GoElsewhere(tool) => self.ask_elsewhere(state, tool),
             Action::Wipe(host) => Self::wipe(state, host),
-            Action::Fail(tool) if tool < ASKERS => self.sender_stops(state, tool, Outcome::Failed),
+            Action::Fail(tool) if tool < ASKERS => {
+                self.sender_stops(state, tool, FailureKind::Failed)
+            }
             Action::Fail(tool) => self.reception_stops(state, tool - ASKERS),
             Action::TimeOut(tool) if tool < ASKERS => self.sender_times_out(state, tool),
             Action::TimeOut(tool) => self.reception_times_out(state, tool - ASKERS),
-            Action::Cancel(tool) => self.sender_stops(state, tool, Outcome::Cancelled),
+            Action::Cancel(tool) => self.sender_stops(state, tool, FailureKind::Cancelled),
             Action::Abandon(tool) => self.abandon(state, tool),
             Action::Late(tool) => self.late(state, tool),
             Action::Gone(tool) => self.gone(state, tool),

@@ -4,14 +4,14 @@
 
 use std::collections::BTreeSet;
 
-use mig_engine::handover::Form::{self, BothWays, OneWay, Saved, SeparateCommit};
+use mig_engine::handover::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use mig_model::graph;
 use mig_model::mutation::Mutation::{self, *};
 use mig_model::properties::*;
 use mig_model::world::{Bounds, World};
 use stateright::{Checker, HasDiscoveries, Model};
 
-const fn bounds(form: Form) -> Bounds {
+const fn bounds(form: HandoverMode) -> Bounds {
     Bounds {
         forms: [Some(form), None],
         at_once: false,
@@ -236,6 +236,18 @@ fn a_prepared_guest_that_is_given_up_by_the_lapse_of_time() {
     for form in [BothWays, SeparateCommit] {
         breaks(bounds(form), GivesUpByItself, KEPT);
     }
+}
+
+#[test]
+fn a_source_that_releases_after_the_commit_when_it_is_asked_twice() {
+    for form in [BothWays, SeparateCommit, OneWay] {
+        breaks(bounds(form), ReleasesWhenAskedTwice, NEVER_TWO);
+    }
+}
+
+#[test]
+fn a_read_of_go_that_timed_out_taken_for_a_refusal() {
+    breaks(bounds(BothWays), LateGoIsRefused, KEPT);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use mig_engine::handover::Form::{self, BothWays, OneWay, Saved, SeparateCommit};
+use mig_engine::handover::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use mig_model::graph;
 use mig_model::world::{Bounds, UNBOUNDED, World};
 use stateright::{Checker, Model};
@@ -24,11 +24,11 @@ const ALONE: Bounds = Bounds {
     faults: UNBOUNDED,
 };
 
-const fn alone(form: Form) -> Bounds {
+const fn alone(form: HandoverMode) -> Bounds {
     Bounds { forms: [Some(form), None], ..ALONE }
 }
 
-const fn two(first: Form, second: Form) -> Bounds {
+const fn two(first: HandoverMode, second: HandoverMode) -> Bounds {
     Bounds { forms: [Some(first), Some(second)], ..ALONE }
 }
 

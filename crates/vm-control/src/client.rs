@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, Standing};
 use migpipe_units::{Bytes, MigrationId, Nonce, Pages};
 use page_bitmap::{BitmapError, GuestBitmap};
@@ -350,7 +350,7 @@ impl Client {
         id: MigrationId,
         description: MachineDescription,
         overrides: Overrides,
-        form: Form,
+        form: HandoverMode,
     ) -> Result<(GuestMemory, Vec<String>), ClientError> {
         let memory = description.memory.clone();
         match self.call_with_fds(&Request::Receive { id, description, overrides, form })? {

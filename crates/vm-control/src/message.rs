@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, Standing, State};
 use migpipe_units::limits::{MAX_DESCRIPTION, MAX_FRAME, MAX_SECTIONS};
 use migpipe_units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
@@ -74,7 +74,7 @@ pub enum Request {
         /// How it comes. A guest from a file may be received again until it has run; one whose
         /// source hears of it when it is prepared runs for a GO that says so: see
         /// [`Loaded::acknowledge`].
-        form: Form,
+        form: HandoverMode,
     },
     /// Load this state into the machine being received: it is prepared then. Answered by
     /// [`Reply::Prepared`].

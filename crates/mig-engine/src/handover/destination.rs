@@ -1,8 +1,15 @@
-//! The destination's side of the handover.
+//! The destination's side of the handover: a machine that hands out one operation after the other
+//! and is told how each went. All that decides about the guest's fate at the destination is in here;
+//! what a host answers a source that asks later is in [`resolve`](super::resolve).
 
-use super::{Form, Outcome};
+use mig_stream::StreamDigest;
+use migpipe_units::{Acknowledged, Nonce};
 
-/// What mig-recv does now.
+use super::failure::{FailureKind, HandoverError};
+use super::mode::HandoverMode;
+use crate::ownership::{Decision, Standing};
+
+/// The steps of a migration that succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationStep {
     /// Check the description against this host and have a vmrun build the machine; the durable
@@ -23,13 +30,51 @@ pub enum DestinationStep {
     /// Wait until somebody else brings GO to the vmrun.
     AwaitCommit,
     /// Have the vmrun run the guest.
-    Go,
+    Run,
     /// Say that the guest runs.
     SendRunning,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationOperation {
+    /// The next step of the migration.
+    Step(DestinationStep),
+    /// Ask the vmrun how the guest stands.
+    LookAtGuest,
+    /// See what the record of the migration says: its vmrun does not.
+    ReadRecord,
     /// Have the vmrun give the migration up, for ever.
     Refuse,
+    /// Wait until the vmrun has ended, if one was taken or started.
+    AwaitEnd {
+        /// It has confirmed that it gave the guest up, and ends therefore.
+        gave_up: bool,
+    },
+    /// Tell the source that the guest was given up, if it listens.
+    SayGivenUp {
+        /// It was taken up before.
+        received: bool,
+    },
     /// All done.
     Finished(DestinationEnding),
+}
+
+/// How an operation went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationStepOutcome {
+    /// It was done.
+    Done,
+    /// `End` was read; the digest over all of the stream.
+    Read(StreamDigest),
+    /// The vmrun has loaded the guest. What is to be acknowledged has an identity.
+    Prepared(Option<Acknowledged>),
+    /// How the guest stands in its vmrun.
+    Stands(Standing),
+    /// What the record says.
+    Recorded(Option<Decision>),
+    /// It was not done.
+    Failed(FailureKind),
 }
 
 /// How a migration ended for its receiver.
@@ -57,168 +102,232 @@ impl DestinationEnding {
 /// The destination's side of one migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
-    form: Form,
-    step: DestinationStep,
+    mode: HandoverMode,
+    state: State,
+    /// Whether the vmrun has taken the migration up.
+    received: bool,
+    /// The digest of the stream, once its `End` was read.
+    read: Option<StreamDigest>,
+    /// What the ACK says, once the guest is prepared. Nothing one way.
+    acknowledged: Option<Acknowledged>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Step(DestinationStep),
+    /// This step failed; the vmrun knows what became of the guest.
+    Look(DestinationStep),
+    /// The vmrun does not say it, and the record may.
+    Record(DestinationStep),
+    Refuse,
+    AwaitEnd(Refusal),
+    SayGivenUp(Refusal),
+    /// The vmrun did not confirm that it gave the guest up. Its connection closes with us, and then
+    /// it refuses by itself, if it lives; the record says whether it has.
+    RefusalRecord,
+    Finished(DestinationEnding),
+}
+
+/// How a refusal went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Refusal {
+    /// There was nothing to refuse.
+    NotReceived,
+    /// The vmrun has recorded it.
+    Confirmed,
+    /// The vmrun did not say so.
+    Unconfirmed,
 }
 
 impl Destination {
     /// A destination that has read the header.
-    pub const fn new(form: Form) -> Self {
-        Self { form, step: DestinationStep::Receive }
+    pub const fn new(mode: HandoverMode) -> Self {
+        Self {
+            mode,
+            state: State::Step(DestinationStep::Receive),
+            received: false,
+            read: None,
+            acknowledged: None,
+        }
     }
 
     /// What is to be done now.
-    pub const fn step(&self) -> DestinationStep {
-        self.step
+    pub const fn operation(&self) -> DestinationOperation {
+        match self.state {
+            State::Step(step) => DestinationOperation::Step(step),
+            State::Look(_) => DestinationOperation::LookAtGuest,
+            State::Record(_) | State::RefusalRecord => DestinationOperation::ReadRecord,
+            State::Refuse => DestinationOperation::Refuse,
+            State::AwaitEnd(refusal) => {
+                DestinationOperation::AwaitEnd { gave_up: matches!(refusal, Refusal::Confirmed) }
+            }
+            State::SayGivenUp(_) => DestinationOperation::SayGivenUp { received: self.received },
+            State::Finished(ending) => DestinationOperation::Finished(ending),
+        }
     }
 
-    /// Goes on after the present step went as `outcome` says.
-    pub fn advance(&mut self, outcome: Outcome) {
-        use DestinationStep::*;
-        self.step = match (self.step, outcome, self.form) {
-            (Finished(ending), _, _) => Finished(ending),
-            (Receive, Outcome::Done, Form::BothWays) => SendReady,
-            (Receive | SendReady, Outcome::Done, _) => Read,
-            (Read, Outcome::Done, Form::BothWays) => Prepare,
-            (Read, Outcome::Done, _) => AwaitEof,
-            (AwaitEof, Outcome::Done, _) => Prepare,
-            // The source committed before it wrote End.
-            (Prepare, Outcome::Done, Form::OneWay | Form::Saved) => Go,
-            (Prepare, Outcome::Done, _) => SendAck,
-            (SendAck, Outcome::Done, Form::SeparateCommit) => AwaitCommit,
-            (SendAck, Outcome::Done, _) => AwaitGo,
-            (AwaitGo, Outcome::Done, _) => Go,
-            (Go, Outcome::Done, Form::BothWays) => SendRunning,
-            // Somebody else brought GO, or nobody listens.
-            (Go | AwaitCommit, Outcome::Done, _) => Finished(DestinationEnding::Runs),
-            (SendRunning, _, _) => Finished(DestinationEnding::Runs),
-            (Refuse, Outcome::Done, _) => Finished(DestinationEnding::Refused),
-            // The vmrun may be prepared all the same, and one way its source has committed: if it
-            // resolves, the guest runs here. A saved guest may run, if its vmrun does not say.
-            (Refuse, _, Form::OneWay | Form::Saved) => Finished(DestinationEnding::Prepared),
-            // The source was not answered or gave up itself, so that no GO will come; or the vmrun
-            // had refused already.
-            (Refuse, _, _) => Finished(DestinationEnding::Refused),
-            // Before the ACK is on its way the source cannot have committed both ways, and one
-            // way an unfinished stream must not run: the guest is given up here.
-            (Receive | SendReady | Read | AwaitEof | Prepare, _, _) => Refuse,
-            // Nobody will ever ask for a saved guest that cannot run now, and its file is left: what
-            // is here is given up.
-            (Go, Outcome::Failed | Outcome::Cancelled, Form::Saved) => Refuse,
-            // The source itself said that it gave up before its commit.
-            (AwaitGo, Outcome::Refused, _) => Refuse,
-            (AwaitCommit | Go, Outcome::Refused, _) => Finished(DestinationEnding::Refused),
-            // The ACK may have arrived, so the source may have committed.
-            (SendAck | AwaitGo | AwaitCommit | Go, _, _) => Finished(DestinationEnding::Prepared),
+    /// The digest that the ACK echoes.
+    pub const fn digest(&self) -> Option<StreamDigest> {
+        self.read
+    }
+
+    /// What the ACK says of this copy of the guest. Nothing one way.
+    pub const fn acknowledged(&self) -> Option<Acknowledged> {
+        self.acknowledged
+    }
+
+    /// What GO must bring. Nothing one way.
+    pub fn nonce(&self) -> Option<Nonce> {
+        self.acknowledged.map(|by| by.nonce)
+    }
+
+    /// Checks that a GO is for this copy of the guest.
+    ///
+    /// # Errors
+    /// [`HandoverError::OtherCopy`].
+    pub fn check_go(&self, nonce: Nonce) -> Result<(), HandoverError> {
+        match self.nonce() == Some(nonce) {
+            true => Ok(()),
+            false => Err(HandoverError::OtherCopy),
+        }
+    }
+
+    /// Checks that a guest whose source waits for an ACK can be acknowledged.
+    ///
+    /// # Errors
+    /// [`HandoverError::NothingToAcknowledge`].
+    pub const fn check_prepared(&self, by: Option<Acknowledged>) -> Result<(), HandoverError> {
+        match self.mode.is_answered() && by.is_none() {
+            false => Ok(()),
+            true => Err(HandoverError::NothingToAcknowledge),
+        }
+    }
+
+    /// Goes on after the present operation went as `outcome` says.
+    pub fn advance(&mut self, outcome: DestinationStepOutcome) {
+        use DestinationStepOutcome as Outcome;
+        self.state = match (self.state, outcome) {
+            (State::Finished(ending), _) => State::Finished(ending),
+            (State::Step(step), Outcome::Failed(kind)) => self.after_failure(step, kind),
+            (State::Step(step), outcome) => self.after_success(step, outcome),
+
+            (State::Look(step), Outcome::Stands(Standing::Running)) => {
+                self.after_success(step, Outcome::Done)
+            }
+            (State::Look(step), Outcome::Stands(Standing::Refused)) => Self::was_refused(step),
+            (State::Look(step), Outcome::Stands(_)) => self.is_open(step),
+            // A vmrun that is slow, or gone, says nothing of the guest.
+            (State::Look(step), _) => State::Record(step),
+
+            // Of a saved guest that may have been another restore.
+            (State::Record(step), Outcome::Recorded(Some(Decision::Ran)))
+                if self.mode != HandoverMode::Saved =>
+            {
+                self.after_success(step, Outcome::Done)
+            }
+            (State::Record(step), Outcome::Recorded(Some(Decision::Refused))) => {
+                Self::was_refused(step)
+            }
+            (State::Record(step), _) => self.is_open(step),
+
+            (State::Refuse, outcome) => State::AwaitEnd(match outcome {
+                Outcome::Failed(_) => Refusal::Unconfirmed,
+                _ => Refusal::Confirmed,
+            }),
+            (State::AwaitEnd(refusal), _) => State::SayGivenUp(refusal),
+            (State::SayGivenUp(Refusal::Unconfirmed), _) => State::RefusalRecord,
+            (State::SayGivenUp(_), _) => State::Finished(DestinationEnding::Refused),
+            (State::RefusalRecord, Outcome::Recorded(Some(Decision::Refused))) => {
+                State::Finished(DestinationEnding::Refused)
+            }
+            (State::RefusalRecord, outcome) => match (self.mode, outcome) {
+                // Nobody restores it any more, and it has not run.
+                (HandoverMode::Saved, Outcome::Recorded(None)) => {
+                    State::Finished(DestinationEnding::Refused)
+                }
+                // The vmrun may be prepared all the same, and one way its source has committed: if
+                // it resolves, the guest runs here. A saved guest may run, if its vmrun does not say.
+                (HandoverMode::OneWay | HandoverMode::Saved, _) => {
+                    State::Finished(DestinationEnding::Prepared)
+                }
+                // The source was not answered or gave up itself, so that no GO will come.
+                (HandoverMode::BothWays | HandoverMode::SeparateCommit, _) => {
+                    State::Finished(DestinationEnding::Refused)
+                }
+            },
         };
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use DestinationStep::*;
-
-    const FORMS: [Form; 4] = [Form::BothWays, Form::SeparateCommit, Form::OneWay, Form::Saved];
-
-    fn path(form: Form) -> Vec<DestinationStep> {
-        let mut destination = Destination::new(form);
-        let mut steps = vec![destination.step()];
-        while !matches!(destination.step(), Finished(_)) {
-            destination.advance(Outcome::Done);
-            steps.push(destination.step());
+    fn after_success(&mut self, step: DestinationStep, outcome: DestinationStepOutcome) -> State {
+        use DestinationStep::*;
+        use HandoverMode::*;
+        match outcome {
+            DestinationStepOutcome::Read(digest) => self.read = Some(digest),
+            DestinationStepOutcome::Prepared(by) => self.acknowledged = by,
+            _ => {}
         }
-        steps
-    }
-
-    #[test]
-    fn the_guest_runs_only_after_go_or_the_end_of_a_one_way_stream() {
-        assert_eq!(
-            path(Form::BothWays),
-            [
-                Receive,
-                SendReady,
-                Read,
-                Prepare,
-                SendAck,
-                AwaitGo,
-                Go,
-                SendRunning,
-                Finished(DestinationEnding::Runs)
-            ]
-        );
-        assert_eq!(
-            path(Form::SeparateCommit),
-            [
-                Receive,
-                Read,
-                AwaitEof,
-                Prepare,
-                SendAck,
-                AwaitCommit,
-                Finished(DestinationEnding::Runs)
-            ]
-        );
-        assert_eq!(
-            path(Form::OneWay),
-            [Receive, Read, AwaitEof, Prepare, Go, Finished(DestinationEnding::Runs)]
-        );
-        assert_eq!(path(Form::Saved), path(Form::OneWay));
-    }
-
-    #[test]
-    fn a_failure_before_the_ack_refuses_for_ever() {
-        for form in FORMS {
-            for step in path(form).into_iter().take_while(|step| !matches!(step, SendAck | Go)) {
-                for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
-                    let mut destination = Destination { form, step };
-                    destination.advance(outcome);
-                    assert_eq!(destination.step(), Refuse, "{form:?} {step:?} {outcome:?}");
-                }
+        self.received |= step == Receive;
+        State::Step(match (step, self.mode) {
+            (Receive, BothWays) => SendReady,
+            (Receive | SendReady, _) => Read,
+            (Read, BothWays) => Prepare,
+            (Read, _) => AwaitEof,
+            (AwaitEof, _) => Prepare,
+            // The source committed before it wrote End.
+            (Prepare, OneWay | Saved) => Run,
+            (Prepare, _) => SendAck,
+            (SendAck, SeparateCommit) => AwaitCommit,
+            (SendAck, _) => AwaitGo,
+            (AwaitGo, _) => Run,
+            (Run, BothWays) => SendRunning,
+            // Somebody else brought GO, or nobody listens.
+            (Run | AwaitCommit | SendRunning, _) => {
+                return State::Finished(DestinationEnding::Runs);
             }
+        })
+    }
+
+    fn after_failure(&self, step: DestinationStep, kind: FailureKind) -> State {
+        use DestinationStep::*;
+        match step {
+            // Before the ACK is on its way the source cannot have committed both ways, and one way
+            // an unfinished stream must not run: the guest is given up here.
+            Receive | SendReady | Read | AwaitEof | Prepare => self.refuse(),
+            // The source itself said that it gave up before its commit, or has sent GO for another
+            // copy of the guest.
+            AwaitGo if kind == FailureKind::Refused => self.refuse(),
+            // The ACK may have arrived, so the source may have committed.
+            SendAck => State::Finished(DestinationEnding::Prepared),
+            // Whether GO came another way meanwhile, or was refused, the vmrun knows. That nothing
+            // was heard of GO in time says nothing.
+            AwaitGo | AwaitCommit | Run => State::Look(step),
+            SendRunning => State::Finished(DestinationEnding::Runs),
         }
     }
 
-    #[test]
-    fn a_refusal_that_vmrun_did_not_confirm_is_certain_only_while_the_source_has_not_committed() {
-        for (form, ending) in [
-            (Form::BothWays, DestinationEnding::Refused),
-            (Form::SeparateCommit, DestinationEnding::Refused),
-            (Form::OneWay, DestinationEnding::Prepared),
-            (Form::Saved, DestinationEnding::Prepared),
-        ] {
-            for outcome in [Outcome::Failed, Outcome::Refused] {
-                let mut destination = Destination { form, step: Refuse };
-                destination.advance(outcome);
-                assert_eq!(destination.step(), Finished(ending), "{form:?} {outcome:?}");
-            }
+    const fn refuse(&self) -> State {
+        match self.received {
+            true => State::Refuse,
+            false => State::AwaitEnd(Refusal::NotReceived),
         }
     }
 
-    #[test]
-    fn a_lost_go_leaves_the_destination_prepared_and_resolvable() {
-        for form in [Form::BothWays, Form::SeparateCommit] {
-            for step in [SendAck, AwaitGo, AwaitCommit] {
-                let mut destination = Destination { form, step };
-                destination.advance(Outcome::Failed);
-                assert_eq!(destination.step(), Finished(DestinationEnding::Prepared));
-            }
+    /// The vmrun, or its record, says that the guest was refused for ever.
+    const fn was_refused(step: DestinationStep) -> State {
+        match step {
+            // The source may still listen.
+            DestinationStep::AwaitGo => State::Refuse,
+            _ => State::Finished(DestinationEnding::Refused),
         }
     }
 
-    #[test]
-    fn a_saved_guest_that_cannot_run_now_is_given_up_here() {
-        let mut destination = Destination { form: Form::Saved, step: Go };
-        destination.advance(Outcome::Failed);
-        assert_eq!(destination.step(), Refuse);
-        destination.advance(Outcome::Done);
-        assert_eq!(destination.step(), Finished(DestinationEnding::Refused));
-    }
-
-    #[test]
-    fn a_lost_running_message_does_not_stop_the_guest() {
-        let mut destination = Destination { form: Form::BothWays, step: SendRunning };
-        destination.advance(Outcome::Failed);
-        assert_eq!(destination.step(), Finished(DestinationEnding::Runs));
+    /// Nobody says that the guest runs, nor that it was refused.
+    const fn is_open(&self, step: DestinationStep) -> State {
+        match (step, self.mode) {
+            // Nobody will ever ask for a saved guest that cannot run now, and its file is left:
+            // what is here is given up.
+            (DestinationStep::Run, HandoverMode::Saved) => State::Refuse,
+            _ => State::Finished(DestinationEnding::Prepared),
+        }
     }
 }

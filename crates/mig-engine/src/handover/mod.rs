@@ -1,8 +1,12 @@
 //! The handover: never two, never lost.
 //!
-//! The tools carry messages between the two vmruns; these machines say in which order. Each has
-//! one question, `step()`: what is to be done now; and one answer, `advance(outcome)`: how it
-//! went. They hold no channel, no clock and no memory of the guest.
+//! The tools carry messages between the two vmruns; these drivers say what is to be done. Each hands
+//! out one operation, [`Source::operation`], and is told how it went, [`Source::advance`]. They hold
+//! no channel, no clock and no memory of the guest. What they need done is a trait with one method for
+//! each operation ([`SourceIo`], [`DestinationIo`], [`ResolveIo`]), and one loop ([`run_source`],
+//! [`run_destination`], [`run_resolver`]) has it done. mig-send and mig-recv implement the traits with
+//! channels and vmruns, unit tests with a double that fails in every way, and the model check drives
+//! the same drivers in its own world.
 //!
 //! Both ways:
 //! ```text
@@ -39,48 +43,47 @@
 //! guest's next migration; until it hears of that it waits, for it cannot tell a source that took
 //! its guest back from one that crashed behind its commit. After the commit, what is not known is
 //! resolved: see [`resolve`].
+//!
+//! # What decides about the guest's fate outside this crate
+//! Of mig-send, mig-recv and `mig-send --resolve`: nothing. They report what happened as a
+//! [`FailureKind`], and these are the reports that the drivers rely on:
+//! - a commit is [`FailureKind::Undone`] only if vmrun said no, and [`FailureKind::Cancelled`] only if
+//!   it was not asked for, or refused because the operator cancelled in vmrun;
+//! - an answer of the destination to a query is what [`Query::verdict`] says of it;
+//! - a file is removed only if [`SourceIo::remove_file`] knows that it has no end;
+//! - a destination reads that no GO will come only from the source itself (`Abort`);
+//! - what a vmrun or a record says of the guest is passed on as it is said.
+//!
+//! A time that runs out is [`FailureKind::Failed`] everywhere: how long is waited decides when a driver
+//! goes on, and never where to. What each vmrun decides is in [`ownership`](crate::ownership); vmrun
+//! itself releases a guest whose client goes away, and refuses one whose time limit for GO
+//! (`--go-timeout`) is over. What a host answers a query is in [`resolve`]; mig-recv only looks its
+//! vmruns and records through for that, and again while they change.
 
 mod destination;
+mod destination_io;
+mod failure;
+mod guest;
+mod mode;
 pub mod resolve;
+mod resolver;
 mod source;
+mod source_io;
 
-pub use destination::{Destination, DestinationEnding, DestinationStep};
-pub use source::{Source, SourceEnding, SourceStep};
+#[cfg(test)]
+mod destination_tests;
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod source_tests;
 
-use serde::{Deserialize, Serialize};
-
-/// Which way the messages of the handover go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Form {
-    /// Through the stream and a prompt return path.
-    BothWays,
-    /// The forward path holds data back: it is closed after `End`, and GO goes through another
-    /// command.
-    SeparateCommit,
-    /// Forward only.
-    OneWay,
-    /// Into a file, which is the guest from then on: forward only as well, but the source ends once
-    /// the file is whole and on the disk, so that nobody will ever ask what became of it.
-    Saved,
-}
-
-impl Form {
-    /// Whether answers come back.
-    pub const fn is_answered(self) -> bool {
-        matches!(self, Self::BothWays | Self::SeparateCommit)
-    }
-}
-
-/// How a step went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// It was done.
-    Done,
-    /// It failed or took too long.
-    Failed,
-    /// The other side refused, durably; or there is no other side, as the stream went to a file
-    /// that is gone or has no end.
-    Refused,
-    /// The operator cancelled.
-    Cancelled,
-}
+pub use destination::{
+    Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
+};
+pub use destination_io::{DestinationIo, run as run_destination};
+pub use failure::{Failure, FailureKind, HandoverError};
+pub use guest::SourceGuestState;
+pub use mode::HandoverMode;
+pub use resolver::{Query, ResolveIo, ResolveOperation, Resolver, run as run_resolver};
+pub use source::{Source, SourceEnding, SourceOperation, SourceStep, SourceStepOutcome};
+pub use source_io::{SourceEnd, SourceIo, run as run_source};

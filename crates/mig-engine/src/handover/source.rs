@@ -1,43 +1,81 @@
-//! The source's side of the handover.
+//! The source's side of the handover: a machine that hands out one operation after the other and is
+//! told how each went. All that decides about the guest's fate at the source is in here and in
+//! [`resolver`](super::resolver).
 
-use super::{Form, Outcome};
+use mig_stream::StreamDigest;
+use migpipe_units::Acknowledged;
 
-/// What mig-send does now.
+use super::failure::{FailureKind, HandoverError};
+use super::guest::SourceGuestState;
+use super::mode::HandoverMode;
+use super::resolver::{Query, ResolveOperation, Resolver, may_be_repeated};
+
+/// The steps of a migration that succeeds, in their order with a handover both ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceStep {
     /// Write the header.
-    Open,
+    SendHeader,
     /// Wait until the destination says that it can take the guest.
     AwaitReady,
     /// Take the guest for this migration and send rounds of pages.
     PreCopy,
     /// Pause the guest; send the last pages and the state.
-    Blackout,
+    StopAndCopy,
     /// Write `End`.
-    End,
+    SendEnd,
     /// Close the forward path, which flushes whatever filters hold back.
     Close,
     /// Wait until the destination has loaded everything.
     AwaitAck,
-    /// Tell the source's vmrun that the guest is not its own any more.
+    /// Have everything ready that nobody can wait for behind the commit: the guest's disks are
+    /// flushed, and who is to bring GO lives.
+    PrepareCommit,
+    /// Tell the source's vmrun that the guest is not its own any more, and who acknowledged it.
     Commit,
     /// Send GO.
-    Go,
+    SendGo,
     /// Wait until the destination runs.
     AwaitRunning,
-    /// Ask the destination what became of the guest.
-    Resolve,
-    /// Tell the source's vmrun that the destination runs: it ends.
-    Confirm,
-    /// Tell the source's vmrun that the destination refused: it runs.
-    TakeBack,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceOperation {
+    /// The next step of the migration.
+    Step(SourceStep),
+    /// Remove a file that could not be finished, or make sure that it has no end.
+    RemoveFile,
     /// Give the guest back to the source's vmrun: it runs.
     Release,
-    /// Tell a destination that may be prepared that the guest was given back: it would wait for
-    /// GO for ever. Nobody's guest depends on it.
-    TellReleased,
+    /// See what became of the guest.
+    LookAtGuest,
+    /// Find out why this step failed: only now, as it may take its time. If it was the operator who
+    /// ended it, the error says so then.
+    Explain(SourceStep),
+    /// Say in the stream that the guest stays, and end the tunnel.
+    AbortStream,
+    /// Find out what became of a guest that is handed-over, or tell the destination that it was
+    /// released.
+    Resolve(ResolveOperation),
+    /// Let the tunnel end by itself: what it still holds may be the end of the stream.
+    LeaveTunnel,
     /// All done.
     Finished(SourceEnding),
+}
+
+/// How an operation went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceStepOutcome {
+    /// It was done.
+    Done,
+    /// `End` was written; the digest over all of the stream.
+    Sent(StreamDigest),
+    /// The destination has acknowledged the guest ([`Source::check_ack`]).
+    Acknowledged(Acknowledged),
+    /// What became of the guest.
+    Guest(SourceGuestState),
+    /// It was not done.
+    Failed(FailureKind),
 }
 
 /// How a migration ended for its sender.
@@ -49,6 +87,8 @@ pub enum SourceEnding {
     Stayed,
     /// The operator cancelled; the guest runs on the source.
     Cancelled,
+    /// The operator has forced the guest back; it runs on the source.
+    Forced,
     /// The source is handed-over and the outcome is not known.
     Unknown,
 }
@@ -58,7 +98,7 @@ impl SourceEnding {
     pub const fn exit_status(self) -> u8 {
         match self {
             Self::Moved => 0,
-            Self::Stayed => 1,
+            Self::Stayed | Self::Forced => 1,
             Self::Cancelled => 3,
             Self::Unknown => 4,
         }
@@ -68,272 +108,261 @@ impl SourceEnding {
 /// The source's side of one migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    form: Form,
+    mode: HandoverMode,
+    state: State,
+    /// The digest of the stream, once it has its `End`.
+    sent: Option<StreamDigest>,
+    /// What the ACK said.
+    taken_by: Option<Acknowledged>,
+    /// The source's vmrun has recorded the commit.
+    committed: bool,
+    /// What became of the guest, where that was looked at.
+    guest: Option<SourceGuestState>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Step(SourceStep),
+    RemoveFile(Failed),
+    Release(Failed),
+    Look(Failed),
+    Explain(Failed),
+    /// The guest was given back; whether the destination is to be told as well.
+    Abort(SourceEnding, bool),
+    Tell(SourceEnding),
+    AwaitRetry(SourceEnding),
+    Resolve(Resolver),
+    LeaveTunnel,
+    Finished(SourceEnding),
+}
+
+/// A step that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Failed {
     step: SourceStep,
-    /// Where a release leads: whether the operator asked for it.
-    cancelled: bool,
-    /// Whether the destination may be prepared when the guest is given back.
-    may_be_prepared: bool,
+    kind: FailureKind,
+    /// The source's vmrun has confirmed that it took the guest back.
+    released: bool,
+    /// The file that it was to end is gone, or has no end: nobody can ever run a guest from it.
+    removed: bool,
 }
 
 impl Source {
     /// A migration that is about to start.
-    pub const fn new(form: Form) -> Self {
-        Self { form, step: SourceStep::Open, cancelled: false, may_be_prepared: false }
-    }
-
-    /// A source that is handed-over already and whose outcome is to be found.
-    pub const fn resolving(form: Form) -> Self {
-        Self { form, step: SourceStep::Resolve, cancelled: false, may_be_prepared: false }
+    pub const fn new(mode: HandoverMode) -> Self {
+        Self {
+            mode,
+            state: State::Step(SourceStep::SendHeader),
+            sent: None,
+            taken_by: None,
+            committed: false,
+            guest: None,
+        }
     }
 
     /// What is to be done now.
-    pub const fn step(&self) -> SourceStep {
-        self.step
-    }
-
-    /// Whether the source's vmrun is handed-over: nothing may cancel from here on.
-    pub const fn is_committed(&self) -> bool {
-        use SourceStep::*;
-        match self.step {
-            Go | AwaitRunning | Resolve | Confirm | TakeBack => true,
-            // One way, End and Close come after the commit.
-            End | Close => !self.form.is_answered(),
-            Finished(ending) => matches!(ending, SourceEnding::Unknown),
-            _ => false,
+    pub const fn operation(&self) -> SourceOperation {
+        match self.state {
+            State::Step(step) => SourceOperation::Step(step),
+            State::RemoveFile(_) => SourceOperation::RemoveFile,
+            State::Release(_) => SourceOperation::Release,
+            State::Look(_) => SourceOperation::LookAtGuest,
+            State::Explain(failed) => SourceOperation::Explain(failed.step),
+            State::Abort(..) => SourceOperation::AbortStream,
+            State::Tell(_) => SourceOperation::Resolve(ResolveOperation::Query(Query::Released)),
+            State::AwaitRetry(_) => SourceOperation::Resolve(ResolveOperation::AwaitRetry),
+            State::Resolve(resolver) => SourceOperation::Resolve(resolver.operation()),
+            State::LeaveTunnel => SourceOperation::LeaveTunnel,
+            State::Finished(ending) => SourceOperation::Finished(ending),
         }
     }
 
-    /// Goes on after the present step went as `outcome` says.
-    pub fn advance(&mut self, outcome: Outcome) {
-        self.step = match outcome {
-            Outcome::Done => self.after_success(),
-            _ if self.is_committed() => self.after_late_failure(outcome),
-            _ => self.after_early_failure(outcome),
+    /// Whether the source's vmrun has recorded the commit: nothing may cancel from there on.
+    pub const fn is_committed(&self) -> bool {
+        self.committed
+    }
+
+    /// Whether the operator's cancel, or the signal that ended the other programs of a pipeline, may
+    /// still be why the present step failed. Behind the commit, or where that is not known, it makes
+    /// no difference any more.
+    pub const fn may_be_cancelled(&self) -> bool {
+        let committing = matches!(
+            self.state,
+            State::Step(SourceStep::Commit)
+                | State::Explain(Failed { step: SourceStep::Commit, .. })
+        );
+        !self.committed && !committing
+    }
+
+    /// What the ACK said: what the commit, GO and every query carry. Nothing one way.
+    pub const fn taken_by(&self) -> Option<Acknowledged> {
+        self.taken_by
+    }
+
+    /// What became of the guest at the source, where that was looked at.
+    pub const fn guest(&self) -> Option<SourceGuestState> {
+        self.guest
+    }
+
+    /// Checks that an ACK is for what was sent.
+    ///
+    /// # Errors
+    /// [`HandoverError::OtherStream`].
+    pub fn check_ack(&self, echoed: StreamDigest) -> Result<(), HandoverError> {
+        match self.sent == Some(echoed) {
+            true => Ok(()),
+            false => Err(HandoverError::OtherStream),
+        }
+    }
+
+    /// Goes on after the present operation went as `outcome` says.
+    pub fn advance(&mut self, outcome: SourceStepOutcome) {
+        use SourceStepOutcome::*;
+        self.state = match (self.state, outcome) {
+            (State::Finished(ending), _) => State::Finished(ending),
+            (State::Step(step), Failed(kind)) => self.after_failure(step, kind),
+            (State::Step(step), outcome) => self.after_success(step, outcome),
+            (State::RemoveFile(failed), outcome) => {
+                State::Explain(self::Failed { removed: outcome == Done, ..failed })
+            }
+            // Even if nobody hears the release, the vmrun runs on by itself when its client goes.
+            (State::Release(failed), outcome) => {
+                State::Look(self::Failed { released: outcome == Done, ..failed })
+            }
+            (State::Look(failed), outcome) => {
+                self.guest = Some(match outcome {
+                    // It has said that it did.
+                    Guest(SourceGuestState::Silent) if failed.released => SourceGuestState::Runs,
+                    Guest(guest) => guest,
+                    _ => SourceGuestState::Silent,
+                });
+                State::Explain(failed)
+            }
+            (State::Explain(failed), outcome) => self.after_explanation(failed, outcome),
+            (State::Abort(ending, true), _) => State::Tell(ending),
+            (State::Tell(ending), Failed(kind)) if may_be_repeated(kind) => {
+                State::AwaitRetry(ending)
+            }
+            (State::AwaitRetry(ending), Done) => State::Tell(ending),
+            // If nobody hears it now, the header of the guest's next migration says it again.
+            (State::Abort(ending, _) | State::Tell(ending) | State::AwaitRetry(ending), _) => {
+                State::Finished(ending)
+            }
+            (State::Resolve(mut resolver), outcome) => {
+                resolver.advance(match outcome {
+                    Failed(kind) => Err(kind),
+                    _ => Ok(()),
+                });
+                self.resolving(resolver)
+            }
+            (State::LeaveTunnel, _) => State::Finished(SourceEnding::Unknown),
         };
     }
 
-    fn after_success(&self) -> SourceStep {
+    fn resolving(&self, resolver: Resolver) -> State {
+        match resolver.operation() {
+            ResolveOperation::Finished(SourceEnding::Unknown) => self.unknown(),
+            ResolveOperation::Finished(ending) => State::Finished(ending),
+            _ => State::Resolve(resolver),
+        }
+    }
+
+    const fn unknown(&self) -> State {
+        match self.mode {
+            HandoverMode::OneWay => State::LeaveTunnel,
+            _ => State::Finished(SourceEnding::Unknown),
+        }
+    }
+
+    fn after_success(&mut self, step: SourceStep, outcome: SourceStepOutcome) -> State {
+        use HandoverMode::*;
         use SourceStep::*;
-        match (self.step, self.form) {
-            (Open, Form::BothWays) => AwaitReady,
-            (Open, _) => PreCopy,
+        match outcome {
+            SourceStepOutcome::Sent(digest) => self.sent = Some(digest),
+            SourceStepOutcome::Acknowledged(by) => self.taken_by = Some(by),
+            _ => {}
+        }
+        self.committed |= step == Commit;
+        State::Step(match (step, self.mode) {
+            (SendHeader, BothWays) => AwaitReady,
+            (SendHeader, _) => PreCopy,
             (AwaitReady, _) => PreCopy,
-            (PreCopy, _) => Blackout,
+            (PreCopy, _) => StopAndCopy,
             // One way nobody can say "refused" later, so the commit comes before the destination
             // can have everything that it needs to run.
-            (Blackout, Form::OneWay | Form::Saved) => Commit,
-            (Blackout, _) => End,
-            (End, Form::BothWays) => AwaitAck,
-            (End, _) => Close,
-            (Close, Form::OneWay) => Finished(SourceEnding::Moved),
+            (StopAndCopy, OneWay | Saved) => PrepareCommit,
+            (StopAndCopy, _) => SendEnd,
+            (SendEnd, BothWays) => AwaitAck,
+            (SendEnd, _) => Close,
+            (Close, OneWay) => return State::Finished(SourceEnding::Moved),
             // The file is on the disk: the source has nothing left to wait for.
-            (Close, Form::Saved) => Confirm,
+            (Close, Saved) => return State::Resolve(Resolver::confirming()),
             (Close, _) => AwaitAck,
             // The destination is whole and paused: this is the last moment at which a failure
             // costs nothing.
-            (AwaitAck, _) => Commit,
-            (Commit, Form::OneWay | Form::Saved) => End,
-            (Commit, _) => Go,
-            (Go, _) => AwaitRunning,
-            (AwaitRunning | Resolve, _) => Confirm,
-            (Confirm, _) => Finished(SourceEnding::Moved),
-            (TakeBack, _) => Finished(SourceEnding::Stayed),
-            (Release, _) if self.may_be_prepared => TellReleased,
-            (Release | TellReleased, _) => self.given_back(),
-            (Finished(ending), _) => Finished(ending),
-        }
-    }
-
-    /// How a migration ends whose guest runs on at the source.
-    const fn given_back(&self) -> SourceStep {
-        SourceStep::Finished(match self.cancelled {
-            true => SourceEnding::Cancelled,
-            false => SourceEnding::Stayed,
+            (AwaitAck, _) => PrepareCommit,
+            (PrepareCommit, _) => Commit,
+            (Commit, OneWay | Saved) => SendEnd,
+            (Commit, _) => SendGo,
+            (SendGo, _) => AwaitRunning,
+            (AwaitRunning, _) => return State::Resolve(Resolver::confirming()),
         })
     }
 
-    fn after_early_failure(&mut self, outcome: Outcome) -> SourceStep {
-        match self.step {
-            SourceStep::Finished(ending) => SourceStep::Finished(ending),
-            // Even if nobody hears the release, the vmrun runs on by itself when its client goes.
-            // If it is dead, the destination may have the last whole copy: that is not taken away.
-            SourceStep::Release | SourceStep::TellReleased => self.given_back(),
-            // Whether the vmrun recorded the commit is not known, so neither copy may be given up.
-            SourceStep::Commit if outcome == Outcome::Failed => {
-                SourceStep::Finished(SourceEnding::Unknown)
-            }
-            step => {
-                self.cancelled = outcome == Outcome::Cancelled;
-                self.may_be_prepared = self.form != Form::OneWay
-                    && matches!(
-                        step,
-                        SourceStep::End
-                            | SourceStep::Close
-                            | SourceStep::AwaitAck
-                            | SourceStep::Commit
-                    );
-                SourceStep::Release
-            }
+    fn after_failure(&self, step: SourceStep, kind: FailureKind) -> State {
+        use SourceStep::*;
+        let failed = Failed { step, kind, released: false, removed: false };
+        if self.mode == HandoverMode::Saved && matches!(step, SendEnd | Close) {
+            return State::RemoveFile(failed);
+        }
+        if self.committed {
+            State::Explain(failed)
+        } else if failed.may_have_committed() {
+            State::Look(failed)
+        } else {
+            // The guest may stand still: it runs before anything is found out.
+            State::Release(failed)
         }
     }
 
-    fn after_late_failure(&self, outcome: Outcome) -> SourceStep {
-        match (self.step, outcome) {
-            (SourceStep::Finished(ending), _) => SourceStep::Finished(ending),
-            (SourceStep::Go | SourceStep::AwaitRunning, _) => SourceStep::Resolve,
-            (SourceStep::Resolve, Outcome::Refused) => SourceStep::TakeBack,
-            // A file that was not finished and certainly has no end: nobody can ever run a guest
-            // from it.
-            (SourceStep::End | SourceStep::Close, Outcome::Refused)
-                if matches!(self.form, Form::Saved) =>
-            {
-                SourceStep::TakeBack
-            }
-            // The guest is there; only this source's vmrun was not told. It stays handed-over.
-            (SourceStep::Confirm, _) => SourceStep::Finished(SourceEnding::Moved),
-            _ => SourceStep::Finished(SourceEnding::Unknown),
+    fn after_explanation(&self, failed: Failed, explained: SourceStepOutcome) -> State {
+        use SourceStep::*;
+        let kind = match explained {
+            SourceStepOutcome::Failed(kind) => kind,
+            _ => failed.kind,
+        };
+        if self.committed {
+            return match failed.step {
+                SendGo | AwaitRunning => State::Resolve(Resolver::new(self.taken_by, false)),
+                SendEnd | Close if failed.removed => State::Resolve(Resolver::taking_back()),
+                _ => self.unknown(),
+            };
         }
+        if failed.may_have_committed() {
+            return self.unknown();
+        }
+        // A destination that may be prepared would wait for GO for ever. Nobody's guest depends on
+        // it: unless the guest is at the source for certain, the destination may have the last
+        // whole copy, and that is not taken away.
+        let may_be_prepared = self.mode.is_answered()
+            && matches!(failed.step, SendEnd | Close | AwaitAck | PrepareCommit | Commit);
+        let is_here = match self.guest {
+            Some(SourceGuestState::Runs) => true,
+            Some(SourceGuestState::Paused) => failed.released,
+            _ => false,
+        };
+        let ending = match kind {
+            FailureKind::Cancelled => SourceEnding::Cancelled,
+            _ => SourceEnding::Stayed,
+        };
+        State::Abort(ending, may_be_prepared && is_here)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use SourceStep::*;
-
-    const FORMS: [Form; 4] = [Form::BothWays, Form::SeparateCommit, Form::OneWay, Form::Saved];
-
-    fn path(form: Form) -> Vec<SourceStep> {
-        let mut source = Source::new(form);
-        let mut steps = vec![source.step()];
-        while !matches!(source.step(), Finished(_)) {
-            source.advance(Outcome::Done);
-            steps.push(source.step());
-        }
-        steps
-    }
-
-    const fn at(form: Form, step: SourceStep) -> Source {
-        Source { form, step, cancelled: false, may_be_prepared: false }
-    }
-
-    #[test]
-    fn a_destination_that_may_be_prepared_is_told_that_the_guest_stays() {
-        for form in [Form::BothWays, Form::SeparateCommit, Form::OneWay] {
-            for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
-                for step in path(form) {
-                    let mut source = at(form, step);
-                    source.advance(outcome);
-                    if source.step() != Release {
-                        continue;
-                    }
-                    let told =
-                        form != Form::OneWay && matches!(step, End | Close | AwaitAck | Commit);
-                    source.advance(Outcome::Done);
-                    assert_eq!(source.step() == TellReleased, told, "{form:?} {step:?}");
-                    let ending = match outcome {
-                        Outcome::Cancelled => SourceEnding::Cancelled,
-                        _ => SourceEnding::Stayed,
-                    };
-                    while source.step() == TellReleased {
-                        source.advance(outcome);
-                    }
-                    assert_eq!(source.step(), Finished(ending));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn each_form_commits_once_and_at_its_own_place() {
-        assert_eq!(
-            path(Form::BothWays),
-            [
-                Open,
-                AwaitReady,
-                PreCopy,
-                Blackout,
-                End,
-                AwaitAck,
-                Commit,
-                Go,
-                AwaitRunning,
-                Confirm,
-                Finished(SourceEnding::Moved)
-            ]
-        );
-        assert_eq!(
-            path(Form::SeparateCommit),
-            [
-                Open,
-                PreCopy,
-                Blackout,
-                End,
-                Close,
-                AwaitAck,
-                Commit,
-                Go,
-                AwaitRunning,
-                Confirm,
-                Finished(SourceEnding::Moved)
-            ]
-        );
-        assert_eq!(
-            path(Form::OneWay),
-            [Open, PreCopy, Blackout, Commit, End, Close, Finished(SourceEnding::Moved)]
-        );
-        assert_eq!(
-            path(Form::Saved),
-            [Open, PreCopy, Blackout, Commit, End, Close, Confirm, Finished(SourceEnding::Moved)]
-        );
-    }
-
-    #[test]
-    fn any_failure_before_the_commit_gives_the_guest_back() {
-        for form in FORMS {
-            for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
-                for step in path(form).into_iter().take_while(|step| *step != Commit) {
-                    let mut source = at(form, step);
-                    source.advance(outcome);
-                    assert_eq!(source.step(), Release, "{form:?} {step:?} {outcome:?}");
-                    source.advance(Outcome::Failed);
-                    let expected = match outcome {
-                        Outcome::Cancelled => SourceEnding::Cancelled,
-                        _ => SourceEnding::Stayed,
-                    };
-                    assert_eq!(source.step(), Finished(expected));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn after_the_commit_only_a_certain_refusal_gives_the_guest_back() {
-        for form in FORMS {
-            let after = path(form).into_iter().skip_while(|step| *step != Commit).skip(1);
-            for step in after.chain([Resolve, TakeBack]) {
-                let source = at(form, step);
-                for outcome in [Outcome::Failed, Outcome::Refused, Outcome::Cancelled] {
-                    let mut source = source;
-                    source.advance(outcome);
-                    assert_ne!(source.step(), Release, "{form:?} {step:?} {outcome:?}");
-                    let refused = match step {
-                        Resolve => outcome == Outcome::Refused,
-                        End | Close => outcome == Outcome::Refused && form == Form::Saved,
-                        _ => false,
-                    };
-                    assert_eq!(source.step() == TakeBack, refused, "{form:?} {step:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_lost_answer_to_the_commit_leaves_the_outcome_open() {
-        let mut source = at(Form::BothWays, Commit);
-        source.advance(Outcome::Failed);
-        assert_eq!(source.step(), Finished(SourceEnding::Unknown));
-        assert_eq!(SourceEnding::Unknown.exit_status(), 4);
+impl Failed {
+    /// Whether the vmrun recorded the commit is not known, so neither copy may be given up.
+    fn may_have_committed(&self) -> bool {
+        let certain = matches!(self.kind, FailureKind::Undone | FailureKind::Cancelled);
+        self.step == SourceStep::Commit && !certain
     }
 }

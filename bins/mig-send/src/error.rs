@@ -4,20 +4,26 @@ use std::io;
 use std::time::Duration;
 
 use mig_channel::{ChannelError, OpenError, TunnelError};
-use mig_engine::handover::Outcome;
+use mig_engine::handover::{Failure, FailureKind, HandoverError};
 use mig_engine::precopy::Rule;
 use mig_stream::{ReturnError, UnrecognisedStream, WriteError};
 use thiserror::Error;
 
-/// Why a step did not succeed.
+/// Why an operation of the migration did not succeed.
 #[derive(Debug)]
-pub enum Stop {
-    /// It failed.
+pub enum StepError {
+    /// It failed. What the other side has made of it is not known.
     Failed(anyhow::Error),
     /// The destination refused, durably.
     Refused(String),
-    /// It failed, and what was written is gone for certain: nobody can ever run a guest from it.
+    /// It failed, and it is certain that nothing of it was carried out.
     Undone(anyhow::Error),
+    /// Another host answered a query than the one that took the guest.
+    OtherHost(anyhow::Error),
+    /// The destination may have run the guest, and nobody is left there who knows.
+    MayHaveRun(anyhow::Error),
+    /// The destination cannot be asked.
+    CannotAsk(anyhow::Error),
     /// The operator cancelled.
     Cancelled,
     /// The promised downtime cannot be kept.
@@ -29,23 +35,29 @@ pub enum Stop {
     },
 }
 
-impl Stop {
-    /// Why, for a person.
-    pub fn reason(&self) -> String {
-        match self {
-            Self::Failed(error) | Self::Undone(error) => migpipe_cli::one_line(error),
-            Self::Refused(reason) => format!("the destination refused: {reason}"),
-            Self::Cancelled => "cancelled".to_owned(),
-            Self::GaveUp { rule, .. } => rule.to_string(),
+impl StepError {
+    /// The error of a query whose answer was of this kind ([`Query::verdict`]).
+    ///
+    /// [`Query::verdict`]: mig_engine::handover::Query::verdict
+    pub const fn of_answer(kind: FailureKind, error: anyhow::Error) -> Self {
+        match kind {
+            FailureKind::OtherHost => Self::OtherHost(error),
+            FailureKind::MayHaveRun => Self::MayHaveRun(error),
+            _ => Self::Failed(error),
         }
     }
 
-    /// What the handover machine is told.
-    pub const fn outcome(&self) -> Outcome {
+    /// Why, for a person.
+    pub fn reason(&self) -> String {
         match self {
-            Self::Failed(_) | Self::GaveUp { .. } => Outcome::Failed,
-            Self::Refused(_) | Self::Undone(_) => Outcome::Refused,
-            Self::Cancelled => Outcome::Cancelled,
+            Self::Failed(error)
+            | Self::Undone(error)
+            | Self::OtherHost(error)
+            | Self::MayHaveRun(error)
+            | Self::CannotAsk(error) => migpipe_cli::one_line(error),
+            Self::Refused(reason) => format!("the destination refused: {reason}"),
+            Self::Cancelled => "cancelled".to_owned(),
+            Self::GaveUp { rule, .. } => rule.to_string(),
         }
     }
 
@@ -53,18 +65,42 @@ impl Stop {
     pub fn context(self, doing: impl std::fmt::Display + Send + Sync + 'static) -> Self {
         match self {
             Self::Failed(error) => Self::Failed(error.context(doing)),
+            Self::OtherHost(error) => Self::OtherHost(error.context(doing)),
+            Self::MayHaveRun(error) => Self::MayHaveRun(error.context(doing)),
+            Self::CannotAsk(error) => Self::CannotAsk(error.context(doing)),
             other => other,
         }
     }
 }
 
-impl From<anyhow::Error> for Stop {
+impl Failure for StepError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Failed(_) => FailureKind::Failed,
+            Self::Refused(_) => FailureKind::Refused,
+            Self::Undone(_) => FailureKind::Undone,
+            Self::OtherHost(_) => FailureKind::OtherHost,
+            Self::MayHaveRun(_) => FailureKind::MayHaveRun,
+            Self::CannotAsk(_) => FailureKind::CannotAsk,
+            Self::Cancelled => FailureKind::Cancelled,
+            Self::GaveUp { .. } => FailureKind::GaveUp,
+        }
+    }
+}
+
+impl From<HandoverError> for StepError {
+    fn from(error: HandoverError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<anyhow::Error> for StepError {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<io::Error> for Stop {
+impl From<io::Error> for StepError {
     fn from(error: io::Error) -> Self {
         if ChannelError::is_interrupted(&error) {
             Self::Cancelled
@@ -74,7 +110,7 @@ impl From<io::Error> for Stop {
     }
 }
 
-impl From<WriteError> for Stop {
+impl From<WriteError> for StepError {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Io { source, .. } if ChannelError::is_interrupted(&source) => {
@@ -87,7 +123,7 @@ impl From<WriteError> for Stop {
     }
 }
 
-impl From<ReturnError> for Stop {
+impl From<ReturnError> for StepError {
     fn from(error: ReturnError) -> Self {
         match error {
             ReturnError::Io(source) if ChannelError::is_interrupted(&source) => Self::Cancelled,
@@ -97,7 +133,7 @@ impl From<ReturnError> for Stop {
     }
 }
 
-impl From<OpenError> for Stop {
+impl From<OpenError> for StepError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Wait(ChannelError::Interrupted { .. }) => Self::Cancelled,
@@ -107,7 +143,7 @@ impl From<OpenError> for Stop {
     }
 }
 
-impl From<TunnelError> for Stop {
+impl From<TunnelError> for StepError {
     fn from(error: TunnelError) -> Self {
         match error {
             TunnelError::Cancelled { .. } | TunnelError::Interrupted { .. } => Self::Cancelled,
@@ -116,7 +152,7 @@ impl From<TunnelError> for Stop {
     }
 }
 
-impl From<vm_control::ClientError> for Stop {
+impl From<vm_control::ClientError> for StepError {
     fn from(error: vm_control::ClientError) -> Self {
         match error {
             vm_control::ClientError::Refused(why) if why.is_cancelled() => Self::Cancelled,
