@@ -1,4 +1,4 @@
-//! StepError-and-copy and the handover: from the guest's last instruction here to its first one there.
+//! Stop-and-copy and the handover: from the guest's last instruction here to its first one there.
 //!
 //! Order within the blackout, and why:
 //! 1. Pause: from here on the guest changes nothing.
