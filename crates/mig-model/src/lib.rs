@@ -65,25 +65,25 @@
 //!
 //! | migrations | resolvers | crashes | records lost | ends by the operator | faults | moments | steps | depth |
 //! | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 106,001 | 883,413 | 40 |
-//! | both ways | 1 | 1 | 0 | 1 | any | 716,127 | 6,223,389 | 40 |
-//! | both ways | 1 | 2 | 0 | 0 | 2 | 284,176 | 1,716,962 | 40 |
-//! | both ways | 2 | 0 | 0 | 0 | any | 177,222 | 1,552,884 | 43 |
-//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 212,345 | 1,075,662 | 39 |
-//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 59,568 | 218,682 | 38 |
-//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 10,202 | 35,657 | 32 |
-//! | both ways | 1 | 1 | 1 | 0 | 1 | 100,632 | 386,097 | 36 |
-//! | separate commit | 1 | 1 | 0 | 1 | any | 411,165 | 3,294,780 | 38 |
-//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 38,784 | 284,075 | 34 |
-//! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 510,830 | 3,872,185 | 37 |
-//! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 212,323 | 904,160 | 37 |
-//! | one way | 2 | 1 | 0 | 1 | 1 | 727,215 | 3,643,701 | 36 |
-//! | one way | 1 | 1 | 1 | 0 | 1 | 58,900 | 217,622 | 35 |
-//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 524,674 | 2,469,237 | 38 |
-//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 152,652 | 643,308 | 40 |
-//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 176,833 | 703,712 | 44 |
-//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 30,433 | 120,208 | 46 |
-//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 83,563 | 313,128 | 51 |
+//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 151,542 | 1,291,645 | 41 |
+//! | both ways | 1 | 1 | 0 | 1 | any | 970,212 | 8,746,681 | 40 |
+//! | both ways | 1 | 2 | 0 | 0 | 2 | 324,342 | 1,964,161 | 40 |
+//! | both ways | 2 | 0 | 0 | 0 | any | 254,902 | 2,310,133 | 41 |
+//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 235,428 | 1,195,118 | 39 |
+//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 62,539 | 229,784 | 38 |
+//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 8,241 | 28,375 | 31 |
+//! | both ways | 1 | 1 | 1 | 0 | 1 | 107,101 | 413,863 | 36 |
+//! | separate commit | 1 | 1 | 0 | 1 | any | 438,930 | 3,591,574 | 38 |
+//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 38,572 | 283,347 | 34 |
+//! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 281,582 | 2,121,425 | 36 |
+//! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 144,844 | 602,475 | 36 |
+//! | one way | 2 | 1 | 0 | 1 | 1 | 665,617 | 3,327,036 | 36 |
+//! | one way | 1 | 1 | 1 | 0 | 1 | 55,236 | 203,588 | 35 |
+//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 493,469 | 2,405,633 | 38 |
+//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 163,813 | 721,026 | 40 |
+//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 179,625 | 715,268 | 44 |
+//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 30,429 | 120,148 | 46 |
+//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 76,598 | 292,528 | 51 |
 //!
 //! All of it, mistakes included, takes some 45 s on 2 cores.
 //!
