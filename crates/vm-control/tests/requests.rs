@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mig_engine::handover::Form;
+use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, Standing, State};
 use migpipe_units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -156,7 +156,7 @@ fn calls() -> Vec<(Call, Request, String)> {
         id: ID,
         description: machine(),
         overrides: Overrides { name: Some("w2".into()), ..Overrides::default() },
-        form: Form::OneWay,
+        form: HandoverMode::OneWay,
     };
     let sections = vec![vec![4; 5]];
     let paused_for = Some(Duration::from_millis(3));
@@ -193,7 +193,7 @@ fn calls() -> Vec<(Call, Request, String)> {
         (
             |it| {
                 let overrides = Overrides { name: Some("w2".into()), ..Overrides::default() };
-                let received = it.receive(ID, machine(), overrides, Form::OneWay);
+                let received = it.receive(ID, machine(), overrides, HandoverMode::OneWay);
                 text(received.map(|(memory, notes)| (memory.regions().next(), notes)))
             },
             receive,
