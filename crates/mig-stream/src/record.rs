@@ -176,3 +176,25 @@ fn decode_extents(payload: &[u8]) -> Result<Vec<PageRange>, Malformed> {
     take.finish()?;
     Ok(extents)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_extents_is_as_long_as_one_record_may_hold_and_no_longer() {
+        let extents = |count: usize| {
+            let extent = |first| PageRange { region: RegionId(1), first, count: Pages(2) };
+            (0..count as u64).map(extent).collect::<Vec<_>>()
+        };
+        for count in [0, 1, MAX_EXTENTS] {
+            let whole = extents(count);
+            assert_eq!(decode_extents(&encode_extents(&whole)), Ok(whole));
+        }
+        for count in [MAX_EXTENTS + 1, MAX_EXTENTS + 2] {
+            assert!(decode_extents(&encode_extents(&extents(count))).is_err(), "{count}");
+        }
+        let cut = &encode_extents(&extents(2))[..EXTENT_BYTES + 1];
+        assert!(decode_extents(cut).is_err(), "a part of one is left over");
+    }
+}
