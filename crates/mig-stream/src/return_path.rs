@@ -345,9 +345,13 @@ mod tests {
     fn an_answer_that_breaks_off_never_yields_half_a_message() {
         let bytes = written(&all_messages());
         for length in 0..bytes.len() {
-            if let Ok(messages) = read(&bytes[..length]) {
-                assert_eq!(messages, all_messages()[..messages.len()]);
-                assert_eq!(written(&messages).len(), length);
+            match read(&bytes[..length]) {
+                Ok(messages) => {
+                    assert_eq!(messages, all_messages()[..messages.len()]);
+                    assert_eq!(written(&messages).len(), length);
+                }
+                Err(ReturnError::Truncated { after }) => assert_eq!(after, length as u64),
+                Err(error) => assert_eq!(length, 0, "{error}"),
             }
         }
     }
