@@ -82,6 +82,8 @@ fn modules(src: &Path) -> BTreeMap<Vec<String>, PathBuf> {
             let inside = [at, std::slice::from_ref(&stem)].concat();
             if path.is_dir() {
                 visit(&path, &inside, found);
+            } else if path.extension().is_none_or(|end| end != "rs") {
+                // Golden files and the like.
             } else if matches!(stem.as_str(), "mod" | "lib" | "main") {
                 found.insert(at.to_vec(), path);
             } else if !stem.ends_with("tests") {
