@@ -79,8 +79,8 @@
 //! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 144,844 | 602,475 | 36 |
 //! | one way | 2 | 1 | 0 | 1 | 1 | 665,617 | 3,327,036 | 36 |
 //! | one way | 1 | 1 | 1 | 0 | 1 | 55,236 | 203,588 | 35 |
-//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 493,469 | 2,405,633 | 38 |
-//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 163,813 | 721,026 | 40 |
+//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 491,839 | 2,398,290 | 38 |
+//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 164,653 | 724,290 | 40 |
 //! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 179,625 | 715,268 | 44 |
 //! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 30,429 | 120,148 | 46 |
 //! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 76,598 | 292,528 | 51 |
