@@ -121,7 +121,7 @@ enum State {
     Record(DestinationStep),
     Refuse,
     AwaitEnd(Refusal),
-    SayGivenUp(Refusal),
+    SayGivenUp(DestinationEnding),
     /// The vmrun did not confirm that it gave the guest up. Its connection closes with us, and then
     /// it refuses by itself, if it lives; the record says whether it has.
     RefusalRecord,
@@ -234,27 +234,25 @@ impl Destination {
                 Outcome::Failed(_) => Refusal::Unconfirmed,
                 _ => Refusal::Confirmed,
             }),
-            (State::AwaitEnd(refusal), _) => State::SayGivenUp(refusal),
-            (State::SayGivenUp(Refusal::Unconfirmed), _) => State::RefusalRecord,
-            (State::SayGivenUp(_), _) => State::Finished(DestinationEnding::Refused),
+            // Once the source hears of it, it ends the tunnel, and this process with it perhaps: all
+            // that is to be found out is found out before.
+            (State::AwaitEnd(Refusal::Unconfirmed), _) => State::RefusalRecord,
+            (State::AwaitEnd(_), _) => State::SayGivenUp(DestinationEnding::Refused),
+            (State::SayGivenUp(ending), _) => State::Finished(ending),
             (State::RefusalRecord, Outcome::Recorded(Some(Decision::Refused))) => {
-                State::Finished(DestinationEnding::Refused)
+                State::SayGivenUp(DestinationEnding::Refused)
             }
-            (State::RefusalRecord, outcome) => match (self.mode, outcome) {
+            (State::RefusalRecord, outcome) => State::SayGivenUp(match (self.mode, outcome) {
                 // Nobody restores it any more, and it has not run.
-                (HandoverMode::Saved, Outcome::Recorded(None)) => {
-                    State::Finished(DestinationEnding::Refused)
-                }
+                (HandoverMode::Saved, Outcome::Recorded(None)) => DestinationEnding::Refused,
                 // The vmrun may be prepared all the same, and one way its source has committed: if
                 // it resolves, the guest runs here. A saved guest may run, if its vmrun does not say.
-                (HandoverMode::OneWay | HandoverMode::Saved, _) => {
-                    State::Finished(DestinationEnding::Prepared)
-                }
+                (HandoverMode::OneWay | HandoverMode::Saved, _) => DestinationEnding::Prepared,
                 // The source was not answered or gave up itself, so that no GO will come.
                 (HandoverMode::BothWays | HandoverMode::SeparateCommit, _) => {
-                    State::Finished(DestinationEnding::Refused)
+                    DestinationEnding::Refused
                 }
-            },
+            }),
         };
     }
 
