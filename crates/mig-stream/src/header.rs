@@ -302,7 +302,7 @@ mod tests {
         // One region, so many pages behind the first.
         let last: Part =
             |more| Header { regions: vec![region(0, END_OF_FRAMES - 1, more as u64)], ..header() };
-        for (part, most) in [(name, 255), (regions, 256), (released, 16), (last, 1)] {
+        for (part, most) in [(name, 48), (regions, 256), (released, 16), (last, 1)] {
             let good = part(most);
             assert_eq!(Header::decode(&good.encode().unwrap()), Ok(good));
             for more in [most + 1, most + 2] {
