@@ -85,7 +85,7 @@
 //! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 30,429 | 120,148 | 46 |
 //! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 76,598 | 292,528 | 51 |
 //!
-//! All of it, mistakes included, takes some 45 s on 2 cores.
+//! All of it, mistakes included, takes 70 s on 2 cores that do nothing else.
 //!
 //! Moments that nobody can tell apart are one: what is only written is written at once, a cut
 //! tunnel is a reader that gives up waiting (the first row has both, and finds the same), the
