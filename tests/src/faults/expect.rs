@@ -126,9 +126,10 @@ fn both(phase: Phase, step: Step, fault: Fault) -> &'static [Ending] {
     use {Act::*, Ending::*, Fault::*, Order::*, Party::*};
     match (fault, phase) {
         (Kill(Send), ..=ACKED) => &[Stays],
-        // What it had written passes, and nobody tells the source.
-        (Kill(Send), ..=RAN) => &[Running],
-        (Kill(Send), TOLD..) => &[Running, Moved],
+        // What it had written passes, and nobody tells the source; but behind GO the answer may be a
+        // moment faster than the kill.
+        (Kill(Send), ..=COMMITTED | RAN) => &[Running],
+        (Kill(Send), GOING | TOLD..) => &[Running, Moved],
 
         (Kill(Recv), ..=SAVED) => &[Stays],
         // It has loaded the guest, and GO finds nobody.
