@@ -92,7 +92,9 @@ fn give_to_nobody(host: &Host) -> Result<(), String> {
     if fs::metadata("/proc/self").expect("this process").uid() != 0 {
         return Err("only root can become nobody".into());
     }
-    for dir in ["", "run", "state"] {
+    // What the host remembers is the user's own, too.
+    let memory = ["state/vmrun", "state/vmrun/migrations", "state/vmrun/migrations/host-id"];
+    for dir in ["", "run", "state"].into_iter().chain(memory) {
         chown(host.path(dir), Some(NOBODY), Some(NOBODY)).expect("root gives directories away");
     }
     let tried = run(&mut as_nobody(host, "vmrun --version >/dev/null && : <>/dev/kvm"));
