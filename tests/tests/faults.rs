@@ -13,7 +13,7 @@ const SEED: u64 = 1;
 
 /// What each of these did wrong.
 const ONCE_WRONG: &[(&str, &str)] = &[
-    ("both/connect/kill-source/asked", "a guest that ended was only a vmrun that was lost"),
+    ("both/connect/kill-source/mended", "a guest that ended was only a vmrun that was lost"),
     ("both/ack/kill-source/mended", "a source that died was called handed-over"),
     ("both/go/freeze-recv/asked", "RUNNING was waited for longer than --timeout"),
     ("one-way/eof/exit-late/asked", "a tunnel that failed was status 0"),

@@ -199,7 +199,9 @@ fn ignores_hangups() -> bool {
 fn a_terminal_that_closes_ends_neither_the_last_copy_of_a_guest_nor_one_under_nohup() {
     needs_kvm!();
     if ignores_hangups() {
-        println!("SKIPPED a terminal that closes: these tests run under nohup, as would the guests");
+        println!(
+            "SKIPPED a terminal that closes: these tests run under nohup, as would the guests"
+        );
         return;
     }
     let host = Host::new();
