@@ -189,7 +189,7 @@ fn a_guest_is_committed_only_with_the_state_of_this_pause() {
 
 /// Whether SIGHUP is ignored here, and so by every program that is started from here.
 fn ignores_hangups() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("this process");
+    let status = fs::read_to_string("/proc/self/status").expect("this process");
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask");
     let ignored = u64::from_str_radix(ignored.trim(), 16).expect("a mask");
     ignored & 1 << (Signal::SIGHUP as u32 - 1) != 0

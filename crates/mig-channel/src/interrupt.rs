@@ -1,4 +1,4 @@
-//! A hand on the brake: ends every wait of the channels that hold it.
+//! An interrupt ends every wait of the channels that hold it: a cancel takes effect at once.
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -117,9 +117,10 @@ impl PageBitmap {
         count
     }
 
-    /// The first page from `from` on whose bit is set (or, with `flip` of all ones, clear).
-    pub(crate) fn find(&self, from: u64, flip: u64) -> Option<u64> {
-        let count = self.slice().len();
+    /// The first page of `from..until` whose bit is set (or, with `flip` of all ones, clear), looked
+    /// for in no word beyond that of `until`; it may be a page of that word behind `until`.
+    pub(crate) fn find(&self, from: u64, until: u64, flip: u64) -> Option<u64> {
+        let count = words_for(Pages(until)).min(self.slice().len());
         let mut index = (from / PAGES_PER_WORD) as usize;
         let mut wanted = u64::MAX << (from % PAGES_PER_WORD);
         while index < count {

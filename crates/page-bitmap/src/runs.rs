@@ -30,13 +30,10 @@ impl Iterator for Runs<'_> {
     type Item = PageRange;
 
     fn next(&mut self) -> Option<PageRange> {
-        let first = self.bitmap.find(self.next, 0)?;
-        let end = self
-            .bitmap
-            .find(first, u64::MAX)
-            .unwrap_or(u64::MAX)
-            .min(first.saturating_add(self.longest))
-            .min(self.bitmap.pages().0);
+        let pages = self.bitmap.pages().0;
+        let first = self.bitmap.find(self.next, pages, 0)?;
+        let until = first.saturating_add(self.longest).min(pages);
+        let end = self.bitmap.find(first, until, u64::MAX).unwrap_or(until).min(until);
         // Another process may have taken the bit meanwhile: a page more is sent then.
         let count = Pages(end.saturating_sub(first).max(1));
         self.next = first + count.0;
@@ -83,6 +80,15 @@ mod tests {
         assert_eq!(runs(&bitmap, u64::MAX), [(60, 200), (999, 1)]);
         assert_eq!(runs(&bitmap, 150), [(60, 150), (210, 50), (999, 1)]);
         assert_eq!(bitmap.runs(Pages(9)).next().unwrap().region, REGION);
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_looked_for_no_further_than_the_longest() {
+        // Else each piece of a long run costs a look at all that is left of it.
+        let bitmap = bitmap(1000, &[(0, 500)]);
+        assert_eq!(bitmap.find(0, 64, u64::MAX), None);
+        assert_eq!(bitmap.find(0, 500, u64::MAX), Some(500));
+        assert_eq!(bitmap.find(500, 1000, 0), None);
     }
 
     #[test]
