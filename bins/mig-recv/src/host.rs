@@ -3,7 +3,7 @@
 //! A stream says what its guest is called, which migration it is, and what is to become of it; so
 //! something must start a vmrun and look into the host's memory of migrations after the first
 //! hostile byte was read. The process that reads does neither: a [`broker`] does it,
-//! which is started before and stays outside. It takes a [`Question`], whose parameters are a guest's
+//! which is started before and stays outside. It takes a [`Request`], whose parameters are a guest's
 //! name, checked once more there, and ids. Everything else about the vmrun that it starts - the
 //! program, the timeout, where its log is - comes from mig-recv's own command line, and the control
 //! connection is one end of a socket pair that exists already.
@@ -18,8 +18,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use mig_engine::ownership::Decision;
@@ -27,27 +26,24 @@ use mig_stream::DestinationOutcome;
 use migpipe_confine::broker::{self, Broker};
 use migpipe_units::MigrationId;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use vm_control::{Client, ClientError};
-use vm_records::record::Records;
 
+use crate::NAME;
 use crate::args::Args;
-use crate::inquiry::Asked;
-use crate::launch::Launched;
-use crate::{NAME, inquiry};
+use crate::query::HostQuery;
 
 /// A vmrun that was just started answers within this time: it has nothing to do before.
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A vmrun that gave its guest up ends within this time, unless the disk is slow.
-pub const END: Duration = Duration::from_secs(5);
+pub const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The broker has answered within this time: it waits some seconds for the end of a vmrun.
-const ANSWER: Duration = Duration::from_secs(10);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All that the broker can be asked.
 #[derive(Debug, Serialize, Deserialize)]
-enum Question {
+pub enum Request {
     /// Start the vmrun of a guest that is to be called `name` and is called `guest` on its source.
     /// Answered with the path of its socket; once.
     Start { name: String, guest: String },
@@ -58,7 +54,7 @@ enum Question {
     /// What this host remembers of a migration; nothing, of a saved guest that is restored no more.
     Decision(MigrationId),
     /// Finish a migration whose source asks what became of it, or took the guest back.
-    Resolve(Asked),
+    Resolve(HostQuery),
     /// Give up what waits for the GO of migrations whose source took the guest back.
     Forget(Vec<MigrationId>),
     /// Say where the host's memory is, if it does not outlive the boot.
@@ -66,7 +62,7 @@ enum Question {
 }
 
 /// What was done, or why not.
-type Answer<T> = Result<T, String>;
+pub type Answer<T> = Result<T, String>;
 
 /// The broker, and what else was opened before the first byte was read.
 #[derive(Debug)]
@@ -97,14 +93,14 @@ impl Host {
             .args(args.files_anywhere.then_some("--files-anywhere"))
             .stdout(Stdio::from(OwnedFd::from(theirs)));
         Ok(Self {
-            broker: Broker::start(command, args.timeout.max(ANSWER))?,
+            broker: Broker::start(command, args.timeout.max(BROKER_TIMEOUT))?,
             waiting,
             control: Some(ours),
         })
     }
 
-    fn ask<T: serde::de::DeserializeOwned>(&mut self, question: &Question) -> anyhow::Result<T> {
-        self.broker.ask::<Answer<T>>(question)?.map_err(|why| anyhow!("{why}"))
+    fn ask<T: serde::de::DeserializeOwned>(&mut self, request: &Request) -> anyhow::Result<T> {
+        self.broker.ask::<Answer<T>>(request)?.map_err(|why| anyhow!("{why}"))
     }
 
     /// The vmrun of `--vm`, or a new one for a guest that is to be called `name` and is called
@@ -116,9 +112,9 @@ impl Host {
             return Ok(Vmrun { client, name, started: false });
         }
         let socket: PathBuf =
-            self.ask(&Question::Start { name: name.to_owned(), guest: guest.to_owned() })?;
+            self.ask(&Request::Start { name: name.to_owned(), guest: guest.to_owned() })?;
         let control = self.control.take().context("a second vmrun was to be started")?;
-        match Client::over(control, &socket, NAME, START) {
+        match Client::over(control, &socket, NAME, START_TIMEOUT) {
             Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: true }),
             Err(error) => Err(self.last_words(error)),
         }
@@ -134,7 +130,7 @@ impl Host {
     }
 
     fn last_words(&mut self, error: ClientError) -> anyhow::Error {
-        match self.ask::<(Option<String>, PathBuf)>(&Question::LastWords) {
+        match self.ask::<(Option<String>, PathBuf)>(&Request::LastWords) {
             Ok((Some(words), _)) => anyhow!("{words}"),
             Ok((None, log)) => anyhow::Error::from(error).context(format!("see {}", log.display())),
             Err(_) => error.into(),
@@ -146,34 +142,34 @@ impl Host {
     pub fn wait_end(&mut self, vmrun: Vmrun, gave_up: bool) {
         let Vmrun { client, started, .. } = vmrun;
         if gave_up {
-            client.await_end(END);
+            client.await_end(END_TIMEOUT);
         }
         // Without its parent it has no purpose.
         drop(client);
         if started {
             // At worst it ends a little later than we do.
-            let _ = self.ask::<()>(&Question::AwaitEnd);
+            let _ = self.ask::<()>(&Request::AwaitEnd);
         }
     }
 
     /// What this host remembers of a migration.
     pub fn decision(&mut self, id: MigrationId) -> anyhow::Result<Option<Decision>> {
-        self.ask(&Question::Decision(id))
+        self.ask(&Request::Decision(id))
     }
 
     /// Finishes a migration on this host and says how.
-    pub fn resolve(&mut self, asked: Asked) -> anyhow::Result<DestinationOutcome> {
-        self.ask(&Question::Resolve(asked))
+    pub fn resolve(&mut self, query: HostQuery) -> anyhow::Result<DestinationOutcome> {
+        self.ask(&Request::Resolve(query))
     }
 
     /// Has what waits for the GO of these migrations give their guest up, where it can be reached.
     pub fn forget(&mut self, released: &[MigrationId]) -> anyhow::Result<()> {
-        self.ask(&Question::Forget(released.to_vec()))
+        self.ask(&Request::Forget(released.to_vec()))
     }
 
     /// Where the host's memory of migrations is, if it does not outlive the boot.
     pub fn short_memory(&mut self) -> anyhow::Result<Option<PathBuf>> {
-        self.ask(&Question::ShortMemory)
+        self.ask(&Request::ShortMemory)
     }
 }
 
@@ -189,86 +185,4 @@ pub struct Vmrun {
     /// The guest's name on this host.
     pub name: String,
     started: bool,
-}
-
-/// The broker itself.
-pub fn serve(args: &Args) -> anyhow::Result<u8> {
-    // What ps and the kernel's log call it.
-    nix::sys::prctl::set_name(c"mig-broker").context("cannot set a name")?;
-    let mut launched = None;
-    broker::serve(|question| -> Answer<Value> {
-        answer(args, question, &mut launched).map_err(|error| migpipe_cli::one_line(&error))
-    })?;
-    Ok(0)
-}
-
-/// What the record of a migration says. A vmrun that has just ended holds that of a restore for a
-/// moment longer.
-fn decision(id: MigrationId, records: &Records) -> anyhow::Result<Option<Decision>> {
-    let began = Instant::now();
-    loop {
-        let decision = records.read(id)?.map(|record| record.decision);
-        if decision != Some(Decision::Restoring) {
-            return Ok(decision);
-        }
-        if records.is_free(id)? {
-            return Ok(None);
-        }
-        if began.elapsed() > END {
-            return Ok(decision);
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Removes records that nobody needs any more. That it cannot be done is in nobody's way, and
-/// whoever needs the records says what is wrong with them.
-fn tidy(records: &Records) {
-    match records.tidy() {
-        Ok(tidied) if tidied.is_empty() => {}
-        Ok(tidied) => tracing::info!("{} records of old migrations removed", tidied.len()),
-        Err(error) => tracing::info!("{}", migpipe_cli::one_line(&error.into())),
-    }
-}
-
-fn answer(
-    args: &Args,
-    question: Question,
-    launched: &mut Option<Launched>,
-) -> anyhow::Result<Value> {
-    let value = match question {
-        Question::Start { .. } if launched.is_some() => anyhow::bail!("a vmrun runs already"),
-        Question::Start { name, guest } => {
-            vm_paths::check_name(&name)?;
-            vm_paths::check_name(&guest)?;
-            tidy(&Records::of_this_host());
-            let launched = launched.insert(Launched::start(args, &name, &guest)?);
-            serde_json::to_value(&launched.socket)
-        }
-        Question::AwaitEnd => {
-            if let Some(launched) = launched {
-                launched.ends();
-            }
-            Ok(Value::Null)
-        }
-        Question::LastWords => {
-            let launched = launched.as_mut().context("no vmrun was started")?;
-            serde_json::to_value(launched.last_words())
-        }
-        Question::Decision(id) => serde_json::to_value(decision(id, &Records::of_this_host())?),
-        Question::Resolve(asked) => {
-            let records = Records::of_this_host();
-            tidy(&records);
-            serde_json::to_value(inquiry::resolve(asked, &records)?)
-        }
-        Question::Forget(released) => {
-            inquiry::forget(&released, &Records::of_this_host());
-            Ok(Value::Null)
-        }
-        Question::ShortMemory => {
-            let records = Records::of_this_host();
-            serde_json::to_value(records.end_with_the_boot().then(|| records.dir().to_owned()))
-        }
-    };
-    value.context("an answer that cannot be written")
 }

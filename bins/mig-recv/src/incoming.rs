@@ -431,3 +431,15 @@ impl DestinationIo for IncomingMigration<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_go_for_another_copy_is_a_refusal_and_a_lost_stream_is_none() {
+        assert_eq!(StepError::from(HandoverError::OtherCopy).kind(), FailureKind::Refused);
+        assert_eq!(StepError::from(anyhow!("the stream ended")).kind(), FailureKind::Failed);
+        assert_eq!(refused(anyhow!("the source gave up")).kind(), FailureKind::Refused);
+    }
+}

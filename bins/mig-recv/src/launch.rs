@@ -19,7 +19,7 @@ use vm_records::known_files;
 
 use crate::NAME;
 use crate::args::Args;
-use crate::host::{END, options};
+use crate::host::{END_TIMEOUT, options};
 use crate::session;
 
 /// A vmrun that we started.
@@ -71,12 +71,14 @@ impl Launched {
         Ok(Self { process, socket, log: log.1, log_start })
     }
 
-    /// How it ended, if it does within [`END`].
+    /// How it ended, if it does within [`END_TIMEOUT`].
     pub fn ends(&mut self) -> Option<ExitStatus> {
         let began = Instant::now();
         loop {
             match self.process.try_wait() {
-                Ok(None) if began.elapsed() < END => thread::sleep(Duration::from_millis(2)),
+                Ok(None) if began.elapsed() < END_TIMEOUT => {
+                    thread::sleep(Duration::from_millis(2))
+                }
                 Ok(ended) => return ended,
                 Err(_) => return None,
             }
@@ -110,10 +112,10 @@ fn known(args: &Args, name: &str, guest: &str) -> Vec<PathBuf> {
 /// Ends the vmrun at `socket` if it holds its guest back, which has never run, since one of that name
 /// left this host: that one comes home now, or another takes the name.
 fn give_way(socket: &Path) -> bool {
-    let Ok(client) = Client::connect_within(socket, NAME, END) else { return false };
+    let Ok(client) = Client::connect_within(socket, NAME, END_TIMEOUT) else { return false };
     client.status().is_ok_and(|status| status.held.is_some())
         && client.own(Input::Quit { force: false }).is_ok()
-        && client.await_end(END)
+        && client.await_end(END_TIMEOUT)
 }
 
 /// vmrun beside this program, else in PATH.

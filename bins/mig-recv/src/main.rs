@@ -3,13 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod broker;
 mod confinement;
 mod header;
 mod host;
 mod incoming;
-mod inquiry;
 mod launch;
 mod memory;
+mod query;
+mod resolve;
 mod session;
 
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ use migpipe_units::MigrationId;
 use crate::args::Args;
 use crate::host::Host;
 use crate::incoming::IncomingMigration;
-use crate::inquiry::Asked;
+use crate::query::HostQuery;
 
 /// What vmrun's log calls us.
 const NAME: &str = "mig-recv";
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     if args.broker {
-        return host::serve(&args);
+        return broker::serve(&args);
     }
     args.check()?;
     args.confinement.begin(ViolationAction::Killed);
@@ -73,7 +75,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     match preamble.kind {
         Kind::Resolve | Kind::Release => {
             let question = reader.question().context("a question that asks nothing")?;
-            inquiry::run(Asked::new(preamble.id, preamble.kind, question), &mut host, answers)
+            resolve::run(HostQuery::new(preamble.id, preamble.kind, question), &mut host, answers)
         }
         Kind::Migrate => IncomingMigration::new(&args, &mut host, reader, answers)?.run(),
     }

@@ -27,8 +27,9 @@ enum State {
 }
 
 impl Answers {
-    pub fn new(back: ChannelReader, id: MigrationId) -> Self {
-        Self { state: State::New(back), id, gave_up: false }
+    /// What comes back by `back`; nothing one way.
+    pub fn new(back: Option<ChannelReader>, id: MigrationId) -> Self {
+        Self { state: back.map_or(State::Closed, State::New), id, gave_up: false }
     }
 
     /// The next message, within `timeout`.
@@ -169,7 +170,7 @@ mod tests {
         let (there, _) = listener.accept().unwrap();
         let id = MigrationId::random();
         ReturnWriter::new(there, id).unwrap().send(message).unwrap();
-        Answers::new(channel.back.unwrap(), id)
+        Answers::new(channel.back, id)
     }
 
     fn ack() -> Message {

@@ -8,7 +8,7 @@ use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
 use migpipe_units::{BytesPerSec, MigrationId, Pages};
 
-use crate::question::About;
+use crate::query_args::QueryArgs;
 
 /// Sends a running guest to another host as a byte stream.
 #[derive(Parser, Debug)]
@@ -112,7 +112,7 @@ pub struct Args {
     #[arg(short, long)]
     pub quiet: bool,
     /// Have questions about this migration asked for the mig-send that started this one; see the
-    /// module question
+    /// module query
     #[arg(long, value_name = "ID", hide = true)]
     pub broker: Option<MigrationId>,
     /// Ask DEST once what became of this migration, and print the answer for the mig-send that
@@ -121,7 +121,7 @@ pub struct Args {
     pub ask: Option<MigrationId>,
     /// What else --ask has to say
     #[arg(long, value_name = "JSON", hide = true)]
-    pub about: Option<About>,
+    pub about: Option<QueryArgs>,
     #[command(flatten)]
     pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]

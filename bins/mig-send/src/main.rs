@@ -4,20 +4,26 @@
 
 mod answers;
 mod args;
-mod blackout;
+mod attempts;
 mod confinement;
 mod disks;
 mod dry_run;
 mod error;
-mod fate;
+mod failure;
+mod handover;
 mod live;
 mod migration;
 mod monitor;
+mod outgoing;
 mod pages;
 mod precopy;
-mod question;
+mod query;
+mod query_args;
 mod report;
 mod resolve;
+mod setup;
+mod status;
+mod stop_and_copy;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,10 +33,9 @@ use migpipe_confine::ViolationAction;
 use vm_control::{Client, ClientError};
 
 use crate::args::Args;
-use crate::fate::Witness;
-use crate::migration::Migration;
 use crate::monitor::Shared;
 use crate::report::Draft;
+use crate::status::StatusConnection;
 
 /// What vmrun's log calls us.
 const NAME: &str = "mig-send";
@@ -41,11 +46,11 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(id) = args.broker {
-        return question::serve(&args, id);
+        return query::serve(&args, id);
     }
     args.confinement.begin(ViolationAction::Killed);
     if let (Some(id), Some(about)) = (args.ask, args.about) {
-        return question::run(&args, id, about);
+        return query::run(&args, id, about);
     }
     args.check_progress()?;
     // Before any thread exists, so that all of them leave the signals to one.
@@ -79,19 +84,19 @@ fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
     };
     draft.report.guest = client.name().to_owned();
     let id = draft.report.migration;
-    let mut witness = match Witness::new(client.path(), args.timeout) {
-        Ok(witness) => witness,
+    let mut connection = match StatusConnection::new(client.path(), args.timeout) {
+        Ok(connection) => connection,
         Err(error) => {
-            let fate = fate::without_witness(&error);
-            return draft.not_begun(&error.into(), Some(fate));
+            let guest = status::without_status(&error);
+            return draft.not_begun(&error.into(), Some(guest));
         }
     };
     if let Err(error) = opened {
-        return draft.not_begun(&error.into(), Some(witness.guest_state(id)));
+        return draft.not_begun(&error.into(), Some(connection.guest_state(id)));
     }
-    let stop = match Migration::new(&draft, args, client, &mut witness, shared) {
-        Ok(migration) => return migration.run(),
-        Err(stop) => stop,
+    let error = match migration::run(&draft, args, client, &mut connection, shared) {
+        Ok(status) => return status,
+        Err(error) => error,
     };
-    draft.not_begun(&stop, Some(witness.guest_state(id)))
+    draft.not_begun(&error, Some(connection.guest_state(id)))
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use mig_channel::Endpoint;
 use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::Input;
 use mig_engine::precopy::{Next, Path, RoundStats};
@@ -10,8 +11,10 @@ use mig_stream::MAX_RUN;
 use migpipe_units::{Bytes, BytesPerSec, PageRange, Pages};
 use page_bitmap::{GuestBitmap, PageBitmap};
 
+use crate::args::Args;
+use crate::disks::DISKS_POLL_INTERVAL;
 use crate::error::StepError;
-use crate::migration::Migration;
+use crate::outgoing::Outgoing;
 use crate::pages::{self, Sent};
 
 /// What a blackout takes beside the last pages and the harvest: state, round trips, load. Measured
@@ -28,46 +31,61 @@ const DRAINED: u32 = 10;
 const DRAIN_LOOK: Duration = Duration::from_millis(1);
 const DRAIN_STALL: Duration = Duration::from_secs(1);
 
-impl Migration<'_> {
+/// A flush that takes no longer than this fraction of the promised downtime is not repeated before
+/// the pause.
+const SMALL: u32 = 10;
+
+/// How often its vmrun is asked meanwhile whether it is there.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The pages that the destination lacks when pre-copy ends, beside those that the last harvest adds.
+pub type Remainder = GuestBitmap;
+
+/// Takes the guest for this migration and sends rounds of pages until one of the rules ends that.
+pub fn run(outgoing: &mut Outgoing<'_>) -> Result<Remainder, StepError> {
+    outgoing.send_rounds()
+}
+
+impl Outgoing<'_> {
     /// Sends rounds of pages until one of the rules ends pre-copy.
-    pub fn send_rounds(&mut self) -> Result<GuestBitmap, StepError> {
+    fn send_rounds(&mut self) -> Result<Remainder, StepError> {
         self.shared.progress(|progress| progress.phase = Phase::PreCopy);
-        if self.form == HandoverMode::BothWays {
+        if self.channel.mode == HandoverMode::BothWays {
             // The tunnel has asked for its passwords by now.
             self.release_terminal();
         }
-        self.client.own(Input::Begin(self.id))?;
-        self.client.leaves(self.id, self.goes_to())?;
-        let log = self.client.dirty_log_start(&self.machine)?;
+        self.guest.client.own(Input::Begin(self.id))?;
+        self.guest.client.leaves(self.id, goes_to(self.args))?;
+        let log = self.guest.client.dirty_log_start(&self.guest.machine)?;
         // The first harvest may show everything as dirty. Whatever is written from here on is in
         // the next one, and so nothing can be missed between looking for memory and logging.
-        self.client.dirty_log_harvest()?;
+        self.guest.client.dirty_log_harvest()?;
         log.clear();
-        let existing = pages::existing(&self.memory, &log).map_err(anyhow::Error::from)?;
-        self.stream.extents(&existing)?;
+        let existing = pages::existing(&self.guest.memory, &log).map_err(anyhow::Error::from)?;
+        self.channel.stream.extents(&existing)?;
         let mut waited = Pages(0);
         for number in 0.. {
-            self.disks.begin();
+            self.guest.disks.begin();
             let mut stats = self.send_round(number, &log)?;
             let flush = self.settle_disks()?;
             let harvested = Instant::now();
-            self.client.dirty_log_harvest()?;
+            self.guest.client.dirty_log_harvest()?;
             let path = self.path(stats.rate, harvested.elapsed(), flush);
-            let plan = self.wws.plan(&log, self.policy.deferrable(&path));
+            let plan = self.precopy.wws.plan(&log, self.precopy.policy.deferrable(&path));
             stats.dirtied = plan.became_dirty;
             stats.deferred = waited;
             waited = plan.waiting;
             self.finish_round(&stats)?;
-            match self.policy.decide(&stats, &path) {
+            match self.precopy.policy.decide(&stats, &path) {
                 Next::Round => {}
                 Next::Throttle { percent } => {
-                    self.client.throttle(percent)?;
+                    self.guest.client.throttle(percent)?;
                     self.report.throttle.push(ThrottleStep { round: number, percent });
                     self.shared.progress(|progress| progress.throttle = percent);
                 }
                 Next::StopAndCopy(rule) => {
                     self.report.ended_by = Some(EndedBy::from(rule));
-                    self.wws.release(&log);
+                    self.precopy.wws.release(&log);
                     return Ok(log);
                 }
                 Next::GiveUp { needed, rule } => return Err(StepError::GaveUp { needed, rule }),
@@ -77,10 +95,10 @@ impl Migration<'_> {
     }
 
     fn path(&mut self, round: BytesPerSec, harvest: Duration, flush: Duration) -> Path {
-        let rate = self.meter.rate(self.started.elapsed()).unwrap_or(round);
+        let rate = self.precopy.meter.rate(self.started.elapsed()).unwrap_or(round);
         Path {
             rate: rate.max(round),
-            backlog: self.stream.get_mut().backlog(),
+            backlog: self.channel.stream.get_mut().backlog(),
             // The disks are flushed beside the rest.
             overhead: harvest + FIXED_COST.max(flush),
         }
@@ -88,16 +106,16 @@ impl Migration<'_> {
 
     fn send_round(&mut self, number: u32, todo: &[PageBitmap]) -> Result<RoundStats, StepError> {
         let started = Instant::now();
-        let before = self.stream.bytes_written();
+        let before = self.channel.stream.bytes_written();
         let total: Pages = todo.iter().map(PageBitmap::count).sum();
         self.shared.progress(|progress| {
             progress.round = number;
             progress.dirty = total;
             progress.total = Bytes(before.0 + total.bytes().0);
         });
-        self.meter.start(self.started.elapsed());
+        self.precopy.meter.start(self.started.elapsed());
         let sent = self.send_pages(todo)?;
-        let bytes = self.stream.bytes_written() - before;
+        let bytes = self.channel.stream.bytes_written() - before;
         self.drain(bytes.per(started.elapsed()))?;
         let duration = started.elapsed();
         Ok(RoundStats {
@@ -115,8 +133,8 @@ impl Migration<'_> {
     /// Takes all pages out of `todo` and sends them, no faster than the limit allows.
     pub fn send_pages(&mut self, todo: &[PageBitmap]) -> Result<Sent, StepError> {
         let mut sent = Sent::default();
-        let longest =
-            MAX_RUN.min(Pages(self.pacer.burst().0 / migpipe_units::PAGE_SIZE).max(Pages(1)));
+        let longest = MAX_RUN
+            .min(Pages(self.precopy.pacer.burst().0 / migpipe_units::PAGE_SIZE).max(Pages(1)));
         for bitmap in todo {
             for range in bitmap.take_runs(longest) {
                 let piece = self.send_run(range)?;
@@ -131,12 +149,12 @@ impl Migration<'_> {
     /// would have to wait for all of it, and the rate of a round that is still in a buffer is not
     /// the rate of the path.
     fn drain(&mut self, rate: BytesPerSec) -> Result<(), StepError> {
-        let promised = self.policy.limits().max_downtime;
+        let promised = self.precopy.policy.limits().max_downtime;
         let started = Instant::now();
         let mut last = Bytes(u64::MAX);
         let mut moved = started;
         loop {
-            let backlog = self.stream.get_mut().backlog();
+            let backlog = self.channel.stream.get_mut().backlog();
             if rate.time_for(backlog) <= promised / DRAINED {
                 return Ok(());
             }
@@ -152,35 +170,34 @@ impl Migration<'_> {
         }
     }
 
-    /// Ctrl-C at the terminal is for this program again.
-    pub fn release_terminal(&self) {
-        if let Some(tunnel) = &self.tunnel {
-            tunnel.release_terminal();
-        }
-    }
-
     /// A tunnel that takes what it is sent has asked for its passwords, where no answer says so.
     fn release_terminal_when_it_flows(&mut self) {
-        let asks = self.tunnel.as_ref().is_some_and(|tunnel| tunnel.job().has_terminal());
-        if asks && self.stream.get_mut().backlog() < self.stream.bytes_written() {
+        let asks = self.channel.tunnel.as_ref().is_some_and(|tunnel| tunnel.job().has_terminal());
+        if asks && self.channel.stream.get_mut().backlog() < self.channel.stream.bytes_written() {
             self.release_terminal();
         }
     }
 
     fn send_run(&mut self, range: PageRange) -> Result<Sent, StepError> {
         self.take_orders()?;
-        let before = self.stream.bytes_written();
+        let before = self.channel.stream.bytes_written();
         let sent = match self.args.zero_copy {
-            true => self.pages.send_unsummed(&self.memory, range, &mut self.stream)?,
-            false => self.pages.send(&self.memory, range, &mut self.stream)?,
+            true => self.precopy.pages.send_unsummed(
+                &self.guest.memory,
+                range,
+                &mut self.channel.stream,
+            )?,
+            false => {
+                self.precopy.pages.send(&self.guest.memory, range, &mut self.channel.stream)?
+            }
         };
-        let bytes = self.stream.bytes_written() - before;
-        self.meter.add(bytes, self.started.elapsed());
+        let bytes = self.channel.stream.bytes_written() - before;
+        self.precopy.meter.add(bytes, self.started.elapsed());
         self.release_terminal_when_it_flows();
         self.pace(bytes)?;
         let now = self.started.elapsed();
-        let written = self.stream.bytes_written();
-        let rate = self.meter.rate(now).unwrap_or_default();
+        let written = self.channel.stream.bytes_written();
+        let rate = self.precopy.meter.rate(now).unwrap_or_default();
         self.shared.progress(|progress| {
             progress.sent = written;
             progress.dirty = Pages(progress.dirty.0.saturating_sub(range.count.0));
@@ -194,34 +211,43 @@ impl Migration<'_> {
 
     /// Waits until the bandwidth limit allows more. A new limit takes effect at once.
     fn pace(&mut self, bytes: Bytes) -> Result<(), StepError> {
-        let mut wait = self.pacer.take(bytes, self.started.elapsed());
+        let mut wait = self.precopy.pacer.take(bytes, self.started.elapsed());
         while !wait.is_zero() {
             self.shared.sleep(wait.min(PACE_SLICE));
             self.take_orders()?;
-            wait = self.pacer.wait(self.started.elapsed());
+            wait = self.precopy.pacer.wait(self.started.elapsed());
         }
         Ok(())
     }
 
-    pub fn take_orders(&mut self) -> Result<(), StepError> {
-        if self.shared.is_cancelled() {
-            return Err(StepError::Cancelled);
+    /// Waits for the flush that went on beside a round, and returns how long one takes now. One that
+    /// took long had much to write, and the next has less; so it is repeated as long as that helps.
+    fn settle_disks(&mut self) -> Result<Duration, StepError> {
+        let mut last = Duration::MAX;
+        let mut asked = Instant::now();
+        loop {
+            let took = loop {
+                if let Some(took) = self.guest.disks.wait(DISKS_POLL_INTERVAL)? {
+                    break took;
+                }
+                self.take_orders()?;
+                if asked.elapsed() >= STATUS_INTERVAL {
+                    // A disk may be slow; a vmrun that answers nothing at all is given up.
+                    self.guest.client.status()?;
+                    asked = Instant::now();
+                }
+            };
+            if took <= self.precopy.policy.limits().max_downtime / SMALL || took > last / 2 {
+                return Ok(took);
+            }
+            last = took;
+            self.guest.disks.begin();
         }
-        if let Some(limit) = self.shared.take_speed() {
-            self.pacer.set_limit(limit, self.started.elapsed());
-            // What was measured under the old limit says nothing of the new one.
-            self.meter = mig_engine::precopy::RateMeter::default();
-            self.meter.start(self.started.elapsed());
-        }
-        if let Some(downtime) = self.shared.take_downtime() {
-            self.policy.set_max_downtime(downtime);
-        }
-        Ok(())
     }
 
     fn finish_round(&mut self, stats: &RoundStats) -> Result<(), StepError> {
         self.report.rounds.push(*stats);
-        self.stream.round(&mig_stream::RoundStats {
+        self.channel.stream.round(&mig_stream::RoundStats {
             number: stats.number,
             pages: stats.sent,
             filled: stats.fills,
@@ -230,5 +256,13 @@ impl Migration<'_> {
             duration: stats.duration,
         })?;
         self.take_orders()
+    }
+}
+
+/// Where the guest goes, for whoever looks for it on this host later.
+fn goes_to(args: &Args) -> String {
+    match &args.destination {
+        Endpoint::Standard => "wherever the stdout of mig-send led".to_owned(),
+        other => other.to_string(),
     }
 }

@@ -5,8 +5,7 @@ use std::io::{Seek, Write};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use mig_channel::Endpoint;
-use mig_engine::handover::{HandoverMode, SourceEnding, SourceGuestState, SourceStep};
+use mig_engine::handover::{HandoverMode, SourceEnding, SourceGuestState};
 use mig_engine::report::{Location, Mode, Promise, Report, ReportOutcome, Totals};
 use migpipe_units::MigrationId;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -14,7 +13,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::NAME;
 use crate::args::Args;
 use crate::error::StepError;
-use crate::migration::Migration;
+use crate::outgoing::Outgoing;
+use crate::resolve::resolve_command;
 
 /// The report from before anything is tried to the end, and the file that it is written to.
 ///
@@ -120,14 +120,14 @@ impl<'a> Draft<'a> {
 
 /// Fills in what is known at the end.
 pub fn finish(
-    migration: &mut Migration<'_>,
+    outgoing: &mut Outgoing<'_>,
     ending: SourceEnding,
     guest: SourceGuestState,
     why: Option<StepError>,
 ) {
-    let stream = migration.stream.totals();
+    let stream = outgoing.channel.stream.totals();
     let gave_up = matches!(why, Some(StepError::GaveUp { .. }));
-    let report = &mut migration.report;
+    let report = &mut outgoing.report;
     report.outcome = match ending {
         SourceEnding::Moved => ReportOutcome::Completed,
         SourceEnding::Stayed if gave_up => ReportOutcome::GaveUp,
@@ -144,15 +144,15 @@ pub fn finish(
         report.needed_downtime = Some(needed);
     }
     report.reason = why.map(|stop| stop.reason());
-    report.histogram = migration.pages.histogram.times();
-    let promised = migration.policy.limits();
+    report.histogram = outgoing.precopy.pages.histogram.times();
+    let promised = outgoing.precopy.policy.limits();
     report.promise =
         Promise::new((!promised.classic).then_some(promised.max_downtime), report.downtime.total);
     report.totals = Totals {
         bytes: stream.bytes,
         pages: stream.pages,
         fills: stream.filled,
-        duration: migration.started.elapsed(),
+        duration: outgoing.started.elapsed(),
         cpu: cpu_time(),
     };
 }
@@ -161,16 +161,16 @@ pub fn finish(
 pub fn complaint(
     ending: SourceEnding,
     guest: SourceGuestState,
-    migration: &Migration<'_>,
+    outgoing: &Outgoing<'_>,
     why: Option<&StepError>,
 ) -> Option<anyhow::Error> {
-    let name = &migration.machine.name;
+    let name = &outgoing.guest.machine.name;
     let reason = match why {
         Some(StepError::GaveUp { needed, rule }) => format!(
             "{rule}; a downtime of {:.0} ms would have been needed and {:.0} ms are promised: \
              raise --max-downtime, or use --on-stall stop",
             needed.as_secs_f64() * 1e3,
-            migration.policy.limits().max_downtime.as_secs_f64() * 1e3
+            outgoing.precopy.policy.limits().max_downtime.as_secs_f64() * 1e3
         ),
         Some(stop) => stop.reason(),
         None => String::new(),
@@ -188,14 +188,14 @@ pub fn complaint(
             "{name} ended here in the moment of its handover: {reason}; the destination has it, \
              paused: vmctl commit --force there runs it, vmctl quit there ends it"
         )),
-        SourceEnding::Unknown if migration.form == HandoverMode::Saved => Some(anyhow!(
+        SourceEnding::Unknown if outgoing.channel.mode == HandoverMode::Saved => Some(anyhow!(
             "{reason}; {name} is handed-over and stands still: if its file is whole (mig-inspect \
              says so), vmctl quit --force {name} ends it here, else mig-send --resolve --force \
              {name} runs it on"
         )),
         SourceEnding::Unknown => Some(anyhow!(
             "{reason}; {name} is handed-over and its outcome is not known: run {}",
-            resolve_command(migration.args)
+            resolve_command(outgoing.args)
         )),
     }
 }
@@ -225,34 +225,6 @@ const fn location(fate: SourceGuestState) -> Option<Location> {
             Some(Location::Source)
         }
         SourceGuestState::HandedOver | SourceGuestState::Other(_) | SourceGuestState::Gone => None,
-    }
-}
-
-/// The command that finishes a migration whose outcome is not known, as a shell reads it.
-pub fn resolve_command(args: &Args) -> String {
-    let destination = match args.commit.as_ref().unwrap_or(&args.destination) {
-        Endpoint::Standard | Endpoint::File(_) | Endpoint::Fd(_) => {
-            "exec:'ssh HOST mig-recv'".to_owned()
-        }
-        other => migpipe_cli::quoted(&other.to_string()),
-    };
-    format!("{NAME} --resolve {} {destination}", migpipe_cli::quoted(&args.guest))
-}
-
-/// What a step was for, in front of the reason why it failed.
-pub const fn doing(step: SourceStep, mode: HandoverMode) -> &'static str {
-    match step {
-        SourceStep::SendHeader => "cannot send the header",
-        SourceStep::AwaitReady => "the destination did not say that it is ready",
-        SourceStep::PreCopy => "pre-copy failed",
-        SourceStep::PrepareCommit if !mode.is_answered() => "stop-and-copy failed",
-        SourceStep::StopAndCopy | SourceStep::SendEnd => "stop-and-copy failed",
-        SourceStep::Close => "the end of the stream may not have arrived",
-        SourceStep::AwaitAck | SourceStep::PrepareCommit => {
-            "the destination did not acknowledge the guest"
-        }
-        SourceStep::Commit => "the commit failed",
-        SourceStep::SendGo | SourceStep::AwaitRunning => "the destination did not say that it runs",
     }
 }
 

@@ -1,41 +1,40 @@
-//! What became of a guest that was handed over and not heard of again.
+//! What became of a guest that was handed over and not heard of again, or whose destination is to be
+//! told that it was not.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Query, ResolveIo, Resolver, SourceEnding, run_resolver};
 use mig_engine::ownership::{Input, State};
-use mig_stream::DestinationOutcome;
+use mig_engine::report::Phase;
 use migpipe_cli::output;
-use migpipe_units::{Acknowledged, HostId, MigrationId};
+use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError};
 
 use crate::NAME;
 use crate::args::Args;
+use crate::attempts::{self, Attempts};
 use crate::error::StepError;
 use crate::monitor::Shared;
-use crate::question::{About, Asked, Question};
-use crate::report;
-
-/// How long to wait between two attempts.
-const PAUSE: Duration = Duration::from_millis(500);
+use crate::outgoing::Outgoing;
+use crate::query::QueryProcess;
+use crate::query_args::QueryArgs;
 
 /// Whether the command line says whom to ask.
 pub fn check(args: &Args) -> anyhow::Result<()> {
-    if can_be_asked(args) || args.force {
+    if attempts::can_be_asked(args) || args.force {
         return Ok(());
     }
     Err(migpipe_cli::usage(anyhow!(
         "--resolve needs the destination to ask, and that is not {}: {}",
         args.commit.as_ref().unwrap_or(&args.destination),
-        report::resolve_command(args)
+        resolve_command(args)
     )))
 }
 
 /// `mig-send --resolve`. What each answer leads to is decided by [`Resolver`].
-pub fn run(args: &Args, client: &Client, shared: &Arc<Shared>) -> anyhow::Result<u8> {
+pub fn run(args: &Args, client: &Client, shared: &Shared) -> anyhow::Result<u8> {
     let name = client.name();
     let status = client.status()?;
     let (State::HandedOver(id), Some(handover)) = (status.ownership, status.handover) else {
@@ -99,10 +98,10 @@ impl ResolveIo for Resolution<'_> {
 
     fn query(&mut self, query: Query) -> Result<(), StepError> {
         self.attempts.begin()?;
-        let about = About::new(query, self.age.saturating_add(self.known_at.elapsed()));
-        let question = Question::start(self.args, self.id, &about)?;
-        let answered = question.answer_or_cancel(self.shared);
-        answered.and_then(|asked| verdict(query, asked)).inspect_err(|error| {
+        let args = QueryArgs::new(query, self.age.saturating_add(self.known_at.elapsed()));
+        let process = QueryProcess::start(self.args, self.id, &args)?;
+        let result = process.result_or_cancel(self.shared);
+        result.and_then(|result| attempts::verdict(query, result)).inspect_err(|error| {
             tracing::info!("{}", error.reason());
         })
     }
@@ -133,92 +132,61 @@ pub fn confirm(client: &Client, id: MigrationId, args: &Args) -> Result<(), Clie
     Ok(())
 }
 
-/// Whether what became of a migration can be found out.
-pub fn can_be_asked(args: &Args) -> bool {
-    can_be_opened_again(args.commit.as_ref().unwrap_or(&args.destination))
-}
-
-fn can_be_opened_again(destination: &Endpoint) -> bool {
-    !matches!(destination, Endpoint::Standard | Endpoint::Fd(_) | Endpoint::File(_))
-}
-
-/// The attempts at one answer of a destination.
-pub struct Attempts<'a> {
-    destination: &'a Endpoint,
-    limit: Duration,
-    began: Option<Instant>,
-}
-
-impl<'a> Attempts<'a> {
-    /// As the command line says: whom, and for how long.
-    pub fn new(args: &'a Args) -> Self {
-        let destination = args.commit.as_ref().unwrap_or(&args.destination);
-        Self { destination, limit: args.resolve_for, began: None }
-    }
-
-    /// Before each attempt: whether there can be one.
-    pub fn begin(&mut self) -> Result<(), StepError> {
-        self.began.get_or_insert_with(Instant::now);
-        if self.limit.is_zero() {
-            return Err(StepError::CannotAsk(anyhow!("it was not asked: --resolve-for is 0")));
+/// The command that finishes a migration whose outcome is not known, as a shell reads it.
+pub fn resolve_command(args: &Args) -> String {
+    let destination = match args.commit.as_ref().unwrap_or(&args.destination) {
+        Endpoint::Standard | Endpoint::File(_) | Endpoint::Fd(_) => {
+            "exec:'ssh HOST mig-recv'".to_owned()
         }
-        if !can_be_opened_again(self.destination) {
-            return Err(StepError::CannotAsk(anyhow!(
-                "{} can be opened only once: the destination must be asked another way",
-                self.destination
-            )));
-        }
-        Ok(())
-    }
-
-    /// Waits for the next one; false if there is no time left.
-    pub fn await_next(&self) -> bool {
-        let goes_on = self.began.is_none_or(|began| began.elapsed() < self.limit);
-        if goes_on {
-            std::thread::sleep(PAUSE);
-        }
-        goes_on
-    }
-}
-
-/// What came of a query, in words where it is not what was hoped for.
-pub fn verdict(query: Query, asked: Asked) -> Result<(), StepError> {
-    let answer = match asked {
-        Asked::Known(answer) => answer,
-        Asked::Failed(why) => return Err(anyhow!("{why}").into()),
-        Asked::Cancelled => return Err(StepError::Cancelled),
+        other => migpipe_cli::quoted(&other.to_string()),
     };
-    query.verdict(&answer).map_err(|kind| {
-        let error = match (query, answer) {
-            (Query::Committed(_), DestinationOutcome::Refused) => {
-                return StepError::Refused("for ever".into());
-            }
-            (Query::Committed(_), DestinationOutcome::Prepared) => {
-                anyhow!("the destination has the guest, paused")
-            }
-            (Query::Committed(taken_by), DestinationOutcome::OtherHost { host }) => {
-                other_host(taken_by, host)
-            }
-            (_, DestinationOutcome::MayHaveRun { why }) => may_have_run(&why),
-            (_, other) => may_have_run(&format!("{other:?}")),
-        };
-        StepError::of_answer(kind, error)
-    })
+    format!("{NAME} --resolve {} {destination}", migpipe_cli::quoted(&args.guest))
 }
 
-fn may_have_run(why: &str) -> anyhow::Error {
-    anyhow!(
-        "the guest may have run at the destination ({why}): look there; only --force runs it here"
-    )
-}
+impl ResolveIo for Outgoing<'_> {
+    type Error = StepError;
 
-fn other_host(taken_by: Option<Acknowledged>, asked: HostId) -> anyhow::Error {
-    match taken_by {
-        Some(by) => anyhow!(
-            "host {asked} has answered, and the guest was acknowledged by host {}: DEST leads \
-             elsewhere now, or that host has lost its state directory; look for the guest there",
-            by.host
-        ),
-        None => anyhow!("host {asked} answered for another one"),
+    fn query(&mut self, query: Query) -> Result<(), StepError> {
+        if let Query::Committed(_) = query {
+            self.shared.progress(|progress| progress.phase = Phase::Resolve);
+        } else if self.channel.answers.gave_up {
+            return Ok(());
+        }
+        ask(self, query).map_err(|error| {
+            tracing::info!("{}", error.reason());
+            error.context("the destination could not be asked")
+        })
     }
+
+    fn await_retry(&mut self) -> bool {
+        self.channel.attempts.await_next()
+    }
+
+    fn confirm(&mut self) -> Result<(), StepError> {
+        confirm(&self.guest.client, self.id, self.args).map_err(|error| {
+            // The status says what became of the guest, and that alone.
+            let (name, error) = (&self.guest.machine.name, untold(error));
+            migpipe_cli::complain(
+                NAME,
+                &anyhow!("{name} is still here, handed-over: {}", error.reason()),
+            );
+            error
+        })
+    }
+
+    fn take_back(&mut self) -> Result<(), StepError> {
+        self.guest.client.own(Input::TakeBack(self.id)).map_err(untold)
+    }
+}
+
+fn ask(outgoing: &mut Outgoing<'_>, query: Query) -> Result<(), StepError> {
+    let (channel, age) = (&mut outgoing.channel, outgoing.started.elapsed());
+    channel.attempts.begin()?;
+    let helper = channel.helper.as_mut().ok_or_else(|| anyhow!("nobody can ask"))?;
+    helper.ask(&QueryArgs::new(query, age))?;
+    attempts::verdict(query, helper.result()?)
+}
+
+fn untold(error: ClientError) -> StepError {
+    StepError::Failed(anyhow::Error::from(error).context("the source's vmrun could not be told"))
 }

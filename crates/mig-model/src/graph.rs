@@ -5,7 +5,7 @@
 //! - Is there a circle? Without the operator's new `--resolve` there must be none: then every run
 //!   comes to rest, whatever fails.
 //! - Can a good end be reached from *every* moment by nothing but what goes on by itself and
-//!   `--resolve`? A fair world that stops failing then gets there: a set of moments that it could
+//!   `--resolve`? A fair model that stops failing then gets there: a set of moments that it could
 //!   stay in for ever would hold one without a way out.
 
 use std::collections::HashMap;
@@ -13,9 +13,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use stateright::Model;
 
+use crate::model::{Action, HandoverModel};
 use crate::properties::is_settled;
 use crate::state::State;
-use crate::world::{Action, World};
 
 /// What was found.
 #[derive(Debug)]
@@ -45,15 +45,15 @@ struct Graph {
 }
 
 /// Builds the graph and asks both questions.
-pub fn explore(world: &World) -> Findings {
-    let graph = build(world);
+pub fn explore(model: &HandoverModel) -> Findings {
+    let graph = build(model);
     let stuck = stuck(&graph);
     let first = stuck.iter().position(|stuck| *stuck);
     Findings {
         states: graph.parents.len(),
         steps: graph.steps.len(),
         settled: graph.settled.iter().filter(|settled| **settled).count(),
-        stuck: first.map(|at| path(world, &graph, at)),
+        stuck: first.map(|at| path(model, &graph, at)),
         stuck_states: stuck.iter().filter(|stuck| **stuck).count(),
         circular: circular(&graph),
     }
@@ -67,7 +67,7 @@ fn fingerprint(state: &State) -> u64 {
     hasher.finish()
 }
 
-fn build(world: &World) -> Graph {
+fn build(model: &HandoverModel) -> Graph {
     let mut graph =
         Graph { parents: Vec::new(), steps: Vec::new(), incoming: Vec::new(), settled: Vec::new() };
     let mut known: HashMap<u64, u32> = HashMap::new();
@@ -78,11 +78,11 @@ fn build(world: &World) -> Graph {
         if number == next {
             graph.parents.push(parent);
             graph.incoming.push(0);
-            graph.settled.push(is_settled(world, state));
+            graph.settled.push(is_settled(model, state));
         }
         (number, number == next)
     };
-    for state in world.init_states() {
+    for state in model.init_states() {
         let (number, _) = add(&mut graph, &state, None);
         level.push((number, state));
     }
@@ -91,9 +91,9 @@ fn build(world: &World) -> Graph {
         let mut below = Vec::new();
         for (from, state) in level {
             actions.clear();
-            world.actions(&state, &mut actions);
+            model.actions(&state, &mut actions);
             for action in &actions {
-                let Some(next) = world.next_state(&state, *action) else { continue };
+                let Some(next) = model.next_state(&state, *action) else { continue };
                 let (to, new) = add(&mut graph, &next, Some((from, *action)));
                 let again = matches!(action, Action::Resolve(_));
                 graph.steps.push((from, to, action.is_recovery()));
@@ -183,16 +183,16 @@ fn neighbours(graph: &Graph, edge: impl Fn(&(u32, u32, bool)) -> Option<(u32, u3
     Neighbours { starts, to }
 }
 
-fn path(world: &World, graph: &Graph, mut at: usize) -> (Vec<Action>, State) {
+fn path(model: &HandoverModel, graph: &Graph, mut at: usize) -> (Vec<Action>, State) {
     let mut actions = Vec::new();
     while let Some((from, action)) = graph.parents[at] {
         actions.push(action);
         at = from as usize;
     }
     actions.reverse();
-    let mut state = world.init_states()[0];
+    let mut state = model.init_states()[0];
     for action in &actions {
-        state = world.next_state(&state, *action).expect("the path was walked before");
+        state = model.next_state(&state, *action).expect("the path was walked before");
     }
     (actions, state)
 }

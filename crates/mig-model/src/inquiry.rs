@@ -3,14 +3,14 @@
 use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
 use mig_engine::ownership::{Authority, Decision, Input, Standing};
 
+use crate::model::HandoverModel;
 use crate::mutation::Mutation;
 use crate::state::{
     Ack, Answer, NOBODY, Phase, Question, Request, Rule, SOURCE, State, VMS, id_of,
 };
 use crate::vmrun::Served;
-use crate::world::World;
 
-impl World {
+impl HandoverModel {
     /// The next step of the mig-recv that answers this question.
     pub fn inquire(&self, state: &mut State, slot: usize) -> bool {
         let Some(question) = state.questions[slot] else { return false };
@@ -95,7 +95,7 @@ impl World {
             phase: Phase::Look,
         };
         let known = self.known(state, &question, state.records[0][number].visible);
-        let unsure = state.ghost.unsure || state.lost[0] > 0;
+        let unsure = state.history.unsure || state.lost[0] > 0;
         unsure
             && known.is_some_and(|(known, _)| {
                 matches!(

@@ -117,10 +117,10 @@
 
 pub mod graph;
 mod inquiry;
+pub mod model;
 pub mod mutation;
 pub mod properties;
 mod receiver;
 mod sender;
 pub mod state;
 mod vmrun;
-pub mod world;

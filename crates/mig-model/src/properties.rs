@@ -4,8 +4,8 @@ use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Decision, State as Owner};
 use stateright::Property;
 
+use crate::model::{Bounds, HandoverModel};
 use crate::state::{Connection, Rule, SOURCE, Saved, State, VMS, number_of};
-use crate::world::{Bounds, World};
 
 /// The guest runs in at most one vmrun.
 pub const NEVER_TWO: &str = "never two running";
@@ -39,7 +39,7 @@ pub const MOVES: &str = "the guest moves";
 pub const RETURNS: &str = "a guest that was handed over comes back";
 
 /// All that hold within these bounds, for the checker.
-pub fn of(bounds: &Bounds) -> Vec<Property<World>> {
+pub fn of(bounds: &Bounds) -> Vec<Property<HandoverModel>> {
     let mut all = vec![
         Property::always(NEVER_TWO, |_, state: &State| {
             state.vms.iter().filter(|vm| vm.running).count() <= 1
@@ -48,7 +48,7 @@ pub fn of(bounds: &Bounds) -> Vec<Property<World>> {
             state.vms.iter().all(|vm| !vm.running || vm.ownership.may_run())
         }),
         Property::always(CONTINUED_ONCE, |_, state: &State| {
-            state.ghost.continued.iter().all(|times| *times <= 1)
+            state.history.continued.iter().all(|times| *times <= 1)
         }),
         Property::always(COMMIT_BEFORE_GO, |_, state| keeps(state, Rule::CommitBeforeGo)),
         Property::always(GO_BEFORE_RUNNING, |_, state| keeps(state, Rule::GoBeforeRunning)),
@@ -58,23 +58,23 @@ pub fn of(bounds: &Bounds) -> Vec<Property<World>> {
         Property::always(NEVER, |_, state| keeps(state, Rule::RefusedMeansNever)),
         Property::always(RECORDED, |_, state| keeps(state, Rule::RecordedBeforeSaid)),
         Property::always(KEPT, |_, state| keeps(state, Rule::KeptForSomebody)),
-        Property::sometimes(MOVES, |world: &World, state: &State| {
+        Property::sometimes(MOVES, |model: &HandoverModel, state: &State| {
             state.vms[SOURCE].ownership.state() == Owner::Finished
                 && state.vms[1].running
-                && is_settled(world, state)
+                && is_settled(model, state)
         }),
     ];
     // What was acknowledged is refused by somebody's word alone, or by the time limit of a user.
     if bounds.forms[0] == Some(HandoverMode::OneWay) || bounds.go_timeout || bounds.quits > 0 {
-        all.push(Property::sometimes(RETURNS, |world: &World, state: &State| {
-            state.vms[SOURCE].running && state.ghost.committed[0] && is_settled(world, state)
+        all.push(Property::sometimes(RETURNS, |model: &HandoverModel, state: &State| {
+            state.vms[SOURCE].running && state.history.committed[0] && is_settled(model, state)
         }));
     }
     all
 }
 
 fn keeps(state: &State, rule: Rule) -> bool {
-    state.ghost.broken != Some(rule)
+    state.history.broken != Some(rule)
 }
 
 /// Nobody is at work, and nothing is on its way.
@@ -93,7 +93,7 @@ pub fn is_quiet(state: &State) -> bool {
 /// its guest back tells it with the next migration.
 /// Or the guest is in a file, from which it can be restored: at once, or as a copy if that one
 /// process is dead or somebody asked too early.
-pub fn is_settled(world: &World, state: &State) -> bool {
+pub fn is_settled(model: &HandoverModel, state: &State) -> bool {
     if !is_quiet(state) {
         return false;
     }
@@ -103,8 +103,8 @@ pub fn is_settled(world: &World, state: &State) -> bool {
             Owner::Owned if state.vms[vm].running => owners += 1,
             Owner::HandedOver(id) => {
                 // As it is without the mistake.
-                let world = World::new(world.bounds);
-                return vm == SOURCE && world.nobody_knows(state, number_of(id));
+                let model = HandoverModel::new(model.bounds);
+                return vm == SOURCE && model.nobody_knows(state, number_of(id));
             }
             Owner::Incoming | Owner::Prepared(_) => {}
             _ => return false,
@@ -115,11 +115,11 @@ pub fn is_settled(world: &World, state: &State) -> bool {
             Some(Decision::Ran) => false,
             Some(Decision::MayRun) => {
                 let vm = state.records[0][0].vm;
-                state.ghost.unsure && vm.is_none_or(|vm| !state.is_alive(usize::from(vm)))
+                state.history.unsure && vm.is_none_or(|vm| !state.is_alive(usize::from(vm)))
             }
             Some(Decision::Restoring) => state.is_free(0, 0),
             // Refused: somebody asked while mig-send was about to end.
             None | Some(Decision::Refused) => true,
         };
-    owners == 1 || owners == 0 && (state.ghost.gone || in_file)
+    owners == 1 || owners == 0 && (state.history.gone || in_file)
 }

@@ -6,6 +6,7 @@ use mig_engine::handover::{
 };
 use mig_engine::ownership::{Authority, Decision, Input, Ownership, Standing};
 
+use crate::model::HandoverModel;
 use crate::mutation::Mutation;
 use crate::sender::DIGEST;
 use crate::state::{
@@ -13,12 +14,11 @@ use crate::state::{
     id_of, vm_of,
 };
 use crate::vmrun::Served;
-use crate::world::World;
 
 const FAILED: DestinationStepOutcome = DestinationStepOutcome::Failed(FailureKind::Failed);
 const REFUSED: DestinationStepOutcome = DestinationStepOutcome::Failed(FailureKind::Refused);
 
-impl World {
+impl HandoverModel {
     /// The migration that comes with this stream: the second one is a copy of the first, or
     /// another migration.
     fn number_of_stream(&self, reception: usize) -> u8 {
@@ -48,7 +48,7 @@ impl World {
         }
         if self.is_saved() {
             // What an earlier mig-recv said was of its own restore.
-            (state.ghost.ran[vm], state.ghost.never[vm]) = (false, false);
+            (state.history.ran[vm], state.history.never[vm]) = (false, false);
         }
         state.connections[ASKERS + reception] = Connection { line: Line::Open, pending: [None; 2] };
         state.receptions[reception] =
@@ -203,7 +203,7 @@ impl World {
     /// How the guest stands in its vmrun; nothing while that is busy.
     fn standing(&self, state: &State, reception: usize) -> Option<Result<Standing, ()>> {
         let (tool, vm) = (state.receptions[reception]?, vm_of(ASKERS + reception));
-        if !state.is_alive(vm) || state.connections[ASKERS + reception].line == Line::Deaf {
+        if !state.is_alive(vm) || state.connections[ASKERS + reception].line == Line::TimedOut {
             return Some(Err(()));
         }
         if state.vms[vm].busy.is_some() {
@@ -244,7 +244,7 @@ impl World {
             self.answered_reception(state, reception, Served::Lost);
             return true;
         }
-        if state.connections[tool].line == Line::Deaf {
+        if state.connections[tool].line == Line::TimedOut {
             if !self.is(Mutation::UntoldIsRefused) {
                 state.connections[tool].ask(request);
             }
@@ -271,7 +271,7 @@ impl World {
         if state.connections[tool].pending[0].is_none() {
             state.connections[tool].ask(request);
         }
-        state.connections[tool].line = Line::Deaf;
+        state.connections[tool].line = Line::TimedOut;
         self.answered_reception(state, reception, Served::Lost);
         true
     }
@@ -326,12 +326,12 @@ impl World {
         if let DestinationOperation::Finished(ending) = tool.driver.operation() {
             let vm = vm_of(ASKERS + reception);
             match ending {
-                DestinationEnding::Runs if !state.ghost.ran[vm] => {
+                DestinationEnding::Runs if !state.history.ran[vm] => {
                     state.broke(Rule::RunsMeansRuns);
                 }
                 DestinationEnding::Refused => {
-                    state.ghost.never[vm] = true;
-                    if state.ghost.ran[vm] {
+                    state.history.never[vm] = true;
+                    if state.history.ran[vm] {
                         state.broke(Rule::RefusedMeansNever);
                     }
                 }

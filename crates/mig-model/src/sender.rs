@@ -7,20 +7,20 @@ use mig_engine::handover::{
 use mig_engine::ownership::{Input, State as Owner};
 use mig_stream::{DestinationOutcome, StreamDigest};
 
+use crate::model::HandoverModel;
 use crate::mutation::Mutation;
 use crate::state::{
     Ack, Answer, Asker, Back, Connection, Driver, Forward, Line, NOBODY, Phase, Pipe, Question,
     RESOLVER, Request, Rule, SOURCE, Saved, State, id_of, number_of,
 };
 use crate::vmrun::Served;
-use crate::world::World;
 
 /// That of every stream.
 pub const DIGEST: StreamDigest = StreamDigest(1);
 
 const FAILED: SourceStepOutcome = SourceStepOutcome::Failed(FailureKind::Failed);
 
-impl World {
+impl HandoverModel {
     /// The operator starts mig-send.
     pub fn start_sender(&self, state: &mut State, sender: usize) -> bool {
         let Some(form) = self.bounds.forms[sender] else { return false };
@@ -208,8 +208,8 @@ impl World {
 
     fn lets_go(&self, state: &mut State, number: u8) {
         let number = usize::from(number);
-        state.ghost.released[number] = true;
-        if !state.ghost.committed[number] {
+        state.history.released[number] = true;
+        if !state.history.committed[number] {
             state.broke(Rule::CommitBeforeGo);
         }
     }
@@ -249,7 +249,7 @@ impl World {
 
     /// Puts a request to vmrun. A client that was not answered once is not answered any more.
     fn ask(&self, state: &mut State, asker: usize, request: Request) -> bool {
-        if state.connections[asker].line == Line::Deaf {
+        if state.connections[asker].line == Line::TimedOut {
             if state.is_alive(SOURCE) {
                 state.connections[asker].ask(request);
             }
@@ -272,7 +272,7 @@ impl World {
             return false;
         }
         state.connections[asker].ask(request);
-        state.connections[asker].line = Line::Deaf;
+        state.connections[asker].line = Line::TimedOut;
         self.answered_sender(state, asker, Served::Lost);
         true
     }
@@ -425,7 +425,7 @@ impl World {
             return false;
         }
         if kind == FailureKind::Cancelled && !tool.driver.is_committed() {
-            state.ghost.stays[usize::from(tool.number)] = true;
+            state.history.stays[usize::from(tool.number)] = true;
         }
         if Self::is_at(&tool, SendEnd)
             || Self::is_at(&tool, SendGo) && form == HandoverMode::BothWays
@@ -511,19 +511,19 @@ impl World {
 
     fn check_ending(&self, state: &mut State, asker: usize, number: usize, ending: SourceEnding) {
         let one_way = !self.form(number as u8).is_answered();
-        let arrived = state.ghost.continued[number] > 0;
+        let arrived = state.history.continued[number] > 0;
         match ending {
             SourceEnding::Moved if one_way && asker < RESOLVER => {
                 let lost = self.form(number as u8) == HandoverMode::Saved
                     && state.file != Saved::Durable
                     && !arrived;
-                if lost || !state.ghost.committed[number] {
+                if lost || !state.history.committed[number] {
                     state.broke(Rule::MovedMeansMoved);
                 }
             }
             SourceEnding::Moved if !arrived => state.broke(Rule::MovedMeansMoved),
             SourceEnding::Stayed | SourceEnding::Cancelled => {
-                state.ghost.stays[number] = true;
+                state.history.stays[number] = true;
                 let owner = state.vms[SOURCE].ownership.state();
                 if state.is_alive(SOURCE) && owner == Owner::HandedOver(id_of(number as u8)) {
                     state.broke(Rule::StaysMeansStays);

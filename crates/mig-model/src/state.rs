@@ -157,7 +157,7 @@ pub enum Line {
     /// The tool is there.
     Open,
     /// The tool has given up waiting for an answer once, and hears nothing more.
-    Deaf,
+    TimedOut,
     /// The tool is gone, and vmrun has not noticed yet.
     Gone,
 }
@@ -403,7 +403,7 @@ pub enum Saved {
 
 /// What nobody in the system can see, kept for the properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ghost {
+pub struct History {
     /// How often the state saved for each migration was continued from: the source that runs on
     /// counts, and each destination that runs it.
     pub continued: [u8; 2],
@@ -484,7 +484,7 @@ pub struct State {
     /// Faults that may still come.
     pub faults: u8,
     /// For the properties.
-    pub ghost: Ghost,
+    pub history: History,
 }
 
 impl State {
@@ -511,7 +511,7 @@ impl State {
             quits,
             wipes,
             faults,
-            ghost: Ghost {
+            history: History {
                 continued: [0; 2],
                 committed: [false; 2],
                 taken_by: [None; 2],
@@ -528,7 +528,7 @@ impl State {
 
     /// Notes that a rule was broken; the first one is kept.
     pub fn broke(&mut self, rule: Rule) {
-        self.ghost.broken.get_or_insert(rule);
+        self.history.broken.get_or_insert(rule);
     }
 
     /// Whether a saved guest may be restored: it was not decided, and nobody works on it.

@@ -6,11 +6,11 @@
 
 use mig_engine::ownership::{Authority, Decision, Effect, Input, State as Owner, Transition};
 
+use crate::model::HandoverModel;
 use crate::mutation::Mutation;
 use crate::state::{
     Ack, Busy, Leaving, Life, Line, NOBODY, Request, Rule, SOURCE, State, number_of,
 };
-use crate::world::World;
 
 /// What a client hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Served {
     Lost,
 }
 
-impl World {
+impl HandoverModel {
     /// vmrun serves one request. It must be alive and not busy.
     pub fn serve(&self, state: &mut State, vm: usize, client: u8, request: Request) -> Served {
         let mine = |leaving: &Option<Leaving>| leaving.is_some_and(|it| it.client == client);
@@ -91,7 +91,7 @@ impl World {
             && id == mine
         {
             state.vms[vm].ownership = mig_engine::ownership::Ownership::booted();
-            state.ghost.continued[number_of(id)] += 1;
+            state.history.continued[number_of(id)] += 1;
             state.vms[vm].running = true;
             return Served::Done;
         }
@@ -184,17 +184,17 @@ impl World {
         let before = state.vms[vm].ownership.state();
         state.vms[vm].ownership.enter(input, transition);
         if let (Owner::Prepared(id), Input::Refuse(_)) = (before, input)
-            && state.ghost.taken_by[number_of(id)] == Some(vm as u8)
+            && state.history.taken_by[number_of(id)] == Some(vm as u8)
             && !state.is_alive(SOURCE)
         {
             state.broke(Rule::KeptForSomebody);
         }
         if let (Owner::Migrating(id), Owner::HandedOver(_)) = (before, transition.next) {
             let number = number_of(id);
-            state.ghost.committed[number] = true;
+            state.history.committed[number] = true;
             let taken_by = state.vms[vm].ownership.taken_by();
-            state.ghost.taken_by[number] = taken_by.map(|by| Ack::of(by).vm);
-            if state.ghost.stays[number] {
+            state.history.taken_by[number] = taken_by.map(|by| Ack::of(by).vm);
+            if state.history.stays[number] {
                 state.broke(Rule::StaysMeansStays);
             }
         }
@@ -212,15 +212,15 @@ impl World {
 
     fn runs_here(&self, state: &mut State, vm: usize, number: usize) {
         state.vms[vm].running = true;
-        state.ghost.ran[vm] = true;
-        state.ghost.continued[number] += 1;
-        if !state.ghost.released[number] {
+        state.history.ran[vm] = true;
+        state.history.continued[number] += 1;
+        if !state.history.released[number] {
             state.broke(Rule::GoBeforeRunning);
         }
-        if state.ghost.never[vm] {
+        if state.history.never[vm] {
             state.broke(Rule::RefusedMeansNever);
         }
-        if state.ghost.stays[number] {
+        if state.history.stays[number] {
             state.broke(Rule::StaysMeansStays);
         }
     }
@@ -231,7 +231,7 @@ impl World {
         if !vm.running {
             vm.running = true;
             if vm.leaving.is_some_and(|it| it.saved) {
-                state.ghost.continued[number] += 1;
+                state.history.continued[number] += 1;
             }
             vm.leaving = vm.leaving.map(|it| Leaving { saved: false, ..it });
         }
@@ -311,8 +311,8 @@ impl World {
     pub fn killed(&self, state: &mut State, vm: usize) {
         let owner = state.vms[vm].ownership.state();
         let held = matches!(owner, Owner::Owned | Owner::Migrating(_) | Owner::HandedOver(_));
-        state.ghost.gone |= held;
-        state.ghost.unsure |= vm != SOURCE;
+        state.history.gone |= held;
+        state.history.unsure |= vm != SOURCE;
         state.vms[vm].ownership = mig_engine::ownership::Ownership::incoming();
         self.dies(state, vm, Life::Killed);
     }
@@ -322,8 +322,8 @@ impl World {
         let owned = state.vms[vm].ownership.may_run();
         self.step(state, vm, NOBODY, Input::Quit { force: false });
         if owned {
-            state.ghost.gone = true;
-            state.ghost.unsure |= vm != SOURCE;
+            state.history.gone = true;
+            state.history.unsure |= vm != SOURCE;
             state.vms[vm].running = false;
         }
     }

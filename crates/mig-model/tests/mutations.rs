@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 
 use mig_engine::handover::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use mig_model::graph;
+use mig_model::model::{Bounds, HandoverModel};
 use mig_model::mutation::Mutation::{self, *};
 use mig_model::properties::*;
-use mig_model::world::{Bounds, World};
 use stateright::{Checker, HasDiscoveries, Model};
 
 const fn bounds(form: HandoverMode) -> Bounds {
@@ -30,8 +30,8 @@ const fn bounds(form: HandoverMode) -> Bounds {
 
 fn breaks(bounds: Bounds, mutation: Mutation, property: &'static str) {
     let wanted = HasDiscoveries::AnyOf(BTreeSet::from([property]));
-    let world = World::with(bounds, mutation);
-    let checker = world.checker().finish_when(wanted).spawn_bfs().join();
+    let model = HandoverModel::with(bounds, mutation);
+    let checker = model.checker().finish_when(wanted).spawn_bfs().join();
     let path =
         checker.discovery(property).unwrap_or_else(|| panic!("{mutation:?} keeps: {property}"));
     println!("{mutation:?} breaks \"{property}\" in {:?}", path.into_actions());
@@ -176,7 +176,7 @@ const fn file() -> Bounds {
 fn a_source_that_ends_before_its_file_is_on_the_disk() {
     let unread = Bounds { reads: 1, ..file() };
     breaks(unread, ConfirmsUnsynced, MOVED);
-    let found = graph::explore(&World::with(unread, ConfirmsUnsynced));
+    let found = graph::explore(&HandoverModel::with(unread, ConfirmsUnsynced));
     assert!(found.stuck.is_some(), "the guest is never lost");
 }
 
@@ -221,7 +221,7 @@ fn a_host_with_a_young_memory_that_answers() {
 #[test]
 fn a_host_that_asks_no_vmrun_but_that_of_its_record() {
     let lost = Bounds { twice: false, wipes: 1, crashes: 0, ..bounds(OneWay) };
-    let found = graph::explore(&World::with(lost, AsksItsRecordsOnly));
+    let found = graph::explore(&HandoverModel::with(lost, AsksItsRecordsOnly));
     assert!(found.stuck.is_some(), "what runs here is found");
 }
 
@@ -252,12 +252,12 @@ fn a_read_of_go_that_timed_out_taken_for_a_refusal() {
 
 #[test]
 fn a_source_that_forgets_a_client_that_went_away() {
-    let found = graph::explore(&World::with(bounds(BothWays), ForgetsClient));
+    let found = graph::explore(&HandoverModel::with(bounds(BothWays), ForgetsClient));
     assert!(found.stuck.is_some(), "the guest is never lost");
 }
 
 #[test]
 fn a_question_that_waits_for_a_go_that_nobody_sends() {
-    let found = graph::explore(&World::with(bounds(BothWays), QuestionIsNotGo));
+    let found = graph::explore(&HandoverModel::with(bounds(BothWays), QuestionIsNotGo));
     assert!(found.circular > 0, "every run ends");
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mig_engine::handover::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use mig_model::graph;
-use mig_model::world::{Bounds, UNBOUNDED, World};
+use mig_model::model::{Bounds, HandoverModel, UNBOUNDED};
 use stateright::{Checker, Model};
 
 const ALONE: Bounds = Bounds {
@@ -33,10 +33,10 @@ const fn two(first: HandoverMode, second: HandoverMode) -> Bounds {
 }
 
 fn holds(bounds: Bounds) {
-    let world = World::new(bounds);
+    let model = HandoverModel::new(bounds);
     let started = Instant::now();
-    let checker = world.checker().spawn_bfs().join();
-    let found = graph::explore(&world);
+    let checker = model.checker().spawn_bfs().join();
+    let found = graph::explore(&model);
     println!(
         "{bounds:?}: {} moments, {} steps, depth {}, {} good ends, {:.1} s",
         checker.unique_state_count(),

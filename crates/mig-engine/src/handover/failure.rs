@@ -45,8 +45,8 @@ pub enum HandoverError {
          heard of that one"
     )]
     OtherCopy,
-    /// The vmrun has loaded the guest and made no nonce for the ACK that its source waits for.
-    #[error("the vmrun has nothing to acknowledge the guest with")]
+    /// There is no nonce, which an ACK must carry and GO must bring.
+    #[error("nobody has acknowledged the guest")]
     NothingToAcknowledge,
 }
 

@@ -199,6 +199,14 @@ impl Source {
         self.taken_by
     }
 
+    /// What the ACK said, where there must have been one.
+    ///
+    /// # Errors
+    /// [`HandoverError::NothingToAcknowledge`].
+    pub fn acknowledged(&self) -> Result<Acknowledged, HandoverError> {
+        self.taken_by.ok_or(HandoverError::NothingToAcknowledge)
+    }
+
     /// What became of the guest at the source, where that was looked at.
     pub const fn guest(&self) -> Option<SourceGuestState> {
         self.guest

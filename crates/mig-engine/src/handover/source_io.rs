@@ -73,13 +73,13 @@ pub trait SourceIo: ResolveIo<Error: From<HandoverError>> {
     ///
     /// # Errors
     /// When it was not sent whole.
-    fn send_go(&mut self, taken_by: Option<Acknowledged>) -> Result<(), Self::Error>;
+    fn send_go(&mut self, taken_by: Acknowledged) -> Result<(), Self::Error>;
 
     /// See [`SourceStep::AwaitRunning`].
     ///
     /// # Errors
     /// When the destination did not say in time that the guest runs.
-    fn await_running(&mut self, taken_by: Option<Acknowledged>) -> Result<(), Self::Error>;
+    fn await_running(&mut self, taken_by: Acknowledged) -> Result<(), Self::Error>;
 
     /// See [`SourceOperation::RemoveFile`]. True if the file is gone, or has no end.
     fn remove_file(&mut self) -> bool;
@@ -204,8 +204,8 @@ impl<R, E: Failure + From<HandoverError>> Pass<R, E> {
             }
             SourceStep::PrepareCommit => io.prepare_commit()?,
             SourceStep::Commit => io.commit(source.taken_by())?,
-            SourceStep::SendGo => io.send_go(source.taken_by())?,
-            SourceStep::AwaitRunning => io.await_running(source.taken_by())?,
+            SourceStep::SendGo => io.send_go(source.acknowledged()?)?,
+            SourceStep::AwaitRunning => io.await_running(source.acknowledged()?)?,
         }
         Ok(SourceStepOutcome::Done)
     }

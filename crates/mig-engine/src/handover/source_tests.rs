@@ -204,15 +204,15 @@ impl SourceIo for Double<'_> {
         result
     }
 
-    fn send_go(&mut self, taken_by: Option<Acknowledged>) -> Result<(), TestError> {
+    fn send_go(&mut self, taken_by: Acknowledged) -> Result<(), TestError> {
         assert_eq!(self.owner, Owner::HandedOver, "GO comes after the commit");
-        assert_eq!(taken_by, Some(by()));
+        assert_eq!(taken_by, by());
         self.let_go = true;
         self.script.any_result()
     }
 
-    fn await_running(&mut self, taken_by: Option<Acknowledged>) -> Result<(), TestError> {
-        assert_eq!(taken_by, Some(by()));
+    fn await_running(&mut self, taken_by: Acknowledged) -> Result<(), TestError> {
+        assert_eq!(taken_by, by());
         let result = self.script.any_result();
         self.arrived |= result.is_ok();
         result

@@ -11,17 +11,17 @@ use vm_control::{Client, ClientError, FrameError};
 use crate::NAME;
 
 /// How long its vmrun may take to say so; it was waited for already.
-const ANSWER: Duration = Duration::from_millis(500);
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A connection of its own to the guest's vmrun, for when the one that moves the guest breaks. A
 /// mig-send that reads answers can open no other any more.
 #[derive(Debug)]
-pub struct Witness {
+pub struct StatusConnection {
     client: Client,
     silent: bool,
 }
 
-impl Witness {
+impl StatusConnection {
     /// Connects; the vmrun at `path` answers within `patience`.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Witness {
             // The connection ended with the first answer that did not come.
             return SourceGuestState::Silent;
         }
-        match self.client.set_patience(ANSWER).and_then(|()| self.client.status()) {
+        match self.client.set_patience(STATUS_TIMEOUT).and_then(|()| self.client.status()) {
             Ok(status) => SourceGuestState::of(status.ownership, status.running, id),
             Err(ClientError::Lost { source: FrameError::TimedOut, .. }) => {
                 self.silent = true;
@@ -48,7 +48,7 @@ impl Witness {
 }
 
 /// What became of a guest whose vmrun was reached a moment ago, and cannot be reached again.
-pub fn without_witness(error: &ClientError) -> SourceGuestState {
+pub fn without_status(error: &ClientError) -> SourceGuestState {
     match error {
         ClientError::Connect { source, .. } => match source.kind() {
             // The socket of a vmrun that has ended, or none at all.

@@ -19,24 +19,24 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use mig_channel::ChannelWriter;
-use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
+use mig_engine::handover::resolve::{Known, Reply};
 use mig_engine::ownership::{Authority, Decision, Input, Standing};
-use mig_stream::{DestinationOutcome, Kind, Message, Question, ReturnWriter};
-use migpipe_units::{Acknowledged, MigrationId};
-use serde::{Deserialize, Serialize};
+use mig_stream::{DestinationOutcome, Message, ReturnWriter};
+use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError};
 use vm_records::identity::Identity;
 use vm_records::record::{Record, RecordError, Records, TIDIED_AFTER};
 
 use crate::NAME;
-use crate::host::{END, Host};
+use crate::host::{END_TIMEOUT, Host};
+use crate::query::HostQuery;
 
 /// How long a vmrun may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const VMRUN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often to look again while a vmrun is between two states.
 const ATTEMPTS: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A question is answered, or not waited for any more, within this time of being asked: a host must
 /// remember so much more than the migration is old.
@@ -45,36 +45,14 @@ const ON_ITS_WAY: Duration = Duration::from_secs(60);
 /// The exit status of a question that was not answered for good.
 const UNKNOWN: u8 = 4;
 
-/// What is asked of the host.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Asked {
-    id: MigrationId,
-    /// Whether the source took the guest back.
-    released: bool,
-    to: Option<Acknowledged>,
-    age: Duration,
-}
-
-impl Asked {
-    /// What a question of this kind asks.
-    pub const fn new(id: MigrationId, kind: Kind, question: Question) -> Self {
-        let Question { to, age } = question;
-        Self { id, released: matches!(kind, Kind::Release), to, age }
-    }
-
-    fn reply(&self, known: Known) -> Reply {
-        if self.released { reply_to_release(known) } else { reply(known) }
-    }
-}
-
 /// Answers the question and returns the exit status.
 pub fn run(
-    asked: Asked,
+    query: HostQuery,
     host: &mut Host,
     back: Option<ReturnWriter<ChannelWriter>>,
 ) -> anyhow::Result<u8> {
     let mut back = back.context("a question without a way back")?;
-    let outcome = match host.resolve(asked) {
+    let outcome = match host.resolve(query) {
         Ok(outcome) => outcome,
         // A vmrun that does not answer now, or records that cannot be read now, say nothing of
         // the guest: the source may ask again.
@@ -92,25 +70,25 @@ pub fn run(
         | DestinationOutcome::MayHaveRun { .. }
         | DestinationOutcome::OtherHost { .. } => UNKNOWN,
     };
-    tracing::info!("migration {}: {outcome:?}", asked.id);
+    tracing::info!("migration {}: {outcome:?}", query.id);
     back.send(&Message::Resolved(outcome)).context("cannot answer the source")?;
     Ok(status)
 }
 
 /// Finishes a migration on this host and says how. Runs in the broker.
-pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<DestinationOutcome> {
-    let id = asked.id;
+pub fn resolve(query: HostQuery, records: &Records) -> anyhow::Result<DestinationOutcome> {
+    let id = query.id;
     let mut why = None;
     for _ in 0..ATTEMPTS {
         let host = records.identity();
         let record = records.read(id);
         let found =
-            look(&asked, record.as_ref().ok().and_then(Option::as_ref), host.as_ref().ok())?;
-        let reply = asked.reply(found.known);
+            look(&query, record.as_ref().ok().and_then(Option::as_ref), host.as_ref().ok())?;
+        let reply = query.reply(found.known);
         match (reply, &found.vmrun) {
             (Reply::Running, _) => return Ok(DestinationOutcome::Running),
             (Reply::Prepared, Some(vmrun)) => {
-                let by = Authority::Source(asked.to.map(|to| to.nonce));
+                let by = Authority::Source(query.to.map(|to| to.nonce));
                 match vmrun.go(id, by) {
                     Ok(_) => return Ok(DestinationOutcome::Running),
                     Err(error) => why = Some(error),
@@ -119,18 +97,18 @@ pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<DestinationOut
             (Reply::RefuseInVmrun, Some(vmrun)) => {
                 // If it went on meanwhile, the next look shows where to.
                 let refused = vmrun.own(Input::Refuse(id));
-                if asked.released && refused.is_ok() {
+                if query.released && refused.is_ok() {
                     // Its name is free then.
-                    vmrun.await_end(END);
+                    vmrun.await_end(END_TIMEOUT);
                 }
             }
             _ => {
-                if let Some(outcome) = without_vmrun(&asked, reply, records, &host?, record?)? {
+                if let Some(outcome) = without_vmrun(&query, reply, records, &host?, record?)? {
                     return Ok(outcome);
                 }
             }
         }
-        thread::sleep(PAUSE);
+        thread::sleep(POLL_INTERVAL);
     }
     match why {
         Some(why) => Err(anyhow::Error::from(why).context("the guest waits there and cannot run")),
@@ -140,13 +118,13 @@ pub fn resolve(asked: Asked, records: &Records) -> anyhow::Result<DestinationOut
 
 /// The answer from the records of this host, or nothing if they have changed meanwhile.
 fn without_vmrun(
-    asked: &Asked,
+    query: &HostQuery,
     reply: Reply,
     records: &Records,
     host: &Identity,
     record: Option<Record>,
 ) -> anyhow::Result<Option<DestinationOutcome>> {
-    let id = asked.id;
+    let id = query.id;
     let may_have_run = |why: String| Ok(Some(DestinationOutcome::MayHaveRun { why }));
     match reply {
         Reply::Running => Ok(Some(DestinationOutcome::Running)),
@@ -174,7 +152,7 @@ fn without_vmrun(
              directory is new, or is not the one that the guest was received with",
             host.id,
             host.age().as_secs(),
-            asked.age.as_secs()
+            query.age.as_secs()
         )),
         Reply::OtherHost => Ok(Some(DestinationOutcome::OtherHost { host: host.id })),
     }
@@ -187,23 +165,27 @@ struct Found {
 }
 
 /// Looks for the migration in this host's memory. Without an identity it remembers nothing.
-fn look(asked: &Asked, record: Option<&Record>, host: Option<&Identity>) -> anyhow::Result<Found> {
-    let enough = asked.age.saturating_add(ON_ITS_WAY);
+fn look(
+    query: &HostQuery,
+    record: Option<&Record>,
+    host: Option<&Identity>,
+) -> anyhow::Result<Found> {
+    let enough = query.age.saturating_add(ON_ITS_WAY);
     let mut found = Found {
         known: Known {
             record: record.map(|record| record.decision),
             live: None,
-            acknowledged_here: asked.to.map(|to| host.is_some_and(|host| to.host == host.id)),
+            acknowledged_here: query.to.map(|to| host.is_some_and(|host| to.host == host.id)),
             // And not so old that a record of it would have been removed.
             remembers: host.is_some_and(|host| host.age() > enough) && enough < TIDIED_AFTER,
         },
         vmrun: None,
     };
     if let Some(record) = record.filter(|record| record.socket != Path::new("")) {
-        found.ask(asked, &record.socket)?;
+        found.ask(query, &record.socket)?;
     }
     if let Reply::Prepared | Reply::Running | Reply::Refused | Reply::RefuseInVmrun =
-        asked.reply(found.known)
+        query.reply(found.known)
     {
         return Ok(found);
     }
@@ -211,7 +193,7 @@ fn look(asked: &Asked, record: Option<&Record>, host: Option<&Identity>) -> anyh
         if found.vmrun.is_some() {
             break;
         }
-        found.ask(asked, &socket)?;
+        found.ask(query, &socket)?;
     }
     Ok(found)
 }
@@ -219,13 +201,13 @@ fn look(asked: &Asked, record: Option<&Record>, host: Option<&Identity>) -> anyh
 impl Found {
     /// Asks the vmrun at `socket`, if it lives. One that does not answer is an error: it may run the
     /// guest.
-    fn ask(&mut self, asked: &Asked, socket: &Path) -> anyhow::Result<()> {
-        let vmrun = match Client::connect_within(socket, NAME, ANSWER) {
+    fn ask(&mut self, query: &HostQuery, socket: &Path) -> anyhow::Result<()> {
+        let vmrun = match Client::connect_within(socket, NAME, VMRUN_TIMEOUT) {
             Ok(vmrun) => vmrun,
             Err(ClientError::Connect { ref source, .. }) if is_nobody(source) => return Ok(()),
             Err(error) => return Err(unsure(error)),
         };
-        let standing = vmrun.inquire(asked.id, asked.to.map(|to| to.nonce)).map_err(unsure)?;
+        let standing = vmrun.inquire(query.id, query.to.map(|to| to.nonce)).map_err(unsure)?;
         if standing != Standing::NotMine {
             self.known.live = Some(standing);
             self.vmrun = Some(vmrun);
@@ -250,8 +232,8 @@ pub fn forget(released: &[MigrationId], records: &Records) {
     for id in released {
         // A migration that this host has not heard of needs no record for that.
         if let Ok(Some(Record { decision: Decision::MayRun, .. })) = records.read(*id) {
-            let asked = Asked { id: *id, released: true, to: None, age: Duration::ZERO };
-            if let Err(error) = resolve(asked, records) {
+            let query = HostQuery { id: *id, released: true, to: None, age: Duration::ZERO };
+            if let Err(error) = resolve(query, records) {
                 tracing::info!("migration {id}: {}", migpipe_cli::one_line(&error));
             }
         }

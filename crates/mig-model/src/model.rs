@@ -50,7 +50,7 @@ pub const UNBOUNDED: u8 = u8::MAX;
 
 /// The model: the bounds, and the mistake in it if there is to be one.
 #[derive(Clone, Copy, Debug)]
-pub struct World {
+pub struct HandoverModel {
     /// How much is looked at.
     pub bounds: Bounds,
     /// What is wrong.
@@ -163,7 +163,7 @@ impl Action {
     }
 }
 
-impl World {
+impl HandoverModel {
     /// The real protocol within these bounds.
     pub const fn new(bounds: Bounds) -> Self {
         Self { bounds, mutation: None }
@@ -450,7 +450,7 @@ impl World {
         match state.connections[tool].line {
             Line::Idle => {}
             Line::Gone => actions.extend([Action::Late(tool), Action::Gone(tool)]),
-            Line::Deaf => actions.push(Action::Late(tool)),
+            Line::TimedOut => actions.push(Action::Late(tool)),
             Line::Open => actions.push(Action::TimeOut(tool)),
         }
         if !self.exists(state, tool) {
@@ -469,7 +469,7 @@ impl World {
     }
 }
 
-impl Model for World {
+impl Model for HandoverModel {
     type State = State;
     type Action = Action;
 

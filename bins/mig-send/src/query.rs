@@ -3,22 +3,20 @@
 //! A question needs a new channel: a command is started, a host is connected to. A mig-send that
 //! reads answers has given up the right to do either. So each question is asked by a process that
 //! opens the channel first, confines itself as mig-send does, and only then reads; it prints one
-//! line, [`Asked`], for the one that started it. A confined mig-send has it started by a
+//! line, [`QueryResult`], for the one that started it. A confined mig-send has it started by a
 //! [`broker`], which can be asked for nothing else: what is asked, and where, is on
 //! the broker's command line; what the destination has said of itself is in the question.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
-use mig_engine::handover::Query;
-use mig_stream::{DestinationOutcome, Header, Preamble, StreamWriter};
+use mig_stream::{DestinationOutcome, Header, StreamWriter};
 use migpipe_confine::broker::{self, Broker};
-use migpipe_units::{Acknowledged, MigrationId};
+use migpipe_units::MigrationId;
 use serde::{Deserialize, Serialize};
 
 use crate::answers::Answers;
@@ -26,6 +24,7 @@ use crate::args::Args;
 use crate::confinement;
 use crate::error::{StepError, names_what_came};
 use crate::monitor::{Shared, block_signals};
+use crate::query_args::QueryArgs;
 
 /// How long one attempt may take: an ssh connection over a bad network takes seconds.
 const ATTEMPT: Duration = Duration::from_secs(15);
@@ -45,47 +44,13 @@ const LONGEST: u64 = broker::LONGEST / 2;
 
 /// What came of one question.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Asked {
+pub enum QueryResult {
     /// The destination's answer.
     Known(DestinationOutcome),
     /// There was none, and why.
     Failed(String),
     /// Whoever the tunnel asked at the terminal does not want it.
     Cancelled,
-}
-
-/// What a question carries beside the id of its migration. All that a broker of mig-send does is to
-/// ask that.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct About {
-    /// The source took the guest back before its commit, and says so.
-    released: bool,
-    /// Who acknowledged the guest.
-    taken_by: Option<Acknowledged>,
-    /// How long ago the migration began.
-    age: Duration,
-}
-
-impl About {
-    /// Of a migration that began so long ago.
-    pub const fn new(query: Query, age: Duration) -> Self {
-        match query {
-            Query::Committed(taken_by) => Self { released: false, taken_by, age },
-            Query::Released => Self { released: true, taken_by: None, age },
-        }
-    }
-
-    fn preamble(&self, id: MigrationId) -> Preamble {
-        if self.released { Preamble::release(id) } else { Preamble::resolve(id) }
-    }
-}
-
-impl FromStr for About {
-    type Err = serde_json::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        serde_json::from_str(text)
-    }
 }
 
 /// How long the question may take to be written, and how long to be answered.
@@ -108,9 +73,9 @@ fn this_program(args: &Args, role: &[String]) -> Command {
 
 /// Who asks for a mig-send that must not start anything any more.
 #[derive(Debug)]
-pub struct Asker(Broker);
+pub struct ResolveHelper(Broker);
 
-impl Asker {
+impl ResolveHelper {
     /// Starts it.
     ///
     /// # Errors
@@ -126,13 +91,13 @@ impl Asker {
         self.0.has_ended()
     }
 
-    /// Asks; [`Self::answer`] has the answer.
-    pub fn ask(&mut self, about: &About) -> Result<(), StepError> {
+    /// Asks; [`Self::result`] has the answer.
+    pub fn ask(&mut self, about: &QueryArgs) -> Result<(), StepError> {
         self.0.send(about).map_err(|error| anyhow::Error::from(error).into())
     }
 
     /// What came of it.
-    pub fn answer(&mut self) -> Result<Asked, StepError> {
+    pub fn result(&mut self) -> Result<QueryResult, StepError> {
         self.0.answer().map_err(|error| anyhow::Error::from(error).into())
     }
 }
@@ -143,26 +108,26 @@ pub fn serve(args: &Args, id: MigrationId) -> anyhow::Result<u8> {
     nix::sys::prctl::set_name(c"mig-broker")?;
     // A Ctrl-C is for the mig-send beside it.
     block_signals()?;
-    broker::serve(|about: About| match Question::start(args, id, &about) {
-        Ok(mut question) => question.answer(),
-        Err(error) => Asked::Failed(migpipe_cli::one_line(&error)),
+    broker::serve(|about: QueryArgs| match QueryProcess::start(args, id, &about) {
+        Ok(mut question) => question.result(),
+        Err(error) => QueryResult::Failed(migpipe_cli::one_line(&error)),
     })?;
     Ok(0)
 }
 
 /// A process that asks.
 #[derive(Debug)]
-pub struct Question {
+pub struct QueryProcess {
     process: Child,
     answer: BufReader<ChildStdout>,
 }
 
-impl Question {
+impl QueryProcess {
     /// Starts it.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(args: &Args, id: MigrationId, about: &About) -> anyhow::Result<Self> {
+    pub fn start(args: &Args, id: MigrationId, about: &QueryArgs) -> anyhow::Result<Self> {
         let about = serde_json::to_string(about)?;
         let mut command = this_program(args, &[format!("--ask={id}"), format!("--about={about}")]);
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
@@ -171,21 +136,21 @@ impl Question {
     }
 
     /// Waits for what came of it.
-    pub fn answer(&mut self) -> Asked {
+    pub fn result(&mut self) -> QueryResult {
         let mut line = String::new();
         let read = (&mut self.answer).take(LONGEST).read_line(&mut line);
         let status = self.process.wait();
         match read.and_then(|_| Ok(serde_json::from_str(&line)?)) {
             Ok(asked) => asked,
-            Err(_) => Asked::Failed(match status {
+            Err(_) => QueryResult::Failed(match status {
                 Ok(status) => format!("the process that asks has ended: {status}"),
                 Err(error) => format!("the process that asks is lost: {error}"),
             }),
         }
     }
 
-    /// As [`Self::answer`], unless the operator gives up.
-    pub fn answer_or_cancel(mut self, shared: &Shared) -> Result<Asked, StepError> {
+    /// As [`Self::result`], unless the operator gives up.
+    pub fn result_or_cancel(mut self, shared: &Shared) -> Result<QueryResult, StepError> {
         while let Ok(None) = self.process.try_wait() {
             if shared.is_cancelled() {
                 let _ = self.process.kill();
@@ -194,18 +159,18 @@ impl Question {
             }
             thread::sleep(LOOK_EVERY);
         }
-        Ok(self.answer())
+        Ok(self.result())
     }
 }
 
 /// The process that asks: prints what came of it.
-pub fn run(args: &Args, id: MigrationId, about: About) -> anyhow::Result<u8> {
+pub fn run(args: &Args, id: MigrationId, about: QueryArgs) -> anyhow::Result<u8> {
     // Whoever started it kills it if nobody waits any more.
     block_signals()?;
     let asked = match ask(&args.destination, id, about, patience(args)) {
-        Ok(outcome) => Asked::Known(outcome),
-        Err(StepError::Cancelled) => Asked::Cancelled,
-        Err(stop) => Asked::Failed(stop.reason()),
+        Ok(outcome) => QueryResult::Known(outcome),
+        Err(StepError::Cancelled) => QueryResult::Cancelled,
+        Err(stop) => QueryResult::Failed(stop.reason()),
     };
     let mut line = serde_json::to_vec(&asked)?;
     line.push(b'\n');
@@ -219,7 +184,7 @@ pub fn run(args: &Args, id: MigrationId, about: About) -> anyhow::Result<u8> {
 fn ask(
     destination: &Endpoint,
     id: MigrationId,
-    about: About,
+    about: QueryArgs,
     patience: Duration,
 ) -> Result<DestinationOutcome, StepError> {
     let began = Instant::now();
@@ -243,7 +208,7 @@ fn ask(
         // The end of the question flushes filters that hold data back.
         question.get_mut().close()?;
         let back = channel.back.ok_or_else(|| anyhow!("{destination} has no way back"))?;
-        Answers::new(back, id).outcome(patience, stopped)
+        Answers::new(Some(back), id).outcome(patience, stopped)
     })();
     if let (Err(StepError::Failed(error)), Some(tunnel)) = (&asked, &mut tunnel)
         && !names_what_came(error)

@@ -1,0 +1,115 @@
+//! What follows a failure: the guest is given back, then it is found out why.
+
+use std::time::Duration;
+
+use mig_channel::{Endpoint, ReturnPath, Tunnel, TunnelError};
+use mig_engine::handover::{HandoverMode, SourceStep};
+use mig_engine::ownership::Input;
+use vm_control::ClientError;
+
+use crate::args::Args;
+use crate::error::{StepError, Told, names_what_came};
+use crate::outgoing::Outgoing;
+
+/// How long a failed destination may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A signal that ended the other programs of a pipeline has come within this time.
+const SIGNAL: Duration = Duration::from_secs(1);
+
+/// How long a tunnel that broke the stream may take to end, so that its status is known.
+const TUNNEL_STATUS: Duration = Duration::from_millis(500);
+
+/// Gives the guest back to its vmrun. Nothing interrupts this any more.
+pub fn release(outgoing: &mut Outgoing<'_>) -> Result<(), StepError> {
+    outgoing.shared.disarm();
+    outgoing.guest.client.own(Input::Release(outgoing.id)).map_err(|error| {
+        let error = StepError::from(error);
+        tracing::debug!("{}", error.reason());
+        error
+    })
+}
+
+/// Whether a shell has put this program beside the one that it talks to.
+fn is_in_a_pipeline(args: &Args) -> bool {
+    matches!(args.destination, Endpoint::Standard | Endpoint::Fd(_))
+        || matches!(args.return_path, Some(ReturnPath::Stdin | ReturnPath::Fd(_)))
+}
+
+/// The destination knows best why a step failed: its last words, or the status of the tunnel.
+pub fn explain(
+    outgoing: &mut Outgoing<'_>,
+    step: SourceStep,
+    error: StepError,
+    may_be_cancelled: bool,
+) -> StepError {
+    let error = match (error, outgoing.shared.given_up()) {
+        // Not the operator has interrupted the step: vmrun took the guest back.
+        (StepError::Cancelled, Some(why)) => anyhow::Error::from(ClientError::Refused(why)),
+        (StepError::Failed(error), _) => error,
+        (other, _) => return other,
+    };
+    if error.is::<Told>() {
+        return StepError::Failed(error);
+    }
+    let doing = doing(step, outgoing.channel.mode);
+    if migpipe_cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error) {
+        // It has had its time to say something, or has nothing to do with it, or something
+        // else speaks in its place.
+        return StepError::Failed(error).context(doing);
+    }
+    if may_be_cancelled
+        && is_in_a_pipeline(outgoing.args)
+        && outgoing.shared.is_signalled_within(SIGNAL)
+    {
+        // Ctrl-C is for all of a pipeline, and the reader may be gone before we hear of it.
+        return StepError::Cancelled;
+    }
+    if let Some(reason) = outgoing.channel.answers.last_words(LAST_WORDS) {
+        return StepError::Failed(Told(reason).into());
+    }
+    match failed_tunnel(&mut outgoing.channel.tunnel) {
+        Some(ended) if may_be_cancelled => ended.into(),
+        Some(ended) => StepError::Failed(ended.into()),
+        None => StepError::Failed(error).context(doing),
+    }
+}
+
+/// The destination would find out by itself when the stream ends.
+pub fn abort_stream(outgoing: &mut Outgoing<'_>) {
+    outgoing.channel.stream.get_mut().set_deadline(Some(LAST_WORDS));
+    let _ = outgoing.channel.stream.abort("the source gave the migration up");
+    if let Some(tunnel) = &mut outgoing.channel.tunnel {
+        tunnel.kill();
+    }
+}
+
+pub fn leave_tunnel(outgoing: &mut Outgoing<'_>) {
+    if let Some(tunnel) = outgoing.channel.tunnel.take() {
+        tunnel.leave();
+    }
+}
+
+/// How the tunnel ended, if that is what broke the stream: its status says more than the broken
+/// pipe it leaves behind.
+pub fn failed_tunnel(tunnel: &mut Option<Tunnel>) -> Option<TunnelError> {
+    let ended = tunnel.as_mut()?.wait_for_success(TUNNEL_STATUS).err()?;
+    matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. }).then_some(ended)
+}
+
+/// What a step was for, in front of the reason why it failed.
+const fn doing(step: SourceStep, mode: HandoverMode) -> &'static str {
+    match step {
+        SourceStep::SendHeader => "cannot send the header",
+        SourceStep::AwaitReady => "the destination did not say that it is ready",
+        SourceStep::PreCopy => "pre-copy failed",
+        SourceStep::PrepareCommit if !mode.is_answered() => "stop-and-copy failed",
+        SourceStep::StopAndCopy | SourceStep::SendEnd => "stop-and-copy failed",
+        SourceStep::Close => "the end of the stream may not have arrived",
+        SourceStep::AwaitAck | SourceStep::PrepareCommit => {
+            "the destination did not acknowledge the guest"
+        }
+        SourceStep::Commit => "the commit failed",
+        SourceStep::SendGo | SourceStep::AwaitRunning => "the destination did not say that it runs",
+    }
+}
