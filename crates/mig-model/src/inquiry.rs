@@ -1,4 +1,4 @@
-//! mig-recv answering a question: `bins/mig-recv/src/inquiry.rs` around `handover::resolve`.
+//! mig-recv answering a question: `bins/mig-recv/src/resolve.rs` around `handover::resolve`.
 
 use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
 use mig_engine::ownership::{Authority, Decision, Input, Standing};
