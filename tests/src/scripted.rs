@@ -197,8 +197,8 @@ impl Service for Guest {
             Request::Go { id, by } => {
                 self.own(Input::Go(id, by), || Reply::Started(Started::default()).into())
             }
-            Request::Inquire { id, nonce } => {
-                Reply::Standing(lock(&self.ownership).standing(id, nonce)).into()
+            Request::MigrationStatus { id, nonce } => {
+                Reply::MigrationStatus(lock(&self.ownership).migration_status(id, nonce)).into()
             }
             Request::PostProgress { .. } => Reply::Orders(Vec::new()).into(),
             _ => Reply::Done.into(),

@@ -12,7 +12,7 @@ use mig_engine::handover::{
     Destination, DestinationEnding, DestinationIo, Failure, FailureKind, HandoverError,
     HandoverMode, run_destination,
 };
-use mig_engine::ownership::{Authority, Decision, Input, Standing};
+use mig_engine::ownership::{Authority, Decision, Input, MigrationStatus};
 use mig_stream::{
     FormatVersion, MemoryDigest, Message, Record, ReturnWriter, StreamDigest, StreamReader,
 };
@@ -378,9 +378,11 @@ impl DestinationIo for IncomingMigration<'_> {
     fn await_commit(&mut self, nonce: Option<Nonce>) -> Result<(), StepError> {
         let deadline = Instant::now() + self.patience();
         loop {
-            match self.standing(nonce) {
-                Ok(Standing::Running) => return Ok(()),
-                Ok(Standing::Prepared) if Instant::now() <= deadline => thread::sleep(COMMIT_POLL),
+            match self.migration_status(nonce) {
+                Ok(MigrationStatus::Running) => return Ok(()),
+                Ok(MigrationStatus::Prepared) if Instant::now() <= deadline => {
+                    thread::sleep(COMMIT_POLL)
+                }
                 _ => return Err(anyhow!("no GO came in time").into()),
             }
         }
@@ -400,9 +402,9 @@ impl DestinationIo for IncomingMigration<'_> {
         self.say(&Message::Running { timings })
     }
 
-    fn standing(&mut self, nonce: Option<Nonce>) -> Result<Standing, StepError> {
+    fn migration_status(&mut self, nonce: Option<Nonce>) -> Result<MigrationStatus, StepError> {
         let id = self.id;
-        Ok(self.vmrun()?.client.inquire(id, nonce)?)
+        Ok(self.vmrun()?.client.migration_status(id, nonce)?)
     }
 
     fn record(&mut self) -> Result<Option<Decision>, StepError> {

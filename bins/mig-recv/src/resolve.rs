@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use mig_channel::ChannelWriter;
 use mig_engine::handover::resolve::{Known, Reply};
-use mig_engine::ownership::{Authority, Decision, Input, Standing};
+use mig_engine::ownership::{Authority, Decision, Input, MigrationStatus};
 use mig_stream::{DestinationOutcome, Message, ReturnWriter};
 use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError};
@@ -207,9 +207,10 @@ impl Found {
             Err(ClientError::Connect { ref source, .. }) if is_nobody(source) => return Ok(()),
             Err(error) => return Err(unsure(error)),
         };
-        let standing = vmrun.inquire(query.id, query.to.map(|to| to.nonce)).map_err(unsure)?;
-        if standing != Standing::NotMine {
-            self.known.live = Some(standing);
+        let status =
+            vmrun.migration_status(query.id, query.to.map(|to| to.nonce)).map_err(unsure)?;
+        if status != MigrationStatus::NotMine {
+            self.known.live = Some(status);
             self.vmrun = Some(vmrun);
         }
         Ok(())

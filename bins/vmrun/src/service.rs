@@ -165,8 +165,8 @@ impl Guest {
                 self.prepare(inner, id, &sections, paused_for)?.into()
             }
             Request::Go { id, by } => self.go(inner, id, by)?.into(),
-            Request::Inquire { id, nonce } => {
-                Reply::Standing(inner.ownership.standing(id, nonce)).into()
+            Request::MigrationStatus { id, nonce } => {
+                Reply::MigrationStatus(inner.ownership.migration_status(id, nonce)).into()
             }
             Request::PostProgress { id, progress } => inner.post(id, progress)?.into(),
             Request::Order(order) => {

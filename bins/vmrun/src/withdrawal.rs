@@ -122,7 +122,7 @@ impl Inner {
             Request::Hello { .. }
             | Request::Describe
             | Request::Status
-            | Request::Inquire { .. }
+            | Request::MigrationStatus { .. }
             | Request::Own(_) => false,
             _ => known.client == connection,
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use mig_engine::handover::HandoverMode;
-use mig_engine::ownership::{Authority, Input, Standing, State};
+use mig_engine::ownership::{Authority, Input, MigrationStatus, State};
 use mig_stream::{
     DestinationOutcome, Flags, FormatVersion, Header, MemoryDigest, Message, Preamble, Question,
     Record, RegionDigest, ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
@@ -263,7 +263,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         },
         Request::Prepare { id: ID, sections: sections.clone(), paused_for: None },
         Request::Go { id: ID, by: Authority::Source(Some(BY.nonce)) },
-        Request::Inquire { id: ID, nonce: Some(BY.nonce) },
+        Request::MigrationStatus { id: ID, nonce: Some(BY.nonce) },
         Request::Announce,
         Request::Own(Input::Refuse(ID)),
         Request::Own(Input::Quit { force: true }),
@@ -301,7 +301,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Reply::Paused { took: Duration::from_micros(60) },
         Reply::State(sections),
         Reply::Done,
-        Reply::Standing(Standing::Prepared),
+        Reply::MigrationStatus(MigrationStatus::Prepared),
         Reply::Orders(vec![Order::Cancel]),
         Reply::Refused(Refusal::new("no migration is under way")),
         Reply::Received { notes: vec!["the console of web goes to null".to_owned()] },

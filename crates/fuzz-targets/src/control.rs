@@ -129,9 +129,9 @@ impl Service for Vmrun {
             Request::Describe => Reply::Description(machine()),
             Request::Own(input) => self.own(input),
             Request::Go { id, by } => self.own(Input::Go(id, by)),
-            Request::Inquire { id, nonce } => {
+            Request::MigrationStatus { id, nonce } => {
                 let ownership = self.ownership.lock().unwrap_or_else(PoisonError::into_inner);
-                Reply::Standing(ownership.standing(id, nonce))
+                Reply::MigrationStatus(ownership.migration_status(id, nonce))
             }
             Request::Prepare { sections, .. } => Reply::State(sections),
             Request::Receive { overrides, .. } => {
@@ -204,7 +204,7 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.pause())?;
     let sections = heard(client.save_state())?.unwrap_or_default();
     heard(client.own(Input::Commit(ID, None)))?;
-    heard(client.inquire(ID, None))?;
+    heard(client.migration_status(ID, None))?;
     heard(client.post_progress(ID, String::new()))?;
     heard(client.order(Order::Cancel))?;
     heard(client.receive(ID, machine, Overrides::default(), HandoverMode::BothWays))?;

@@ -204,7 +204,7 @@ pub enum Denied {
 
 /// What a vmrun says when it is asked about a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Standing {
+pub enum MigrationStatus {
     /// The guest is arriving.
     Receiving,
     /// The guest waits for GO.
@@ -271,16 +271,16 @@ impl Ownership {
     }
 
     /// What is known here of the migration `id`, for one whose ACK had this nonce.
-    pub fn standing(&self, id: MigrationId, nonce: Option<Nonce>) -> Standing {
+    pub fn migration_status(&self, id: MigrationId, nonce: Option<Nonce>) -> MigrationStatus {
         if self.arrived_by == Some(id) {
-            return Standing::Running;
+            return MigrationStatus::Running;
         }
         match self.state {
-            State::Receiving(mine) if mine == id => Standing::Receiving,
-            State::Prepared(mine) if mine == id && self.nonce == nonce => Standing::Prepared,
-            State::Prepared(mine) if mine == id => Standing::PreparedForAnother,
-            State::Refused(mine) if mine == id => Standing::Refused,
-            _ => Standing::NotMine,
+            State::Receiving(mine) if mine == id => MigrationStatus::Receiving,
+            State::Prepared(mine) if mine == id && self.nonce == nonce => MigrationStatus::Prepared,
+            State::Prepared(mine) if mine == id => MigrationStatus::PreparedForAnother,
+            State::Refused(mine) if mine == id => MigrationStatus::Refused,
+            _ => MigrationStatus::NotMine,
         }
     }
 
@@ -499,7 +499,7 @@ mod tests {
             assert_eq!(transition.before, Some(Effect::Record(ID, Decision::Refused)));
             let mut refused = prepared;
             refused.enter(input, &transition);
-            assert_eq!(refused.standing(ID, NONCE), Standing::Refused);
+            assert_eq!(refused.migration_status(ID, NONCE), MigrationStatus::Refused);
             assert_eq!(refused.step(GO), Err(Denied::Refused(ID)));
         }
     }
@@ -515,7 +515,7 @@ mod tests {
                 let mut ended = here;
                 ended.enter(input, &transition);
                 // Whoever asks now must find the record, or that there is none.
-                assert_eq!(ended.standing(ID, None), Standing::NotMine);
+                assert_eq!(ended.migration_status(ID, None), MigrationStatus::NotMine);
             }
         }
         let runs = prepared.step(Input::Go(ID, Authority::Source(None))).unwrap();
@@ -537,7 +537,7 @@ mod tests {
         let gone_on = drive(here, &[Input::Begin(OTHER), Input::Commit(OTHER, None)]);
         let again = gone_on.step(GO).unwrap();
         assert_eq!((again.next, again.after), (State::HandedOver(OTHER), None));
-        assert_eq!(gone_on.standing(ID, None), Standing::Running);
+        assert_eq!(gone_on.migration_status(ID, None), MigrationStatus::Running);
     }
 
     #[test]
@@ -549,13 +549,16 @@ mod tests {
         for (ownership, mine, others) in
             [(prepared, NONCE, [another, None]), (one_way, None, [another, NONCE])]
         {
-            assert_eq!(ownership.standing(ID, mine), Standing::Prepared);
+            assert_eq!(ownership.migration_status(ID, mine), MigrationStatus::Prepared);
             let right = Input::Go(ID, Authority::Source(mine));
             let runs = drive(ownership, &[right]);
             for other in others {
                 let wrong = Input::Go(ID, Authority::Source(other));
                 assert_eq!(ownership.step(wrong), Err(Denied::NotAcknowledged(ID)));
-                assert_eq!(ownership.standing(ID, other), Standing::PreparedForAnother);
+                assert_eq!(
+                    ownership.migration_status(ID, other),
+                    MigrationStatus::PreparedForAnother
+                );
                 assert_eq!(runs.step(wrong), Err(Denied::NotAcknowledged(ID)), "a second GO");
             }
         }

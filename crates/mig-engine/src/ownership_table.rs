@@ -7,7 +7,7 @@ use crate::ownership::Input::{
     Begin, Commit, Confirm, Go, Prepared, Quit, Receive, Refuse, Release, Restore, TakeBack,
 };
 use crate::ownership::{
-    Authority, Decision, Denied, Effect, Input, Ownership, Standing, State, Transition,
+    Authority, Decision, Denied, Effect, Input, MigrationStatus, Ownership, State, Transition,
 };
 
 const ID: MigrationId = MigrationId::from_bytes([1; 16]);
@@ -153,15 +153,15 @@ fn a_go_for_another_copy_is_told_so() {
 fn a_vmrun_says_of_a_migration_what_it_is_to_it() {
     for (name, ownership) in states() {
         let expected = match name {
-            "receiving" | "restoring" => Standing::Receiving,
-            "prepared" => Standing::Prepared,
-            "restored" => Standing::PreparedForAnother,
-            "arrived" => Standing::Running,
-            "refused" => Standing::Refused,
-            _ => Standing::NotMine,
+            "receiving" | "restoring" => MigrationStatus::Receiving,
+            "prepared" => MigrationStatus::Prepared,
+            "restored" => MigrationStatus::PreparedForAnother,
+            "arrived" => MigrationStatus::Running,
+            "refused" => MigrationStatus::Refused,
+            _ => MigrationStatus::NotMine,
         };
-        assert_eq!(ownership.standing(ID, NONCE), expected, "{name}");
-        assert_eq!(ownership.standing(OTHER, NONCE), Standing::NotMine, "{name}");
+        assert_eq!(ownership.migration_status(ID, NONCE), expected, "{name}");
+        assert_eq!(ownership.migration_status(OTHER, NONCE), MigrationStatus::NotMine, "{name}");
         let runs = ["owned", "migrating", "arrived"].contains(&name);
         assert_eq!(ownership.may_run(), runs, "{name}");
         let is_saved = ["restoring", "restored"].contains(&name);

@@ -1,7 +1,7 @@
 //! mig-recv answering a question: `bins/mig-recv/src/resolve.rs` around `handover::resolve`.
 
 use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
-use mig_engine::ownership::{Authority, Decision, Input, Standing};
+use mig_engine::ownership::{Authority, Decision, Input, MigrationStatus};
 
 use crate::model::HandoverModel;
 use crate::mutation::Mutation;
@@ -12,7 +12,7 @@ use crate::vmrun::Served;
 
 impl HandoverModel {
     /// The next step of the mig-recv that answers this question.
-    pub fn inquire(&self, state: &mut State, slot: usize) -> bool {
+    pub fn migration_status(&self, state: &mut State, slot: usize) -> bool {
         let Some(question) = state.questions[slot] else { return false };
         let (host, number) = (usize::from(question.host), usize::from(question.number));
         let next = match question.phase {
@@ -73,8 +73,8 @@ impl HandoverModel {
             if state.vms[vm].busy.is_some() {
                 return None;
             }
-            let standing = state.vms[vm].ownership.standing(id_of(question.number), nonce);
-            if standing != Standing::NotMine {
+            let standing = state.vms[vm].ownership.migration_status(id_of(question.number), nonce);
+            if standing != MigrationStatus::NotMine {
                 known.live = Some(standing);
                 return Some((known, Some(vm)));
             }
@@ -188,8 +188,10 @@ impl HandoverModel {
             let id = id_of(number as u8);
             for vm in (1..VMS).filter(|vm| self.host_of(*vm) == host) {
                 let waits = matches!(
-                    state.vms[vm].ownership.standing(id, None),
-                    Standing::Receiving | Standing::Prepared | Standing::PreparedForAnother
+                    state.vms[vm].ownership.migration_status(id, None),
+                    MigrationStatus::Receiving
+                        | MigrationStatus::Prepared
+                        | MigrationStatus::PreparedForAnother
                 );
                 if state.is_alive(vm) && state.vms[vm].busy.is_none() && waits {
                     self.serve(state, vm, NOBODY, Request::Own(Input::Refuse(id)));

@@ -4,7 +4,7 @@ use mig_engine::handover::{
     Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
     FailureKind, HandoverMode,
 };
-use mig_engine::ownership::{Authority, Decision, Input, Ownership, Standing};
+use mig_engine::ownership::{Authority, Decision, Input, MigrationStatus, Ownership};
 
 use crate::model::HandoverModel;
 use crate::mutation::Mutation;
@@ -127,9 +127,9 @@ impl HandoverModel {
                 Some(_) => FAILED,
                 None => return false,
             },
-            DestinationStep::AwaitCommit => match self.standing(state, reception) {
-                None | Some(Ok(Standing::Prepared)) => return false,
-                Some(Ok(Standing::Running)) => DestinationStepOutcome::Done,
+            DestinationStep::AwaitCommit => match self.migration_status(state, reception) {
+                None | Some(Ok(MigrationStatus::Prepared)) => return false,
+                Some(Ok(MigrationStatus::Running)) => DestinationStepOutcome::Done,
                 Some(_) => FAILED,
             },
             DestinationStep::SendReady
@@ -173,15 +173,15 @@ impl HandoverModel {
                 (Some(Back::Failed), DestinationStepOutcome::Done)
             }
             DestinationOperation::AwaitEnd { .. } => (None, DestinationStepOutcome::Done),
-            DestinationOperation::LookAtGuest => match self.standing(state, reception) {
+            DestinationOperation::LookAtGuest => match self.migration_status(state, reception) {
                 None => return,
-                Some(Ok(Standing::Running)) => {
-                    (None, DestinationStepOutcome::Stands(Standing::Running))
+                Some(Ok(MigrationStatus::Running)) => {
+                    (None, DestinationStepOutcome::Status(MigrationStatus::Running))
                 }
                 Some(_) if self.is(Mutation::SlowIsRefused) => {
-                    (None, DestinationStepOutcome::Stands(Standing::Refused))
+                    (None, DestinationStepOutcome::Status(MigrationStatus::Refused))
                 }
-                Some(Ok(standing)) => (None, DestinationStepOutcome::Stands(standing)),
+                Some(Ok(standing)) => (None, DestinationStepOutcome::Status(standing)),
                 Some(Err(())) => (None, FAILED),
             },
             DestinationOperation::ReadRecord => {
@@ -201,7 +201,11 @@ impl HandoverModel {
     }
 
     /// How the guest stands in its vmrun; nothing while that is busy.
-    fn standing(&self, state: &State, reception: usize) -> Option<Result<Standing, ()>> {
+    fn migration_status(
+        &self,
+        state: &State,
+        reception: usize,
+    ) -> Option<Result<MigrationStatus, ()>> {
         let (tool, vm) = (state.receptions[reception]?, vm_of(ASKERS + reception));
         if !state.is_alive(vm) || state.connections[ASKERS + reception].line == Line::TimedOut {
             return Some(Err(()));
@@ -209,7 +213,7 @@ impl HandoverModel {
         if state.vms[vm].busy.is_some() {
             return None;
         }
-        Some(Ok(state.vms[vm].ownership.standing(id_of(tool.number), tool.driver.nonce())))
+        Some(Ok(state.vms[vm].ownership.migration_status(id_of(tool.number), tool.driver.nonce())))
     }
 
     fn wanted(&self, state: &State, reception: usize) -> Option<Request> {

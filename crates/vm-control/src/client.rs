@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mig_engine::handover::HandoverMode;
-use mig_engine::ownership::{Authority, Input, Standing};
+use mig_engine::ownership::{Authority, Input, MigrationStatus};
 use migpipe_units::{Bytes, MigrationId, Nonce, Pages};
 use page_bitmap::{BitmapError, GuestBitmap};
 use thiserror::Error;
@@ -393,9 +393,13 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`], as for every request.
-    pub fn inquire(&self, id: MigrationId, nonce: Option<Nonce>) -> Result<Standing, ClientError> {
-        match self.call(&Request::Inquire { id, nonce })? {
-            Reply::Standing(standing) => Ok(standing),
+    pub fn migration_status(
+        &self,
+        id: MigrationId,
+        nonce: Option<Nonce>,
+    ) -> Result<MigrationStatus, ClientError> {
+        match self.call(&Request::MigrationStatus { id, nonce })? {
+            Reply::MigrationStatus(status) => Ok(status),
             _ => Err(self.out_of_turn()),
         }
     }

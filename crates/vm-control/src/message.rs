@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use mig_engine::handover::HandoverMode;
-use mig_engine::ownership::{Authority, Input, Standing, State};
+use mig_engine::ownership::{Authority, Input, MigrationStatus, State};
 use migpipe_units::limits::{MAX_DESCRIPTION, MAX_FRAME, MAX_SECTIONS};
 use migpipe_units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use serde::de::{Error as _, SeqAccess, Visitor};
@@ -94,8 +94,8 @@ pub enum Request {
         /// Who says so.
         by: Authority,
     },
-    /// What is known here of a migration. Answered by [`Reply::Standing`].
-    Inquire {
+    /// What is known here of a migration. Answered by [`Reply::MigrationStatus`].
+    MigrationStatus {
         /// The migration.
         id: MigrationId,
         /// That of the ACK which the asker has.
@@ -235,8 +235,8 @@ pub enum Reply {
     Prepared(Loaded),
     /// To [`Request::Go`].
     Started(Started),
-    /// To [`Request::Inquire`].
-    Standing(Standing),
+    /// To [`Request::MigrationStatus`].
+    MigrationStatus(MigrationStatus),
     /// To [`Request::PostProgress`].
     Orders(Vec<Order>),
     /// It is not done.

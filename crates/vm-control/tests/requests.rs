@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mig_engine::handover::HandoverMode;
-use mig_engine::ownership::{Authority, Input, Standing, State};
+use mig_engine::ownership::{Authority, Input, MigrationStatus, State};
 use migpipe_units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
@@ -137,7 +137,9 @@ fn right(request: &Request) -> Answer {
         }
         Request::Prepare { .. } => (Reply::Prepared(LOADED), Vec::new()),
         Request::Go { .. } => (Reply::Started(STARTED), Vec::new()),
-        Request::Inquire { .. } => (Reply::Standing(Standing::Prepared), Vec::new()),
+        Request::MigrationStatus { .. } => {
+            (Reply::MigrationStatus(MigrationStatus::Prepared), Vec::new())
+        }
         Request::PostProgress { .. } => (Reply::Orders(vec![Order::Cancel]), Vec::new()),
         _ => (Reply::Done, Vec::new()),
     };
@@ -210,8 +212,8 @@ fn calls() -> Vec<(Call, Request, String)> {
             format!("{STARTED:?}"),
         ),
         (
-            |it| text(it.inquire(ID, Some(NONCE))),
-            Request::Inquire { id: ID, nonce: Some(NONCE) },
+            |it| text(it.migration_status(ID, Some(NONCE))),
+            Request::MigrationStatus { id: ID, nonce: Some(NONCE) },
             "Prepared".to_owned(),
         ),
         (

@@ -7,7 +7,7 @@ use migpipe_units::{Acknowledged, Nonce};
 
 use super::failure::{FailureKind, HandoverError};
 use super::mode::HandoverMode;
-use crate::ownership::{Decision, Standing};
+use crate::ownership::{Decision, MigrationStatus};
 
 /// The steps of a migration that succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ pub enum DestinationStepOutcome {
     /// The vmrun has loaded the guest. What is to be acknowledged has an identity.
     Prepared(Option<Acknowledged>),
     /// How the guest stands in its vmrun.
-    Stands(Standing),
+    Status(MigrationStatus),
     /// What the record says.
     Recorded(Option<Decision>),
     /// It was not done.
@@ -211,11 +211,13 @@ impl Destination {
             (State::Step(step), Outcome::Failed(kind)) => self.after_failure(step, kind),
             (State::Step(step), outcome) => self.after_success(step, outcome),
 
-            (State::Look(step), Outcome::Stands(Standing::Running)) => {
+            (State::Look(step), Outcome::Status(MigrationStatus::Running)) => {
                 self.after_success(step, Outcome::Done)
             }
-            (State::Look(step), Outcome::Stands(Standing::Refused)) => Self::was_refused(step),
-            (State::Look(step), Outcome::Stands(_)) => self.is_open(step),
+            (State::Look(step), Outcome::Status(MigrationStatus::Refused)) => {
+                Self::was_refused(step)
+            }
+            (State::Look(step), Outcome::Status(_)) => self.is_open(step),
             // A vmrun that is slow, or gone, says nothing of the guest.
             (State::Look(step), _) => State::Record(step),
 

@@ -7,7 +7,7 @@ use super::destination::{
     Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
 };
 use super::failure::{Failure, HandoverError};
-use crate::ownership::{Decision, Standing};
+use crate::ownership::{Decision, MigrationStatus};
 
 /// What a destination can do: one method for each operation of [`Destination`], which alone decides
 /// what is done when and what follows from it.
@@ -80,7 +80,7 @@ pub trait DestinationIo {
     ///
     /// # Errors
     /// When the vmrun does not say.
-    fn standing(&mut self, nonce: Option<Nonce>) -> Result<Standing, Self::Error>;
+    fn migration_status(&mut self, nonce: Option<Nonce>) -> Result<MigrationStatus, Self::Error>;
 
     /// See [`DestinationOperation::ReadRecord`]. Nothing, if there is none, or a saved guest is not
     /// restored any more.
@@ -129,7 +129,7 @@ fn perform<I: DestinationIo>(
     match destination.operation() {
         DestinationOperation::Step(step) => return perform_step(destination, step, io),
         DestinationOperation::LookAtGuest => {
-            return Ok(DestinationStepOutcome::Stands(io.standing(destination.nonce())?));
+            return Ok(DestinationStepOutcome::Status(io.migration_status(destination.nonce())?));
         }
         DestinationOperation::ReadRecord => {
             return Ok(DestinationStepOutcome::Recorded(io.record()?));

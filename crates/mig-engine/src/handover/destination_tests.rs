@@ -10,7 +10,7 @@ use super::destination_io::{DestinationIo, run};
 use super::failure::FailureKind;
 use super::mode::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use super::script::{Script, TestError, with_every_script};
-use crate::ownership::{Decision, Standing};
+use crate::ownership::{Decision, MigrationStatus};
 
 const MODES: [HandoverMode; 4] = [BothWays, SeparateCommit, OneWay, Saved];
 const DIGEST: StreamDigest = StreamDigest(7);
@@ -164,25 +164,25 @@ impl DestinationIo for Double<'_> {
         self.any()
     }
 
-    fn standing(&mut self, nonce: Option<Nonce>) -> Result<Standing, TestError> {
+    fn migration_status(&mut self, nonce: Option<Nonce>) -> Result<MigrationStatus, TestError> {
         assert_eq!(nonce, self.expected());
         self.done_or_failed()?;
         if self.here == Here::Runs {
-            return Ok(Standing::Running);
+            return Ok(MigrationStatus::Running);
         }
-        let standing = self.script.choose(&[
-            Standing::Prepared,
-            Standing::Running,
-            Standing::Refused,
-            Standing::PreparedForAnother,
-            Standing::NotMine,
+        let status = self.script.choose(&[
+            MigrationStatus::Prepared,
+            MigrationStatus::Running,
+            MigrationStatus::Refused,
+            MigrationStatus::PreparedForAnother,
+            MigrationStatus::NotMine,
         ]);
-        match standing {
-            Standing::Running => self.here = Here::Runs,
-            Standing::Refused => self.here = Here::Refused,
+        match status {
+            MigrationStatus::Running => self.here = Here::Runs,
+            MigrationStatus::Refused => self.here = Here::Refused,
             _ => {}
         }
-        Ok(standing)
+        Ok(status)
     }
 
     fn record(&mut self) -> Result<Option<Decision>, TestError> {
@@ -331,7 +331,7 @@ fn a_go_that_does_not_come_in_time_is_no_refusal() {
         let mut destination = at(mode, step);
         destination.advance(DestinationStepOutcome::Failed(FailureKind::Failed));
         assert_eq!(destination.operation(), DestinationOperation::LookAtGuest);
-        destination.advance(DestinationStepOutcome::Stands(Standing::Prepared));
+        destination.advance(DestinationStepOutcome::Status(MigrationStatus::Prepared));
         let prepared = DestinationOperation::Finished(DestinationEnding::Prepared);
         assert_eq!(destination.operation(), prepared, "{mode:?}");
     }

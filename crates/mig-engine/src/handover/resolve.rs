@@ -13,7 +13,7 @@
 //! - That a migration is unknown is said after every vmrun of the host was asked, and a refusal of
 //!   it is recorded *first*, so that the guest cannot arrive behind the answer's back.
 
-use crate::ownership::{Decision, Standing};
+use crate::ownership::{Decision, MigrationStatus};
 
 /// What a host knows of a migration, and of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Known {
     /// What its record says.
     pub record: Option<Decision>,
     /// What a vmrun says that has to do with it; nothing if none of those that live has.
-    pub live: Option<Standing>,
+    pub live: Option<MigrationStatus>,
     /// Whether the ACK that the source has is of this host; nothing if the source has none.
     pub acknowledged_here: Option<bool>,
     /// Whether this host remembers what was before the migration began.
@@ -56,17 +56,19 @@ pub enum Reply {
 pub const fn reply(known: Known) -> Reply {
     use Decision::*;
     match (known.acknowledged_here, known.live, known.record) {
-        (_, Some(Standing::Prepared), _) => Reply::Prepared,
-        (_, Some(Standing::Running), _) | (_, _, Some(Ran)) => Reply::Running,
+        (_, Some(MigrationStatus::Prepared), _) => Reply::Prepared,
+        (_, Some(MigrationStatus::Running), _) | (_, _, Some(Ran)) => Reply::Running,
         (Some(false), _, _) => Reply::OtherHost,
-        (_, Some(Standing::Refused), _) | (_, _, Some(Refused)) => Reply::Refused,
+        (_, Some(MigrationStatus::Refused), _) | (_, _, Some(Refused)) => Reply::Refused,
         // Of one that was acknowledged there is another copy that knows better.
-        (None, Some(Standing::Receiving), _) => Reply::RefuseInVmrun,
+        (None, Some(MigrationStatus::Receiving), _) => Reply::RefuseInVmrun,
         (_, _, Some(MayRun)) => Reply::MayHaveRun,
         // A saved guest that is being restored has not run; whether somebody still restores it is
         // found by the one who records the refusal.
         (Some(true), _, None | Some(Restoring)) => Reply::RecordLost,
-        (None, Some(Standing::PreparedForAnother), None | Some(Restoring)) => Reply::MayHaveRun,
+        (None, Some(MigrationStatus::PreparedForAnother), None | Some(Restoring)) => {
+            Reply::MayHaveRun
+        }
         (None, _, None | Some(Restoring)) if known.remembers => Reply::RefuseFirst,
         (None, _, None | Some(Restoring)) => Reply::RemembersTooLittle,
     }
@@ -77,10 +79,14 @@ pub const fn reply(known: Known) -> Reply {
 pub const fn reply_to_release(known: Known) -> Reply {
     use Decision::*;
     match (known.live, known.record) {
-        (Some(Standing::Running), _) | (_, Some(Ran)) => Reply::Running,
-        (Some(Standing::Refused), _) | (_, Some(Refused)) => Reply::Refused,
+        (Some(MigrationStatus::Running), _) | (_, Some(Ran)) => Reply::Running,
+        (Some(MigrationStatus::Refused), _) | (_, Some(Refused)) => Reply::Refused,
         (
-            Some(Standing::Receiving | Standing::Prepared | Standing::PreparedForAnother),
+            Some(
+                MigrationStatus::Receiving
+                | MigrationStatus::Prepared
+                | MigrationStatus::PreparedForAnother,
+            ),
             Some(MayRun | Restoring) | None,
         ) => Reply::RefuseInVmrun,
         (_, Some(MayRun)) => Reply::MayHaveRun,
@@ -96,14 +102,14 @@ mod tests {
     const KNOWN: Known =
         Known { record: None, live: None, acknowledged_here: None, remembers: true };
     const MAY_RUN: Known = Known { record: Some(Decision::MayRun), ..KNOWN };
-    const STANDINGS: [Option<Standing>; 7] = [
+    const STATUSES: [Option<MigrationStatus>; 7] = [
         None,
-        Some(Standing::NotMine),
-        Some(Standing::Receiving),
-        Some(Standing::Prepared),
-        Some(Standing::PreparedForAnother),
-        Some(Standing::Running),
-        Some(Standing::Refused),
+        Some(MigrationStatus::NotMine),
+        Some(MigrationStatus::Receiving),
+        Some(MigrationStatus::Prepared),
+        Some(MigrationStatus::PreparedForAnother),
+        Some(MigrationStatus::Running),
+        Some(MigrationStatus::Refused),
     ];
     const RECORDS: [Option<Decision>; 5] = [
         None,
@@ -114,7 +120,7 @@ mod tests {
     ];
 
     fn every() -> impl Iterator<Item = Known> {
-        STANDINGS.into_iter().flat_map(|live| {
+        STATUSES.into_iter().flat_map(|live| {
             RECORDS.into_iter().flat_map(move |record| {
                 [None, Some(true), Some(false)].into_iter().flat_map(move |acknowledged_here| {
                     [true, false].map(|remembers| Known {
@@ -131,7 +137,10 @@ mod tests {
     #[test]
     fn never_heard_of_is_refused_before_it_is_answered() {
         assert_eq!(reply(KNOWN), Reply::RefuseFirst);
-        assert_eq!(reply(Known { live: Some(Standing::NotMine), ..KNOWN }), Reply::RefuseFirst);
+        assert_eq!(
+            reply(Known { live: Some(MigrationStatus::NotMine), ..KNOWN }),
+            Reply::RefuseFirst
+        );
         assert_eq!(reply_to_release(KNOWN), Reply::RefuseFirst);
     }
 
@@ -150,8 +159,8 @@ mod tests {
     fn another_host_knows_of_a_guest_that_it_has_and_of_no_other() {
         for known in every().filter(|known| known.acknowledged_here == Some(false)) {
             let right = match (known.live, known.record) {
-                (Some(Standing::Prepared), _) => Reply::Prepared,
-                (Some(Standing::Running), _) | (_, Some(Decision::Ran)) => Reply::Running,
+                (Some(MigrationStatus::Prepared), _) => Reply::Prepared,
+                (Some(MigrationStatus::Running), _) | (_, Some(Decision::Ran)) => Reply::Running,
                 _ => Reply::OtherHost,
             };
             assert_eq!(reply(known), right, "{known:?}");
@@ -162,13 +171,13 @@ mod tests {
     fn a_restore_that_was_given_up_is_never_called_a_run() {
         let restoring = Known { record: Some(Decision::Restoring), ..KNOWN };
         assert_eq!(reply(restoring), Reply::RefuseFirst);
-        let alive = Known { live: Some(Standing::Receiving), ..restoring };
+        let alive = Known { live: Some(MigrationStatus::Receiving), ..restoring };
         assert_eq!(reply(alive), Reply::RefuseInVmrun);
     }
 
     #[test]
     fn a_guest_that_may_have_run_is_never_called_refused() {
-        for live in [None, Some(Standing::NotMine)] {
+        for live in [None, Some(MigrationStatus::NotMine)] {
             for acknowledged_here in [None, Some(true)] {
                 let known = Known { live, acknowledged_here, ..MAY_RUN };
                 assert_eq!(reply(known), Reply::MayHaveRun);
@@ -181,15 +190,16 @@ mod tests {
     fn the_living_vmrun_knows_better_than_the_record() {
         for record in [None, Some(Decision::MayRun)] {
             let with = |live| reply(Known { live: Some(live), record, ..KNOWN });
-            assert_eq!(with(Standing::Prepared), Reply::Prepared);
-            assert_eq!(with(Standing::Running), Reply::Running);
-            assert_eq!(with(Standing::Receiving), Reply::RefuseInVmrun);
+            assert_eq!(with(MigrationStatus::Prepared), Reply::Prepared);
+            assert_eq!(with(MigrationStatus::Running), Reply::Running);
+            assert_eq!(with(MigrationStatus::Receiving), Reply::RefuseInVmrun);
         }
     }
 
     #[test]
     fn a_copy_that_waits_for_another_go_is_neither_run_nor_refused() {
-        for known in every().filter(|known| known.live == Some(Standing::PreparedForAnother)) {
+        for known in every().filter(|known| known.live == Some(MigrationStatus::PreparedForAnother))
+        {
             let reply = reply(known);
             assert_ne!(reply, Reply::Prepared, "{known:?}");
             assert_ne!(reply, Reply::RefuseInVmrun, "{known:?}");
@@ -207,7 +217,11 @@ mod tests {
         for known in every() {
             let waits = matches!(
                 known.live,
-                Some(Standing::Receiving | Standing::Prepared | Standing::PreparedForAnother)
+                Some(
+                    MigrationStatus::Receiving
+                        | MigrationStatus::Prepared
+                        | MigrationStatus::PreparedForAnother
+                )
             );
             let open = !matches!(known.record, Some(Decision::Ran | Decision::Refused));
             let reply = reply_to_release(known);
