@@ -12,7 +12,7 @@ use mig_channel::ChannelReader;
 use mig_stream::{OpenError, OpenProblem, StreamReader};
 
 /// The longest time that a header takes: 2 MiB at most, through the slowest of tunnels.
-const HEADER: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Opens the stream that `forward` brings. The time runs from the connection where there is one: who
 /// connects has something to say. Elsewhere the first byte may be long in coming, for somebody may
@@ -33,7 +33,7 @@ pub fn read(
 }
 
 fn limit(timeout: Duration) -> Duration {
-    HEADER.min(timeout)
+    HEADER_TIMEOUT.min(timeout)
 }
 
 /// Says it of a header that did not come in time.

@@ -64,6 +64,30 @@ pub enum Request {
 /// What was done, or why not.
 pub type Answer<T> = Result<T, String>;
 
+/// What the phases of a migration need of this host.
+pub trait LocalHost {
+    /// The vmrun of `--vm`, or a new one for a guest that is to be called `name` and is called
+    /// `guest` on its source.
+    fn vmrun(&mut self, name: &str, guest: &str) -> anyhow::Result<Vmrun>;
+
+    /// What went wrong, if `error` is that the vmrun that we started is gone (its log knows) or
+    /// does not answer.
+    fn explain(&mut self, vmrun: &Vmrun, error: ClientError) -> anyhow::Error;
+
+    /// Waits until a vmrun that gave its guest up, or that we started, has ended: nothing is left
+    /// over when we end, and its name is free.
+    fn await_end(&mut self, vmrun: Vmrun, gave_up: bool);
+
+    /// What this host remembers of a migration; nothing, of a saved guest that is restored no more.
+    fn decision(&mut self, id: MigrationId) -> anyhow::Result<Option<Decision>>;
+
+    /// Has what waits for the GO of these migrations give their guest up, where it can be reached.
+    fn forget(&mut self, released: &[MigrationId]) -> anyhow::Result<()>;
+
+    /// Where the host's memory of migrations is, if it does not outlive the boot.
+    fn short_memory(&mut self) -> anyhow::Result<Option<PathBuf>>;
+}
+
 /// The broker, and what else was opened before the first byte was read.
 #[derive(Debug)]
 pub struct Host {
@@ -103,9 +127,22 @@ impl Host {
         self.broker.ask::<Answer<T>>(request)?.map_err(|why| anyhow!("{why}"))
     }
 
-    /// The vmrun of `--vm`, or a new one for a guest that is to be called `name` and is called
-    /// `guest` on its source.
-    pub fn vmrun(&mut self, name: &str, guest: &str) -> anyhow::Result<Vmrun> {
+    fn last_words(&mut self, error: ClientError) -> anyhow::Error {
+        match self.ask::<(Option<String>, PathBuf)>(&Request::LastWords) {
+            Ok((Some(words), _)) => anyhow!("{words}"),
+            Ok((None, log)) => anyhow::Error::from(error).context(format!("see {}", log.display())),
+            Err(_) => error.into(),
+        }
+    }
+
+    /// Finishes a migration on this host and says how.
+    pub fn resolve(&mut self, query: HostQuery) -> anyhow::Result<DestinationOutcome> {
+        self.ask(&Request::Resolve(query))
+    }
+}
+
+impl LocalHost for Host {
+    fn vmrun(&mut self, name: &str, guest: &str) -> anyhow::Result<Vmrun> {
         if let Some(connected) = self.waiting.take() {
             let client = connected?;
             let name = client.name().to_owned();
@@ -120,26 +157,14 @@ impl Host {
         }
     }
 
-    /// What went wrong, if `error` is that the vmrun that we started is gone (its log knows) or
-    /// does not answer.
-    pub fn explain(&mut self, vmrun: &Vmrun, error: ClientError) -> anyhow::Error {
+    fn explain(&mut self, vmrun: &Vmrun, error: ClientError) -> anyhow::Error {
         match error {
             ClientError::Lost { .. } if vmrun.started => self.last_words(error),
             error => error.into(),
         }
     }
 
-    fn last_words(&mut self, error: ClientError) -> anyhow::Error {
-        match self.ask::<(Option<String>, PathBuf)>(&Request::LastWords) {
-            Ok((Some(words), _)) => anyhow!("{words}"),
-            Ok((None, log)) => anyhow::Error::from(error).context(format!("see {}", log.display())),
-            Err(_) => error.into(),
-        }
-    }
-
-    /// Waits until a vmrun that gave its guest up, or that we started, has ended: nothing is left
-    /// over when we end, and its name is free.
-    pub fn wait_end(&mut self, vmrun: Vmrun, gave_up: bool) {
+    fn await_end(&mut self, vmrun: Vmrun, gave_up: bool) {
         let Vmrun { client, started, .. } = vmrun;
         if gave_up {
             client.await_end(END_TIMEOUT);
@@ -152,23 +177,15 @@ impl Host {
         }
     }
 
-    /// What this host remembers of a migration.
-    pub fn decision(&mut self, id: MigrationId) -> anyhow::Result<Option<Decision>> {
+    fn decision(&mut self, id: MigrationId) -> anyhow::Result<Option<Decision>> {
         self.ask(&Request::Decision(id))
     }
 
-    /// Finishes a migration on this host and says how.
-    pub fn resolve(&mut self, query: HostQuery) -> anyhow::Result<DestinationOutcome> {
-        self.ask(&Request::Resolve(query))
-    }
-
-    /// Has what waits for the GO of these migrations give their guest up, where it can be reached.
-    pub fn forget(&mut self, released: &[MigrationId]) -> anyhow::Result<()> {
+    fn forget(&mut self, released: &[MigrationId]) -> anyhow::Result<()> {
         self.ask(&Request::Forget(released.to_vec()))
     }
 
-    /// Where the host's memory of migrations is, if it does not outlive the boot.
-    pub fn short_memory(&mut self) -> anyhow::Result<Option<PathBuf>> {
+    fn short_memory(&mut self) -> anyhow::Result<Option<PathBuf>> {
         self.ask(&Request::ShortMemory)
     }
 }
@@ -184,5 +201,5 @@ pub struct Vmrun {
     pub client: Client,
     /// The guest's name on this host.
     pub name: String,
-    started: bool,
+    pub started: bool,
 }

@@ -1,33 +1,45 @@
 //! mig-recv reads a migration stream and builds the guest in a vmrun that waits for one. It also
-//! answers a source that asks what became of a migration.
+//! answers a source that asks what became of a migration. See [`migration`] for the steps of the one
+//! from top to bottom, and [`resolve`] for the other.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod args;
 mod broker;
 mod confinement;
+mod error;
+mod failure;
+mod handover;
 mod header;
 mod host;
 mod incoming;
 mod launch;
+mod load;
 mod memory;
+mod migration;
+#[cfg(test)]
+mod migration_tests;
+mod outcome;
+mod overrides;
 mod query;
+mod receive;
 mod resolve;
 mod session;
+mod setup;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use mig_channel::{
-    BackHalf, ChannelWriter, Endpoint, Interrupt, OpenError, ReceiverChannel, activated_endpoint,
-    open_receiver,
+    BackHalf, Endpoint, Interrupt, OpenError, ReceiverChannel, activated_endpoint, open_receiver,
 };
-use mig_stream::{Kind, Message, ReturnWriter};
+use mig_stream::{Kind, Message};
 use migpipe_confine::ViolationAction;
 use migpipe_units::MigrationId;
 
+use crate::answers::Answers;
 use crate::args::Args;
 use crate::host::Host;
-use crate::incoming::IncomingMigration;
 use crate::query::HostQuery;
 
 /// What vmrun's log calls us.
@@ -69,15 +81,15 @@ fn run(args: Args) -> anyhow::Result<u8> {
     }
     let preamble = *reader.preamble();
     let answers = match preamble.flags.return_path {
-        true => Some(answers(&mut back, preamble.id)?),
-        false => None,
+        true => Answers::open(&mut back, preamble.id)?,
+        false => Answers::NONE,
     };
     match preamble.kind {
         Kind::Resolve | Kind::Release => {
-            let question = reader.question().context("a question that asks nothing")?;
+            let question = reader.question().context("a query that asks nothing")?;
             resolve::run(HostQuery::new(preamble.id, preamble.kind, question), &mut host, answers)
         }
-        Kind::Migrate => IncomingMigration::new(&args, &mut host, reader, answers)?.run(),
+        Kind::Migrate => migration::run(&args, &mut host, reader, answers),
     }
 }
 
@@ -93,15 +105,9 @@ fn source(args: &Args) -> anyhow::Result<Endpoint> {
     }
 }
 
-fn answers(back: &mut BackHalf, id: MigrationId) -> anyhow::Result<ReturnWriter<ChannelWriter>> {
-    let back =
-        back.take().context("the source waits for answers, and there is no way back to it")?;
-    ReturnWriter::new(back, id).context("cannot answer the source")
-}
-
 /// Tells a source why nothing comes of it, if it listens.
 fn refuse(back: &mut BackHalf, id: MigrationId, reason: &str) {
-    if let Ok(mut answers) = answers(back, id) {
+    if let Ok(mut answers) = Answers::open(back, id) {
         let _ = answers.send(&Message::Refused { reason: reason.to_owned() });
     }
 }

@@ -17,17 +17,17 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use mig_channel::ChannelWriter;
+use anyhow::bail;
 use mig_engine::handover::resolve::{Known, Reply};
 use mig_engine::ownership::{Authority, Decision, Input, MigrationStatus};
-use mig_stream::{DestinationOutcome, Message, ReturnWriter};
+use mig_stream::{DestinationOutcome, Message};
 use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError};
 use vm_records::identity::Identity;
 use vm_records::record::{Record, RecordError, Records, TIDIED_AFTER};
 
 use crate::NAME;
+use crate::answers::Answers;
 use crate::host::{END_TIMEOUT, Host};
 use crate::query::HostQuery;
 
@@ -46,19 +46,13 @@ const ON_ITS_WAY: Duration = Duration::from_secs(60);
 const UNKNOWN: u8 = 4;
 
 /// Answers the question and returns the exit status.
-pub fn run(
-    query: HostQuery,
-    host: &mut Host,
-    back: Option<ReturnWriter<ChannelWriter>>,
-) -> anyhow::Result<u8> {
-    let mut back = back.context("a question without a way back")?;
+pub fn run(query: HostQuery, host: &mut Host, mut answers: Answers) -> anyhow::Result<u8> {
     let outcome = match host.resolve(query) {
         Ok(outcome) => outcome,
         // A vmrun that does not answer now, or records that cannot be read now, say nothing of
         // the guest: the source may ask again.
         Err(error) => {
-            back.send(&Message::Failed { reason: migpipe_cli::one_line(&error) })
-                .context("cannot answer the source")?;
+            answers.send(&Message::Failed { reason: migpipe_cli::one_line(&error) })?;
             migpipe_cli::complain(NAME, &error);
             return Ok(UNKNOWN);
         }
@@ -71,7 +65,7 @@ pub fn run(
         | DestinationOutcome::OtherHost { .. } => UNKNOWN,
     };
     tracing::info!("migration {}: {outcome:?}", query.id);
-    back.send(&Message::Resolved(outcome)).context("cannot answer the source")?;
+    answers.send(&Message::Resolved(outcome))?;
     Ok(status)
 }
 

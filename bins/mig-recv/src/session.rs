@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Uid, User, geteuid};
 
 /// How long the service manager may take to make a scope.
-const PATIENCE: Duration = Duration::from_secs(5);
+const SCOPE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the end of a trial is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const SCOPE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where systemd says that it runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
@@ -129,7 +129,7 @@ fn try_out(mut command: Command) -> Result<(), String> {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
             Ok(Some(status)) => return Err(format!("systemd-run makes no scope ({status})")),
-            Ok(None) if began.elapsed() < PATIENCE => thread::sleep(LOOK_EVERY),
+            Ok(None) if began.elapsed() < SCOPE_TIMEOUT => thread::sleep(SCOPE_POLL_INTERVAL),
             Ok(None) => {
                 let _ = child.kill();
                 let _ = child.wait();

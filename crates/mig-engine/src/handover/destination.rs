@@ -46,7 +46,7 @@ pub enum DestinationOperation {
     ReadRecord,
     /// Have the vmrun give the migration up, for ever.
     Refuse,
-    /// Wait until the vmrun has ended, if one was taken or started.
+    /// Wait until the vmrun has ended.
     AwaitEnd {
         /// It has confirmed that it gave the guest up, and ends therefore.
         gave_up: bool,
@@ -131,8 +131,6 @@ enum State {
 /// How a refusal went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Refusal {
-    /// There was nothing to refuse.
-    NotReceived,
     /// The vmrun has recorded it.
     Confirmed,
     /// The vmrun did not say so.
@@ -239,7 +237,9 @@ impl Destination {
             // Once the source hears of it, it ends the tunnel, and this process with it perhaps: all
             // that is to be found out is found out before.
             (State::AwaitEnd(Refusal::Unconfirmed), _) => State::RefusalRecord,
-            (State::AwaitEnd(_), _) => State::SayGivenUp(DestinationEnding::Refused),
+            (State::AwaitEnd(Refusal::Confirmed), _) => {
+                State::SayGivenUp(DestinationEnding::Refused)
+            }
             (State::SayGivenUp(ending), _) => State::Finished(ending),
             (State::RefusalRecord, Outcome::Recorded(Some(Decision::Refused))) => {
                 State::SayGivenUp(DestinationEnding::Refused)
@@ -308,7 +308,7 @@ impl Destination {
     const fn refuse(&self) -> State {
         match self.received {
             true => State::Refuse,
-            false => State::AwaitEnd(Refusal::NotReceived),
+            false => State::SayGivenUp(DestinationEnding::Refused),
         }
     }
 

@@ -6,7 +6,7 @@ use migpipe_units::{Acknowledged, HostId, Nonce};
 use super::destination::{
     Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
 };
-use super::destination_io::{DestinationIo, run};
+use super::destination_io::{DestinationEnd, DestinationIo, run};
 use super::failure::FailureKind;
 use super::mode::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use super::script::{Script, TestError, with_every_script};
@@ -71,15 +71,21 @@ impl Double<'_> {
     }
 }
 
+/// The guest that was taken up.
+struct Guest;
+
+/// What the stream brought.
+struct Content;
+
 impl DestinationIo for Double<'_> {
     type Error = TestError;
+    type Guest = Guest;
+    type Content = Content;
 
-    fn receive(&mut self) -> Result<(), TestError> {
-        let result = self.any();
-        if result.is_ok() {
-            self.here = Here::Arriving;
-        }
-        result
+    fn receive(&mut self) -> Result<Guest, TestError> {
+        self.any()?;
+        self.here = Here::Arriving;
+        Ok(Guest)
     }
 
     fn send_ready(&mut self) -> Result<(), TestError> {
@@ -87,9 +93,9 @@ impl DestinationIo for Double<'_> {
         self.any()
     }
 
-    fn read(&mut self) -> Result<StreamDigest, TestError> {
+    fn read(&mut self, _: &mut Guest) -> Result<(StreamDigest, Content), TestError> {
         assert_eq!(self.here, Here::Arriving);
-        self.any().map(|()| DIGEST)
+        self.any().map(|()| (DIGEST, Content))
     }
 
     fn await_eof(&mut self) -> Result<(), TestError> {
@@ -99,7 +105,7 @@ impl DestinationIo for Double<'_> {
         result
     }
 
-    fn prepare(&mut self) -> Result<Option<Acknowledged>, TestError> {
+    fn prepare(&mut self, _: &mut Guest, _: Content) -> Result<Option<Acknowledged>, TestError> {
         assert_eq!(self.eof, self.mode != BothWays);
         self.any()?;
         if !self.mode.is_answered() {
@@ -111,6 +117,7 @@ impl DestinationIo for Double<'_> {
 
     fn send_ack(
         &mut self,
+        _: &mut Guest,
         digest: StreamDigest,
         acknowledged: Acknowledged,
     ) -> Result<(), TestError> {
@@ -137,7 +144,7 @@ impl DestinationIo for Double<'_> {
         }
     }
 
-    fn await_commit(&mut self, nonce: Option<Nonce>) -> Result<(), TestError> {
+    fn await_commit(&mut self, _: &mut Guest, nonce: Option<Nonce>) -> Result<(), TestError> {
         assert_eq!(nonce, self.expected());
         let result = self.any();
         if result.is_ok() {
@@ -146,7 +153,7 @@ impl DestinationIo for Double<'_> {
         result
     }
 
-    fn run(&mut self, nonce: Option<Nonce>) -> Result<(), TestError> {
+    fn run(&mut self, _: &mut Guest, nonce: Option<Nonce>) -> Result<(), TestError> {
         assert!(matches!(self.here, Here::MayRun | Here::Runs), "{:?}", self.here);
         assert_eq!(nonce, self.expected());
         self.ran = true;
@@ -159,12 +166,16 @@ impl DestinationIo for Double<'_> {
         result
     }
 
-    fn send_running(&mut self) -> Result<(), TestError> {
+    fn send_running(&mut self, _: &mut Guest) -> Result<(), TestError> {
         assert_eq!(self.here, Here::Runs);
         self.any()
     }
 
-    fn migration_status(&mut self, nonce: Option<Nonce>) -> Result<MigrationStatus, TestError> {
+    fn migration_status(
+        &mut self,
+        _: &mut Guest,
+        nonce: Option<Nonce>,
+    ) -> Result<MigrationStatus, TestError> {
         assert_eq!(nonce, self.expected());
         self.done_or_failed()?;
         if self.here == Here::Runs {
@@ -205,7 +216,7 @@ impl DestinationIo for Double<'_> {
         Ok(decision)
     }
 
-    fn refuse(&mut self) -> Result<(), TestError> {
+    fn refuse(&mut self, _: &mut Guest) -> Result<(), TestError> {
         let may = match self.here {
             Here::Arriving | Here::Disowned | Here::Refused => true,
             // The load failed, or one way something behind the end.
@@ -220,7 +231,7 @@ impl DestinationIo for Double<'_> {
         result
     }
 
-    fn await_end(&mut self, gave_up: bool) {
+    fn await_end(&mut self, _: Guest, gave_up: bool) {
         assert_eq!(gave_up, self.here == Here::Refused && !self.unconfirmed);
     }
 
@@ -245,9 +256,12 @@ fn the_guest_runs_or_waits_or_never_will_whatever_fails() {
                 said: 0,
                 ran: false,
             };
-            let (ending, reason) = run(Destination::new(mode), &mut io);
+            let DestinationEnd { ending, guest, reason } = run(Destination::new(mode), &mut io);
             match ending {
-                DestinationEnding::Runs => assert_eq!(io.here, Here::Runs, "{mode:?} {script:?}"),
+                DestinationEnding::Runs => {
+                    assert_eq!(io.here, Here::Runs, "{mode:?} {script:?}");
+                    assert!(guest.is_some(), "{mode:?} {script:?}");
+                }
                 DestinationEnding::Refused => {
                     // Nobody was acknowledged, or the source itself said that no GO comes.
                     let moot = mode.is_answered() && io.unconfirmed;

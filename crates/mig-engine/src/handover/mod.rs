@@ -80,7 +80,7 @@ mod source_tests;
 pub use destination::{
     Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
 };
-pub use destination_io::{DestinationIo, run as run_destination};
+pub use destination_io::{DestinationEnd, DestinationIo, run as run_destination};
 pub use failure::{Failure, FailureKind, HandoverError};
 pub use guest::SourceGuestState;
 pub use mode::HandoverMode;
