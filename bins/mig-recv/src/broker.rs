@@ -14,7 +14,7 @@ use vm_records::record::Records;
 use crate::args::Args;
 use crate::host::{Answer, END_TIMEOUT, Request};
 use crate::launch::Launched;
-use crate::resolve;
+use crate::responder;
 
 /// The broker itself.
 pub fn serve(args: &Args) -> anyhow::Result<u8> {
@@ -80,10 +80,10 @@ fn answer(args: &Args, request: Request, launched: &mut Option<Launched>) -> any
         Request::Resolve(query) => {
             let records = Records::of_this_host();
             tidy(&records);
-            serde_json::to_value(resolve::resolve(query, &records)?)
+            serde_json::to_value(responder::resolve(query, &records)?)
         }
         Request::Forget(released) => {
-            resolve::forget(&released, &Records::of_this_host());
+            responder::forget(&released, &Records::of_this_host());
             Ok(Value::Null)
         }
         Request::ShortMemory => {

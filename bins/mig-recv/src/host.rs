@@ -9,7 +9,7 @@
 //! connection is one end of a socket pair that exists already.
 //!
 //! The other ways would be worse. A vmrun that is started before the first byte has no name yet, and
-//! is started for every question and every port scan too. One that the confined process may
+//! is started for every query and every port scan too. One that the confined process may
 //! execute inherits its landlock and its filter, and with those it could open no /dev/kvm, no tap
 //! and no disk. That a program may start nothing at all is also the easier thing to check.
 

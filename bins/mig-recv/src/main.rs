@@ -24,6 +24,7 @@ mod overrides;
 mod query;
 mod receive;
 mod resolve;
+mod responder;
 mod session;
 mod setup;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mig_engine::handover::resolve::{Known, Reply, reply, reply_to_release};
+use mig_engine::handover::Query;
 use mig_stream::{Kind, Question};
 use migpipe_units::{Acknowledged, MigrationId};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,16 @@ impl HostQuery {
         Self { id, released: matches!(kind, Kind::Release), to, age }
     }
 
-    /// What the host does with it, as far as it knows.
-    pub fn reply(&self, known: Known) -> Reply {
-        if self.released { reply_to_release(known) } else { reply(known) }
+    /// The source took the guest of this migration back.
+    pub const fn release(id: MigrationId) -> Self {
+        Self { id, released: true, to: None, age: Duration::ZERO }
+    }
+
+    /// What the driver is to find the answer to.
+    pub const fn query(&self) -> Query {
+        match self.released {
+            true => Query::Released,
+            false => Query::Committed(self.to),
+        }
     }
 }

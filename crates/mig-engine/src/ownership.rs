@@ -224,7 +224,7 @@ pub enum MigrationStatus {
 pub struct Ownership {
     state: State,
     /// The migration by which the guest came, kept for as long as the process lives: a second GO
-    /// and late questions are answered from it.
+    /// and late queries are answered from it.
     arrived_by: Option<MigrationId>,
     /// The guest that arrives comes from a file.
     saved: bool,
@@ -264,7 +264,7 @@ impl Ownership {
         self.saved
     }
 
-    /// Who took the guest that is handed over: what every question about it carries. Nothing one
+    /// Who took the guest that is handed over: what every query about it carries. Nothing one
     /// way.
     pub fn taken_by(&self) -> Option<Acknowledged> {
         self.taken_by.filter(|_| matches!(self.state, State::HandedOver(_)))

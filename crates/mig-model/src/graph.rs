@@ -1,11 +1,11 @@
-//! What a checker of single moments cannot say: that every run ends, and that it can always end
+//! What a checker of single states cannot say: that every run ends, and that it can always end
 //! well.
 //!
-//! The whole graph of moments is built once. Two questions are asked of it:
+//! The whole graph of states is built once. Two queries are asked of it:
 //! - Is there a circle? Without the operator's new `--resolve` there must be none: then every run
 //!   comes to rest, whatever fails.
-//! - Can a good end be reached from *every* moment by nothing but what goes on by itself and
-//!   `--resolve`? A fair model that stops failing then gets there: a set of moments that it could
+//! - Can a good end be reached from *every* state by nothing but what goes on by itself and
+//!   `--resolve`? A fair model that stops failing then gets there: a set of states that it could
 //!   stay in for ever would hold one without a way out.
 
 use std::collections::HashMap;
@@ -13,38 +13,39 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use stateright::Model;
 
-use crate::model::{Action, HandoverModel};
+use crate::action::Action;
+use crate::bounds::HandoverModel;
 use crate::properties::is_settled;
 use crate::state::State;
 
 /// What was found.
 #[derive(Debug)]
 pub struct Findings {
-    /// Moments.
+    /// States.
     pub states: usize,
     /// Steps between them.
     pub steps: usize,
-    /// Moments that are a good end.
+    /// States that are a good end.
     pub settled: usize,
-    /// A moment from which no good end can be reached, and how it came about.
+    /// A state from which no good end can be reached, and how it came about.
     pub stuck: Option<(Vec<Action>, State)>,
     /// How many of those there are.
     pub stuck_states: usize,
-    /// Moments on or behind a circle.
+    /// States on or behind a circle.
     pub circular: usize,
 }
 
 struct Graph {
-    /// By which step each moment was first reached, and from where.
+    /// By which step each state was first reached, and from where.
     parents: Vec<Option<(u32, Action)>>,
     /// For each step: from, to, and whether it needs no fault.
     steps: Vec<(u32, u32, bool)>,
-    /// How many steps other than a new `--resolve` lead to each moment.
+    /// How many steps other than a new `--resolve` lead to each state.
     incoming: Vec<u32>,
     settled: Vec<bool>,
 }
 
-/// Builds the graph and asks both questions.
+/// Builds the graph and asks both queries.
 pub fn explore(model: &HandoverModel) -> Findings {
     let graph = build(model);
     let stuck = stuck(&graph);
@@ -59,7 +60,7 @@ pub fn explore(model: &HandoverModel) -> Findings {
     }
 }
 
-/// Sixty-four bits for each moment in place of the moment itself: with the millions that there are,
+/// Sixty-four bits for each state in place of the state itself: with the millions that there are,
 /// two alike are a matter of less than one check in ten million.
 fn fingerprint(state: &State) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -116,7 +117,7 @@ fn build(model: &HandoverModel) -> Graph {
 /// Marks a step by which the operator starts `--resolve`.
 const AGAIN: u32 = 1 << 31;
 
-/// For each moment, whether no good end can be reached from it.
+/// For each state, whether no good end can be reached from it.
 fn stuck(graph: &Graph) -> Vec<bool> {
     let back = neighbours(graph, |step| step.2.then_some((step.1, step.0 & !AGAIN)));
     let mut stuck = vec![true; graph.parents.len()];
@@ -135,7 +136,7 @@ fn stuck(graph: &Graph) -> Vec<bool> {
     stuck
 }
 
-/// How many moments are left when one after the other those are taken away that nothing leads to.
+/// How many states are left when one after the other those are taken away that nothing leads to.
 fn circular(graph: &Graph) -> usize {
     let forward = neighbours(graph, |step| (step.0 & AGAIN == 0).then_some((step.0, step.1)));
     let mut incoming = graph.incoming.clone();

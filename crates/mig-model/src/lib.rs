@@ -1,27 +1,28 @@
 //! The model check of the handover: never two, never lost.
 //!
-//! Two searches go through every moment that a migration can come to, within bounds, and look at
+//! Two searches go through every state that a migration can come to, within bounds, and look at
 //! each. What decides in them is the code that runs in production, not a description of it:
-//! [`Ownership`] of the source's and of the destination's vmruns; [`Source`], [`Resolver`] and
-//! [`Destination`], the drivers of mig-send, of `mig-send --resolve` and of mig-recv; and
-//! [`resolve::reply`]. What is written anew here is what they drive: [`state`] is what one moment
-//! consists of, and each other module does in it what the code does that its first line names.
+//! [`Ownership`] of the source's and of the destination's vmruns; [`Source`], [`Resolver`],
+//! [`Destination`] and [`Responder`], the drivers of mig-send, of `mig-send --resolve`, of mig-recv
+//! and of the mig-recv that answers a query. What is written anew here is what they drive: [`state`]
+//! is what one state consists of, and each other module does in it what the code does that its first
+//! line names.
 //!
 //! No program depends on this crate. `cargo test -p mig-model -- --nocapture` runs it and prints
 //! what was looked at.
 //!
 //! # What may happen
-//! - A message, a question or an answer is late, or lost with all that follows it; a tool gives up
+//! - A message, a query or an answer is late, or lost with all that follows it; a tool gives up
 //!   waiting at any moment, on the other side or on its own vmrun, which then serves the request
-//!   later. A question breaks off in the middle. Nothing is reordered within a tunnel. The same
+//!   later. A query breaks off in the middle. Nothing is reordered within a tunnel. The same
 //!   one-way stream is delivered twice, the second time whenever it pleases.
-//! - `kill -9` of mig-send, of mig-recv, of a resolver, of the mig-recv that answers a question, of
+//! - `kill -9` of mig-send, of mig-recv, of a resolver, of the mig-recv that answers a query, of
 //!   each vmrun; power loss of each host: also between a record and the state that it allows, and
 //!   between the moment when others see a record and the moment when it is on the disk. What is
 //!   recorded "later" may never be. A new mig-recv starts a new vmrun at the same socket.
 //! - The operator cancels, resumes, ends a guest, resolves (again and again, twice at once), starts
 //!   a second migration of the same guest, beside the first or after it.
-//! - A second tunnel leads to another host than the first, at every question anew. A stream with
+//! - A second tunnel leads to another host than the first, at every query anew. A stream with
 //!   answers is copied on its way, and read on the same host or on another one.
 //! - A host loses its records while its vmruns live on, or not; it is another host then.
 //! - The go-timeout, if the user wants one, comes at any moment at which the guest is prepared.
@@ -36,10 +37,9 @@
 //! - A commit is refused unless the state was saved on that connection and the guest has not run
 //!   since; the operator's resume does nothing in the blackout.
 //! - mig-send sees a cancel before it asks for the commit or not at all.
-//! - A question is GO, so that only a source that was found handed-over asks; every question comes
+//! - A query is GO, so that only a source that was found handed-over asks; every query comes
 //!   by a tunnel of its own, and may arrive after a later one.
-//! - A mig-recv repeats a refusal that it read only when it is on the disk, and "I could not read
-//!   your question" is no refusal.
+//! - "I could not read your query" is no refusal.
 //! - A file has no name before it is whole, so that a mig-send which cannot finish it can remove it
 //!   and take the guest back, committed or not; its source ends when it is on the disk.
 //! - A restore holds its record for as long as its vmrun lives; one that is over is taken over by the
@@ -48,8 +48,8 @@
 //!   record; a vmrun that does not answer, or that cannot run the guest now, says nothing of that.
 //!
 //! # What is checked
-//! In every moment: see [`properties`]. Of the whole graph ([`graph`]): there is no circle but by
-//! the operator's asking again, so every run ends; and from every moment a good end can be reached
+//! In every state: see [`properties`]. Of the whole graph ([`graph`]): there is no circle but by
+//! the operator's asking again, so every run ends; and from every state a good end can be reached
 //! by nothing but what goes on by itself and `--resolve`. A good end is one vmrun that runs the
 //! guest; or the guest ended where it ran; or, if the one process or record that knew is gone, a
 //! source that is handed-over and says so. Another copy may wait for GO there: the operator's, if
@@ -61,37 +61,38 @@
 //!
 //! # Bounds
 //! One guest, one or two migrations of it, two waiting vmruns on one other host or on two, two
-//! questions on their way. "Faults" are failures, timeouts, losses and cancels.
+//! queries on their way. "Faults" are failures, timeouts, losses and cancels.
 //!
-//! | migrations | resolvers | crashes | records lost | ends by the operator | faults | moments | steps | depth |
+//! | migrations | resolvers | crashes | records lost | ends by the operator | faults | states | steps | depth |
 //! | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 151,542 | 1,291,645 | 41 |
-//! | both ways | 1 | 1 | 0 | 1 | any | 970,212 | 8,746,681 | 40 |
-//! | both ways | 1 | 2 | 0 | 0 | 2 | 324,342 | 1,964,161 | 40 |
-//! | both ways | 2 | 0 | 0 | 0 | any | 254,902 | 2,310,133 | 41 |
-//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 235,428 | 1,195,118 | 39 |
-//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 62,539 | 229,784 | 38 |
-//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 8,241 | 28,375 | 31 |
-//! | both ways | 1 | 1 | 1 | 0 | 1 | 107,101 | 413,863 | 36 |
-//! | separate commit | 1 | 1 | 0 | 1 | any | 438,930 | 3,591,574 | 38 |
-//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 38,572 | 283,347 | 34 |
-//! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 281,582 | 2,121,425 | 36 |
-//! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 144,844 | 602,475 | 36 |
-//! | one way | 2 | 1 | 0 | 1 | 1 | 665,617 | 3,327,036 | 36 |
-//! | one way | 1 | 1 | 1 | 0 | 1 | 55,236 | 203,588 | 35 |
-//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 491,839 | 2,398,290 | 38 |
-//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 164,653 | 724,290 | 40 |
-//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 179,625 | 715,268 | 44 |
-//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 30,429 | 120,148 | 46 |
-//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 76,598 | 292,528 | 51 |
+//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 233,891 | 1,996,066 | 44 |
+//! | both ways | 1 | 1 | 0 | 1 | any | 1,344,194 | 12,109,956 | 43 |
+//! | both ways | 1 | 2 | 0 | 0 | 2 | 410,119 | 2,512,595 | 40 |
+//! | both ways | 2 | 0 | 0 | 0 | any | 339,048 | 3,068,036 | 42 |
+//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 278,137 | 1,415,811 | 39 |
+//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 73,786 | 270,717 | 38 |
+//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 10,421 | 36,073 | 31 |
+//! | both ways | 1 | 1 | 1 | 0 | 1 | 134,194 | 523,785 | 36 |
+//! | separate commit | 1 | 1 | 0 | 1 | any | 606,283 | 4,971,900 | 41 |
+//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 45,371 | 331,643 | 35 |
+//! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 552,324 | 4,185,937 | 40 |
+//! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 261,617 | 1,119,347 | 40 |
+//! | one way | 2 | 1 | 0 | 1 | 1 | 1,267,093 | 6,414,324 | 40 |
+//! | one way | 1 | 1 | 1 | 0 | 1 | 140,161 | 512,643 | 39 |
+//! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 943,252 | 4,709,186 | 42 |
+//! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 344,000 | 1,565,306 | 45 |
+//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 250,771 | 1,005,050 | 45 |
+//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 37,704 | 149,543 | 49 |
+//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 119,068 | 463,412 | 54 |
 //!
 //! All of it, mistakes included, takes 70 s on 2 cores that do nothing else.
 //!
-//! Moments that nobody can tell apart are one: what is only written is written at once, a cut
+//! States that nobody can tell apart are one: what is only written is written at once, a cut
 //! tunnel is a reader that gives up waiting (the first row has both, and finds the same), the
 //! end of a connection that vmrun would do nothing about is not waited for, and a look at a vmrun or a
 //! record follows at once on the failure that made it necessary. A second attempt at a query is
-//! another resolver's.
+//! another resolver's. Who answers a query asks the vmruns of its host all at once; what it does then,
+//! with one of them or with the record, is a step of its own.
 //!
 //! # What is not modelled
 //! - Pages and sections: that they arrive whole is a matter of the stream's checks. A stream that
@@ -104,6 +105,8 @@
 //!   records that were lost.
 //! - A one-way stream that is read on two hosts, or resolved at another host than it was sent to: it
 //!   names none. Nor a host that loses a refusal: it takes the same stream when that comes again.
+//!   Nor one that loses its records in the instant between its last look at them and the refusal which
+//!   it records then: a guest that came and ran in that instant would run on both sides.
 //! - The operator's pause (a guest that is paused stays so, on either side), and what a guest does
 //!   to itself (power off, reset).
 //!
@@ -111,16 +114,23 @@
 //! [`Source`]: mig_engine::handover::Source
 //! [`Resolver`]: mig_engine::handover::Resolver
 //! [`Destination`]: mig_engine::handover::Destination
-//! [`resolve::reply`]: mig_engine::handover::resolve::reply
+//! [`Responder`]: mig_engine::handover::Responder
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod action;
+pub mod bounds;
+mod faults;
 pub mod graph;
-mod inquiry;
-pub mod model;
+mod model;
 pub mod mutation;
 pub mod properties;
+mod queries;
 mod receiver;
+mod responder;
 mod sender;
+mod sender_ending;
+mod sender_requests;
+mod served;
 pub mod state;
 mod vmrun;

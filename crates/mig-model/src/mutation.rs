@@ -6,7 +6,7 @@
 pub enum Mutation {
     /// The destination's vmrun lets the guest run as soon as it is prepared.
     RunsWhenPrepared,
-    /// A question about an unknown migration is answered "refused", and nothing is recorded.
+    /// A query about an unknown migration is answered "refused", and nothing is recorded.
     UnknownIsRefusedUnrecorded,
     /// The operator's resume does not look at the ownership.
     ResumeIgnoresOwnership,
@@ -38,7 +38,7 @@ pub enum Mutation {
     RunsAtEof,
     /// A record that its writer has not synced yet is repeated as an answer.
     RepeatsUnsynced,
-    /// "I could not read your question" counts as a refusal of the guest.
+    /// "I could not read your query" counts as a refusal of the guest.
     UnreadableIsRefused,
     /// A vmrun that is slow to say how the guest stands, or cannot run it now, or is gone, counts as
     /// one that refused it.
@@ -49,8 +49,8 @@ pub enum Mutation {
     OperatorsGo,
     /// The source's vmrun does not take the guest back.
     IgnoresTakeBack,
-    /// A question about a prepared guest is not GO: it waits until the guest runs.
-    QuestionIsNotGo,
+    /// A query about a prepared guest is not GO: it waits until the guest runs.
+    QueryIsNotGo,
     /// A file that can be read before it is whole is given up all the same.
     AbandonsWhatIsRead,
     /// A saved guest's source is ended before its file is on the disk.
@@ -62,13 +62,18 @@ pub enum Mutation {
     ForgetsClient,
     /// GO is for whatever copy of the guest it comes to.
     GoForAnyCopy,
-    /// A question does not say who acknowledged the guest.
+    /// A query does not say who acknowledged the guest.
     AnyHostAnswers,
     /// A host whose records are younger than the migration says "never heard of it".
     YoungHostAnswers,
     /// Only the record is looked at, and the vmrun that is named in it.
     AsksItsRecordsOnly,
-    /// That the guest was released is taken for GO, as a question is.
+    /// "Never heard of it" is said before every vmrun was asked, by a host whose records are old enough
+    /// for that and not those that the guest was received with.
+    UnknownBeforeAllAreAsked,
+    /// A refusal counts as recorded though somebody has recorded something else first.
+    OvertakenIsRefused,
+    /// That the guest was released is taken for GO, as a query is.
     ReleaseIsGo,
     /// A prepared guest is given up after some time, whether its source can be asked or not.
     GivesUpByItself,

@@ -1,10 +1,10 @@
-//! What must hold in every moment, and what is a good end.
+//! What must hold in every state, and what is a good end.
 
 use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Decision, State as Owner};
 use stateright::Property;
 
-use crate::model::{Bounds, HandoverModel};
+use crate::bounds::{Bounds, HandoverModel};
 use crate::state::{Connection, Rule, SOURCE, Saved, State, VMS, number_of};
 
 /// The guest runs in at most one vmrun.
@@ -65,7 +65,7 @@ pub fn of(bounds: &Bounds) -> Vec<Property<HandoverModel>> {
         }),
     ];
     // What was acknowledged is refused by somebody's word alone, or by the time limit of a user.
-    if bounds.forms[0] == Some(HandoverMode::OneWay) || bounds.go_timeout || bounds.quits > 0 {
+    if bounds.modes[0] == Some(HandoverMode::OneWay) || bounds.go_timeout || bounds.quits > 0 {
         all.push(Property::sometimes(RETURNS, |model: &HandoverModel, state: &State| {
             state.vms[SOURCE].running && state.history.committed[0] && is_settled(model, state)
         }));
@@ -79,9 +79,9 @@ fn keeps(state: &State, rule: Rule) -> bool {
 
 /// Nobody is at work, and nothing is on its way.
 pub fn is_quiet(state: &State) -> bool {
-    state.askers.iter().all(Option::is_none)
-        && state.receptions.iter().all(Option::is_none)
-        && state.questions.iter().all(Option::is_none)
+    state.source_tools.iter().all(Option::is_none)
+        && state.receivers.iter().all(Option::is_none)
+        && state.queries.iter().all(Option::is_none)
         && state.connections.iter().all(|connection| *connection == Connection::IDLE)
         && state.vms.iter().all(|vm| vm.busy.is_none() && vm.later.is_none())
 }

@@ -1,29 +1,17 @@
 //! vmrun around its ownership machine: what `bins/vmrun/src/guest.rs` and `service.rs` do.
 //!
-//! A step that has a record to write first is two moments: the record becomes visible and the
+//! A step that has a record to write first is two states: the record becomes visible and the
 //! vmrun is busy (its lock is held), then the record is on the disk and the state is entered. A
 //! crash may come between.
 
 use mig_engine::ownership::{Authority, Decision, Effect, Input, State as Owner, Transition};
 
-use crate::model::HandoverModel;
+use crate::bounds::HandoverModel;
 use crate::mutation::Mutation;
+use crate::served::Served;
 use crate::state::{
-    Ack, Busy, Leaving, Life, Line, NOBODY, Request, Rule, SOURCE, State, number_of,
+    Ack, Busy, Leaving, Line, NOBODY, ProcessState, Request, Rule, SOURCE, State, number_of,
 };
-
-/// What a client hears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
-    /// It was done.
-    Done,
-    /// vmrun said no.
-    Refused,
-    /// The answer comes when the record is written.
-    Busy,
-    /// There is no answer: vmrun is gone, or took too long.
-    Lost,
-}
 
 impl HandoverModel {
     /// vmrun serves one request. It must be alive and not busy.
@@ -180,6 +168,15 @@ impl HandoverModel {
         }
     }
 
+    pub(crate) fn record_later(&self, state: &mut State, vm: usize) -> bool {
+        let Some((number, decision)) = state.vms[vm].later.take() else { return false };
+        let host = self.host_of(vm);
+        let record = &mut state.records[host][usize::from(number)];
+        (record.visible, record.durable) = (Some(decision), Some(decision));
+        record.vm = Some(vm as u8);
+        true
+    }
+
     fn enter(&self, state: &mut State, vm: usize, input: Input, transition: &Transition) {
         let before = state.vms[vm].ownership.state();
         state.vms[vm].ownership.enter(input, transition);
@@ -283,9 +280,9 @@ impl HandoverModel {
     }
 
     /// The process is no more: its clients find out, and what it had not recorded is lost.
-    pub fn dies(&self, state: &mut State, vm: usize, life: Life) {
+    pub fn dies(&self, state: &mut State, vm: usize, process: ProcessState) {
         let here = &mut state.vms[vm];
-        here.life = life;
+        here.process = process;
         here.running = false;
         here.leaving = None;
         here.receiver = None;
@@ -314,7 +311,7 @@ impl HandoverModel {
         state.history.gone |= held;
         state.history.unsure |= vm != SOURCE;
         state.vms[vm].ownership = mig_engine::ownership::Ownership::incoming();
-        self.dies(state, vm, Life::Killed);
+        self.dies(state, vm, ProcessState::Killed);
     }
 
     /// The operator ends the guest, unless this may be its last copy.

@@ -5,17 +5,17 @@
 use std::collections::BTreeSet;
 
 use mig_engine::handover::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
+use mig_model::bounds::{Bounds, HandoverModel};
 use mig_model::graph;
-use mig_model::model::{Bounds, HandoverModel};
 use mig_model::mutation::Mutation::{self, *};
 use mig_model::properties::*;
 use stateright::{Checker, HasDiscoveries, Model};
 
-const fn bounds(form: HandoverMode) -> Bounds {
+const fn bounds(mode: HandoverMode) -> Bounds {
     Bounds {
-        forms: [Some(form), None],
+        modes: [Some(mode), None],
         at_once: false,
-        twice: matches!(form, OneWay),
+        twice: matches!(mode, OneWay),
         other_host: false,
         wipes: 0,
         go_timeout: false,
@@ -106,7 +106,7 @@ fn may_have_run_answered_as_refused() {
 #[test]
 fn a_released_source_that_answers_a_commit() {
     let two = Bounds {
-        forms: [Some(BothWays), Some(BothWays)],
+        modes: [Some(BothWays), Some(BothWays)],
         at_once: true,
         crashes: 0,
         faults: 0,
@@ -134,14 +134,14 @@ fn a_refusal_repeated_before_its_writer_has_synced_it() {
 }
 
 #[test]
-fn a_question_that_broke_off_taken_for_a_refusal() {
+fn a_query_that_broke_off_taken_for_a_refusal() {
     breaks(bounds(BothWays), UnreadableIsRefused, NEVER_TWO);
 }
 
 #[test]
 fn a_slow_vmrun_taken_for_one_that_refused() {
-    for form in [BothWays, SeparateCommit, OneWay] {
-        breaks(bounds(form), SlowIsRefused, NEVER);
+    for mode in [BothWays, SeparateCommit, OneWay] {
+        breaks(bounds(mode), SlowIsRefused, NEVER);
     }
 }
 
@@ -205,9 +205,9 @@ fn a_copy_of_a_stream_that_takes_the_go_of_another() {
 }
 
 #[test]
-fn a_question_that_another_host_answers() {
-    for form in [BothWays, SeparateCommit] {
-        let elsewhere = Bounds { other_host: true, crashes: 0, faults: 1, ..bounds(form) };
+fn a_query_that_another_host_answers() {
+    for mode in [BothWays, SeparateCommit] {
+        let elsewhere = Bounds { other_host: true, crashes: 0, faults: 1, ..bounds(mode) };
         breaks(elsewhere, AnyHostAnswers, NEVER_TWO);
     }
 }
@@ -226,6 +226,20 @@ fn a_host_that_asks_no_vmrun_but_that_of_its_record() {
 }
 
 #[test]
+fn never_heard_of_said_before_every_vmrun_was_asked() {
+    let elsewhere = Bounds { twice: false, wipes: 1, crashes: 0, ..bounds(OneWay) };
+    breaks(elsewhere, UnknownBeforeAllAreAsked, CONTINUED_ONCE);
+    breaks(elsewhere, UnknownBeforeAllAreAsked, NEVER_TWO);
+}
+
+#[test]
+fn a_refusal_told_though_the_guest_was_recorded_first() {
+    let alone = Bounds { crashes: 0, ..bounds(OneWay) };
+    breaks(alone, OvertakenIsRefused, CONTINUED_ONCE);
+    breaks(alone, OvertakenIsRefused, NEVER_TWO);
+}
+
+#[test]
 fn a_release_that_is_taken_for_go() {
     breaks(bounds(BothWays), ReleaseIsGo, NEVER_TWO);
     breaks(bounds(BothWays), ReleaseIsGo, GO_BEFORE_RUNNING);
@@ -233,15 +247,15 @@ fn a_release_that_is_taken_for_go() {
 
 #[test]
 fn a_prepared_guest_that_is_given_up_by_the_lapse_of_time() {
-    for form in [BothWays, SeparateCommit] {
-        breaks(bounds(form), GivesUpByItself, KEPT);
+    for mode in [BothWays, SeparateCommit] {
+        breaks(bounds(mode), GivesUpByItself, KEPT);
     }
 }
 
 #[test]
 fn a_source_that_releases_after_the_commit_when_it_is_asked_twice() {
-    for form in [BothWays, SeparateCommit, OneWay] {
-        breaks(bounds(form), ReleasesWhenAskedTwice, NEVER_TWO);
+    for mode in [BothWays, SeparateCommit, OneWay] {
+        breaks(bounds(mode), ReleasesWhenAskedTwice, NEVER_TWO);
     }
 }
 
@@ -257,7 +271,7 @@ fn a_source_that_forgets_a_client_that_went_away() {
 }
 
 #[test]
-fn a_question_that_waits_for_a_go_that_nobody_sends() {
-    let found = graph::explore(&HandoverModel::with(bounds(BothWays), QuestionIsNotGo));
+fn a_query_that_waits_for_a_go_that_nobody_sends() {
+    let found = graph::explore(&HandoverModel::with(bounds(BothWays), QueryIsNotGo));
     assert!(found.circular > 0, "every run ends");
 }

@@ -1,16 +1,16 @@
-//! The handover as it is, within bounds: no rule is broken in any moment, every run ends, and from
-//! every moment the pair can come to rest well.
+//! The handover as it is, within bounds: no rule is broken in any state, every run ends, and from
+//! every state the pair can come to rest well.
 #![allow(clippy::print_stdout, reason = "what a test says is for whoever runs it")]
 
 use std::time::Instant;
 
 use mig_engine::handover::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
+use mig_model::bounds::{Bounds, HandoverModel, UNBOUNDED};
 use mig_model::graph;
-use mig_model::model::{Bounds, HandoverModel, UNBOUNDED};
 use stateright::{Checker, Model};
 
 const ALONE: Bounds = Bounds {
-    forms: [Some(BothWays), None],
+    modes: [Some(BothWays), None],
     at_once: false,
     twice: false,
     other_host: false,
@@ -24,12 +24,12 @@ const ALONE: Bounds = Bounds {
     faults: UNBOUNDED,
 };
 
-const fn alone(form: HandoverMode) -> Bounds {
-    Bounds { forms: [Some(form), None], ..ALONE }
+const fn alone(mode: HandoverMode) -> Bounds {
+    Bounds { modes: [Some(mode), None], ..ALONE }
 }
 
 const fn two(first: HandoverMode, second: HandoverMode) -> Bounds {
-    Bounds { forms: [Some(first), Some(second)], ..ALONE }
+    Bounds { modes: [Some(first), Some(second)], ..ALONE }
 }
 
 fn holds(bounds: Bounds) {
@@ -38,7 +38,7 @@ fn holds(bounds: Bounds) {
     let checker = model.checker().spawn_bfs().join();
     let found = graph::explore(&model);
     println!(
-        "{bounds:?}: {} moments, {} steps, depth {}, {} good ends, {:.1} s",
+        "{bounds:?}: {} states, {} steps, depth {}, {} good ends, {:.1} s",
         checker.unique_state_count(),
         found.steps,
         checker.max_depth(),
@@ -50,7 +50,7 @@ fn holds(bounds: Bounds) {
     assert_eq!(found.circular, 0, "a run need not end");
     if let Some((actions, state)) = found.stuck {
         panic!(
-            "{} moments have no good end; the first: {actions:?}\n{state:#?}",
+            "{} states have no good end; the first: {actions:?}\n{state:#?}",
             found.stuck_states
         );
     }

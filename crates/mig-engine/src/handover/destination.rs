@@ -1,6 +1,6 @@
 //! The destination's side of the handover: a machine that hands out one operation after the other
 //! and is told how each went. All that decides about the guest's fate at the destination is in here;
-//! what a host answers a source that asks later is in [`resolve`](super::resolve).
+//! what a host answers a source that asks later is in [`Responder`](super::Responder).
 
 use mig_stream::StreamDigest;
 use migpipe_units::{Acknowledged, Nonce};

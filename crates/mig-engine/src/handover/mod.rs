@@ -36,17 +36,17 @@
 //! destination's vmrun made for this copy of the guest. It is in ACK and not in READY because ACK
 //! is what all forms have that ask for an answer, because vmrun alone knows whose records it
 //! writes, and because the source commits to what it was told last. The source's vmrun keeps both
-//! with the hand-over, so that they outlive mig-send; GO carries the nonce, and every question both.
+//! with the hand-over, so that they outlive mig-send; GO carries the nonce, and every query both.
 //!
 //! Before the commit every failure ends with the source running and the destination gone. A
-//! destination that may be prepared by then is told so, by a question of its own kind and with the
+//! destination that may be prepared by then is told so, by a query of its own kind and with the
 //! guest's next migration; until it hears of that it waits, for it cannot tell a source that took
 //! its guest back from one that crashed behind its commit. After the commit, what is not known is
-//! resolved: see [`resolve`].
+//! resolved: the source asks ([`Resolver`]), and the host answers ([`Responder`]).
 //!
 //! # What decides about the guest's fate outside this crate
-//! Of mig-send, mig-recv and `mig-send --resolve`: nothing. They report what happened as a
-//! [`FailureKind`], and these are the reports that the drivers rely on:
+//! Of mig-send, mig-recv, `mig-send --resolve` and the mig-recv that answers it: nothing. They report
+//! what happened as a [`FailureKind`], and these are the reports that the drivers rely on:
 //! - a commit is [`FailureKind::Undone`] only if vmrun said no, and [`FailureKind::Cancelled`] only if
 //!   it was not asked for, or refused because the operator cancelled in vmrun;
 //! - an answer of the destination to a query is what [`Query::verdict`] says of it;
@@ -57,21 +57,25 @@
 //! A time that runs out is [`FailureKind::Failed`] everywhere: how long is waited decides when a driver
 //! goes on, and never where to. What each vmrun decides is in [`ownership`](crate::ownership); vmrun
 //! itself releases a guest whose client goes away, and refuses one whose time limit for GO
-//! (`--go-timeout`) is over. What a host answers a query is in [`resolve`]; mig-recv only looks its
-//! vmruns and records through for that, and again while they change.
+//! (`--go-timeout`) is over. Who is asked for the answer to a query, in which order, and what may be
+//! said of it when, is decided by [`Responder`]; mig-recv reads records and asks vmruns for it.
 
 mod destination;
 mod destination_io;
 mod failure;
 mod guest;
 mod mode;
-pub mod resolve;
+mod reply;
 mod resolver;
+mod responder;
+mod responder_io;
 mod source;
 mod source_io;
 
 #[cfg(test)]
 mod destination_tests;
+#[cfg(test)]
+mod responder_tests;
 #[cfg(test)]
 mod script;
 #[cfg(test)]
@@ -85,5 +89,9 @@ pub use failure::{Failure, FailureKind, HandoverError};
 pub use guest::SourceGuestState;
 pub use mode::HandoverMode;
 pub use resolver::{Query, ResolveIo, ResolveOperation, Resolver, run as run_resolver};
+pub use responder::{
+    Doubt, HostAnswer, HostMemory, Responder, ResponderOperation, ResponderOutcome,
+};
+pub use responder_io::{ResponderIo, run as run_responder};
 pub use source::{Source, SourceEnding, SourceOperation, SourceStep, SourceStepOutcome};
 pub use source_io::{SourceEnd, SourceIo, run as run_source};

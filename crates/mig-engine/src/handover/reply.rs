@@ -1,17 +1,4 @@
-//! What a host answers when a source asks what became of a migration.
-//!
-//! The answer comes from two memories: the vmruns of the host, as far as they live, and its durable
-//! records. What is *known* counts on whatever host it is found: a guest that runs there, or waits
-//! there for the GO of this very source. What is *not* known is an answer on one host alone, the one
-//! that would know:
-//!
-//! - A destination that acknowledged the guest said who it is. Another host, to which the same name
-//!   leads, or the same one with its records lost, says so, and neither refuses nor records
-//!   anything.
-//! - A source that has no ACK (one way) says how old the migration is. A host that has not
-//!   remembered for so long does not say "never heard of it" either.
-//! - That a migration is unknown is said after every vmrun of the host was asked, and a refusal of
-//!   it is recorded *first*, so that the guest cannot arrive behind the answer's back.
+//! What a host answers a query with, by what it knows.
 
 use crate::ownership::{Decision, MigrationStatus};
 
@@ -28,7 +15,7 @@ pub struct Known {
     pub remembers: bool,
 }
 
-/// What the host's side does with a question.
+/// What the host's side does with a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     /// The guest waits here for GO.
