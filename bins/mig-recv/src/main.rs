@@ -25,6 +25,10 @@ mod query;
 mod receive;
 mod resolve;
 mod responder;
+#[cfg(test)]
+mod responder_tests;
+#[cfg(test)]
+mod scripted_vmrun;
 mod session;
 mod setup;
 

@@ -1,43 +1,31 @@
 //! Each phase of a migration failing, without KVM: the stream was written before, the vmrun answers
 //! as it is told to, and the host notes what is done there.
 
-use std::fs::File;
 use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
 use mig_channel::{Endpoint, Interrupt, ReceiverChannel, prepare_receiver};
-use mig_engine::ownership::{Decision, Input, MigrationStatus};
+use mig_engine::ownership::{Decision, MigrationStatus};
 use mig_stream::{
     Flags, Header, MemoryDigest, Message, Preamble, Region, ReturnReader, StreamDigest,
     StreamReader, StreamWriter,
 };
-use migpipe_units::{
-    Acknowledged, Gfn, HostId, MigrationId, Nonce, PAGE_SIZE, PageRange, Pages, RegionId,
-};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
-use vm_control::{
-    Client, ClientError, Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started,
-};
+use migpipe_units::{Gfn, MigrationId, Nonce, PAGE_SIZE, PageRange, Pages, RegionId};
+use vm_control::{Client, ClientError, Reply, Request};
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
 use crate::answers::Answers;
 use crate::args::Args;
 use crate::host::{LocalHost, Vmrun};
 use crate::migration;
+use crate::scripted_vmrun::{BY, ID, MEMORY, ScriptedVmrun, USELESS, VmrunAnswers, refused};
 
-const ID: MigrationId = MigrationId::from_bytes([5; 16]);
 const RELEASED: MigrationId = MigrationId::from_bytes([4; 16]);
-const BY: Acknowledged =
-    Acknowledged { host: HostId::from_bytes([1; 16]), nonce: Nonce::from_bytes([2; 16]) };
 const OTHER_NONCE: Nonce = Nonce::from_bytes([3; 16]);
-const MEMORY: Pages = Pages(16);
 const FIRST_PAGE: PageRange = PageRange { region: RegionId(0), first: 0, count: Pages(1) };
 
 const BOTH_WAYS: Flags = Flags {
@@ -52,59 +40,6 @@ const ONE_WAY: Flags = Flags { return_path: false, ..BOTH_WAYS };
 const SAVED: Flags = Flags { saved: true, ..ONE_WAY };
 
 type Stream = StreamWriter<UnixStream>;
-
-/// What the vmrun answers in place of success.
-type VmrunAnswers = fn(&Request) -> Option<Reply>;
-
-/// A vmrun without a machine.
-struct ScriptedVmrun {
-    memory: File,
-    answers: VmrunAnswers,
-    is_answered: bool,
-    asked: Mutex<Vec<&'static str>>,
-}
-
-impl Service for ScriptedVmrun {
-    fn handle(&self, _: &Peer<'_>, request: Request) -> Answer {
-        let (name, success) = match &request {
-            Request::Hello { .. } => {
-                let (version, name) = (PROTOCOL_VERSION, "web".to_owned());
-                return Reply::Hello { version, name, pid: 4711 }.into();
-            }
-            Request::Receive { .. } => ("receive", Reply::Received { notes: Vec::new() }),
-            Request::Prepare { .. } => {
-                let acknowledge = self.is_answered.then_some(BY);
-                ("prepare", Reply::Prepared(Loaded { load: Duration::from_millis(7), acknowledge }))
-            }
-            Request::Go { .. } => ("go", Reply::Started(Started::default())),
-            Request::MigrationStatus { .. } => {
-                ("status", Reply::MigrationStatus(MigrationStatus::Prepared))
-            }
-            Request::Own(Input::Refuse(id)) if *id == ID => ("refuse", Reply::Done),
-            request => panic!("mig-recv never asks {request:?}"),
-        };
-        self.asked.lock().unwrap().push(name);
-        let reply = (self.answers)(&request).unwrap_or(success);
-        let fds = match reply {
-            Reply::Received { .. } => vec![self.memory.try_clone().unwrap().into()],
-            _ => Vec::new(),
-        };
-        Answer { reply, fds }
-    }
-
-    fn closed(&self, _: ConnectionId) {}
-
-    fn subscribe(&self) -> Receiver<Event> {
-        channel().1
-    }
-}
-
-fn refused() -> Reply {
-    Reply::Refused(Refusal::new("not on this host"))
-}
-
-/// What a vmrun that is out of order answers: nothing that could be used.
-const USELESS: Reply = Reply::Done;
 
 struct TestHost {
     socket: PathBuf,
@@ -259,22 +194,10 @@ fn receive(case: &Case) -> Found {
         false => Answers::NONE,
     };
 
-    let memory = File::from(memfd_create(c"guest-memory", MFdFlags::MFD_CLOEXEC).unwrap());
-    memory.set_len(MEMORY.bytes().0).unwrap();
-    let vmrun = Arc::new(ScriptedVmrun {
-        memory,
-        answers: case.vmrun,
-        is_answered: case.flags.return_path,
-        asked: Mutex::default(),
-    });
-    let server = Server::bind(&dir.path().join("web.sock")).unwrap();
-    server.serve(Arc::<ScriptedVmrun>::clone(&vmrun)).unwrap();
-    let mut host = TestHost {
-        socket: server.path().to_owned(),
-        decision: case.decision,
-        forgotten: Vec::new(),
-        ended: Vec::new(),
-    };
+    let socket = dir.path().join("web.sock");
+    let vmrun = ScriptedVmrun::new(&socket, case.flags.return_path, case.vmrun);
+    let mut host =
+        TestHost { socket, decision: case.decision, forgotten: Vec::new(), ended: Vec::new() };
     let options = ["mig-recv", "--quiet"].into_iter().chain(case.options.iter().copied());
     let args = Args::try_parse_from(options).unwrap();
     let status = migration::run(&args, &mut host, reader, answers);
@@ -288,11 +211,11 @@ fn receive(case: &Case) -> Found {
         }
     }
     let mut byte = [0];
-    vmrun.memory.read_exact_at(&mut byte, 0).unwrap();
+    vmrun.memory().read_exact_at(&mut byte, 0).unwrap();
     Found {
         status: status.map_err(|error| migpipe_cli::one_line(&error)),
         said,
-        asked: vmrun.asked.lock().unwrap().clone(),
+        asked: vmrun.asked(),
         ended: host.ended,
         forgotten: host.forgotten,
         byte: byte[0],

@@ -15,6 +15,7 @@ use mig_engine::ownership::{Authority, Decision, Input, MigrationStatus};
 use mig_stream::DestinationOutcome;
 use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError};
+use vm_paths::PathError;
 use vm_records::record::{Record, RecordError, Records, TIDIED_AFTER};
 
 use crate::NAME;
@@ -37,8 +38,23 @@ const UNKNOWN_NOW: &str = "what became of the guest cannot be known now";
 
 /// Finishes a migration on this host and says how.
 pub fn resolve(query: HostQuery, records: &Records) -> anyhow::Result<DestinationOutcome> {
-    let mut search =
-        Search { query, records, record: None, sockets: None, attempts_left: ATTEMPTS };
+    resolve_among(query, records, vm_paths::every_socket)
+}
+
+/// [`resolve`], where these are the sockets of all vmruns.
+pub fn resolve_among(
+    query: HostQuery,
+    records: &Records,
+    every_socket: impl Fn() -> Result<Vec<PathBuf>, PathError>,
+) -> anyhow::Result<DestinationOutcome> {
+    let mut search = Search {
+        query,
+        records,
+        every_socket,
+        record: None,
+        sockets: None,
+        attempts_left: ATTEMPTS,
+    };
     let (answer, reason) = run_responder(Responder::new(query.query()), &mut search);
     let may_have_run = |why| Ok(DestinationOutcome::MayHaveRun { why });
     match answer {
@@ -82,9 +98,11 @@ pub fn forget(released: &[MigrationId], records: &Records) {
 }
 
 /// The search for one answer.
-struct Search<'a> {
+struct Search<'a, F> {
     query: HostQuery,
     records: &'a Records,
+    /// The sockets of the vmruns of this host.
+    every_socket: F,
     /// What was read last.
     record: Option<Record>,
     /// The vmruns that were not asked yet, once one was asked for that.
@@ -92,7 +110,7 @@ struct Search<'a> {
     attempts_left: u32,
 }
 
-impl Search<'_> {
+impl<F> Search<'_, F> {
     /// Asks the vmrun at `socket`, if it lives. One that does not answer is an error: it may run the
     /// guest.
     fn ask(&self, socket: &Path) -> anyhow::Result<Option<(MigrationStatus, Client)>> {
@@ -115,7 +133,7 @@ fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused | PermissionDenied)
 }
 
-impl ResponderIo for Search<'_> {
+impl<F: Fn() -> Result<Vec<PathBuf>, PathError>> ResponderIo for Search<'_, F> {
     type Error = anyhow::Error;
     type Vmrun = Client;
 
@@ -142,7 +160,7 @@ impl ResponderIo for Search<'_> {
     fn query_next_vmrun(&mut self) -> anyhow::Result<Option<(MigrationStatus, Client)>> {
         let mut sockets = match self.sockets.take() {
             Some(sockets) => sockets,
-            None => vm_paths::every_socket()?.into_iter(),
+            None => (self.every_socket)()?.into_iter(),
         };
         let mut answer = None;
         while answer.is_none()

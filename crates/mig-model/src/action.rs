@@ -66,7 +66,7 @@ pub enum Action {
     Resume,
     /// The operator ends a guest.
     Quit(usize),
-    /// The operator says GO at the destination ([`Mutation::OperatorsGo`]).
+    /// The operator says GO at the destination ([`OperatorsGo`](crate::mutation::Mutation::OperatorsGo)).
     Commit(usize),
 }
 

@@ -81,7 +81,7 @@ pub struct Receiver {
 /// A query on its way, and the mig-recv that answers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PendingQuery {
-    /// Who asked, while it waits; [`NOBODY`] after.
+    /// Who asked, while it waits; [`NOBODY`](super::NOBODY) after.
     pub asked_by: u8,
     /// The number of the migration that it is about.
     pub number: u8,
