@@ -72,20 +72,20 @@
 //! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 278,137 | 1,415,811 | 39 |
 //! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 73,786 | 270,717 | 38 |
 //! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 10,421 | 36,073 | 31 |
-//! | both ways | 1 | 1 | 1 | 0 | 1 | 134,194 | 523,785 | 36 |
+//! | both ways | 1 | 1 | 1 | 0 | 1 | 134,138 | 523,692 | 36 |
 //! | separate commit | 1 | 1 | 0 | 1 | any | 606,283 | 4,971,900 | 41 |
 //! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 45,371 | 331,643 | 35 |
 //! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 552,324 | 4,185,937 | 40 |
 //! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 261,617 | 1,119,347 | 40 |
 //! | one way | 2 | 1 | 0 | 1 | 1 | 1,267,093 | 6,414,324 | 40 |
-//! | one way | 1 | 1 | 1 | 0 | 1 | 140,161 | 512,643 | 39 |
+//! | one way | 1 | 1 | 1 | 0 | 1 | 101,766 | 378,102 | 38 |
 //! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 943,252 | 4,709,186 | 42 |
 //! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 344,000 | 1,565,306 | 45 |
 //! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 250,771 | 1,005,050 | 45 |
 //! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 37,704 | 149,543 | 49 |
 //! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 119,068 | 463,412 | 54 |
 //!
-//! All of it, mistakes included, takes 70 s on 2 cores that do nothing else.
+//! All of it, mistakes included, takes some minutes on 2 cores.
 //!
 //! States that nobody can tell apart are one: what is only written is written at once, a cut
 //! tunnel is a reader that gives up waiting (the first row has both, and finds the same), the
