@@ -1,5 +1,5 @@
 //! The destination's side of the handover: a machine that hands out one operation after the other
-//! and is told how each went. All that decides about the guest's fate at the destination is in here;
+//! and is told how each went. All that decides who has the guest at the destination is in here;
 //! what a host answers a source that asks later is in [`Responder`](super::Responder).
 
 use mig_stream::StreamDigest;

@@ -62,6 +62,7 @@
 
 mod destination;
 mod destination_io;
+mod ending;
 mod failure;
 mod guest;
 mod mode;
@@ -85,6 +86,7 @@ pub use destination::{
     Destination, DestinationEnding, DestinationOperation, DestinationStep, DestinationStepOutcome,
 };
 pub use destination_io::{DestinationEnd, DestinationIo, run as run_destination};
+pub use ending::SourceEnding;
 pub use failure::{Failure, FailureKind, HandoverError};
 pub use guest::SourceGuestState;
 pub use mode::HandoverMode;
@@ -93,5 +95,5 @@ pub use responder::{
     Doubt, HostAnswer, HostMemory, Responder, ResponderOperation, ResponderOutcome,
 };
 pub use responder_io::{ResponderIo, run as run_responder};
-pub use source::{Source, SourceEnding, SourceOperation, SourceStep, SourceStepOutcome};
+pub use source::{Source, SourceOperation, SourceStep, SourceStepOutcome};
 pub use source_io::{SourceEnd, SourceIo, run as run_source};

@@ -8,8 +8,8 @@
 use mig_stream::DestinationOutcome;
 use migpipe_units::Acknowledged;
 
+use super::ending::SourceEnding;
 use super::failure::{Failure, FailureKind};
-use super::source::SourceEnding;
 
 /// What a source says to a destination by a tunnel of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

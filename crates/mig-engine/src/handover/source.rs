@@ -1,10 +1,11 @@
 //! The source's side of the handover: a machine that hands out one operation after the other and is
-//! told how each went. All that decides about the guest's fate at the source is in here and in
+//! told how each went. All that decides who has the guest at the source is in here and in
 //! [`resolver`](super::resolver).
 
 use mig_stream::StreamDigest;
 use migpipe_units::Acknowledged;
 
+use super::ending::SourceEnding;
 use super::failure::{FailureKind, HandoverError};
 use super::guest::SourceGuestState;
 use super::mode::HandoverMode;
@@ -76,33 +77,6 @@ pub enum SourceStepOutcome {
     Guest(SourceGuestState),
     /// It was not done.
     Failed(FailureKind),
-}
-
-/// How a migration ended for its sender.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SourceEnding {
-    /// The destination runs the guest (both ways), or the stream is complete (one way).
-    Moved,
-    /// The guest runs on the source.
-    Stayed,
-    /// The operator cancelled; the guest runs on the source.
-    Cancelled,
-    /// The operator has forced the guest back; it runs on the source.
-    Forced,
-    /// The source is handed-over and the outcome is not known.
-    Unknown,
-}
-
-impl SourceEnding {
-    /// mig-send's exit status for this ending.
-    pub const fn exit_status(self) -> u8 {
-        match self {
-            Self::Moved => 0,
-            Self::Stayed | Self::Forced => 1,
-            Self::Cancelled => 3,
-            Self::Unknown => 4,
-        }
-    }
 }
 
 /// The source's side of one migration.

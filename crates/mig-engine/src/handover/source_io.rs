@@ -3,10 +3,11 @@
 use mig_stream::StreamDigest;
 use migpipe_units::Acknowledged;
 
+use super::ending::SourceEnding;
 use super::failure::{Failure, FailureKind, HandoverError};
 use super::guest::SourceGuestState;
 use super::resolver::{self, Query, ResolveIo, ResolveOperation};
-use super::source::{Source, SourceEnding, SourceOperation, SourceStep, SourceStepOutcome};
+use super::source::{Source, SourceOperation, SourceStep, SourceStepOutcome};
 
 /// What a source can do: one method for each operation of [`Source`], which alone decides what is
 /// done when and what follows from it.

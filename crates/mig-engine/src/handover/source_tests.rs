@@ -3,12 +3,13 @@
 use mig_stream::StreamDigest;
 use migpipe_units::{Acknowledged, HostId, Nonce};
 
+use super::ending::SourceEnding;
 use super::failure::{Failure, FailureKind};
 use super::guest::SourceGuestState;
 use super::mode::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
 use super::resolver::{Query, ResolveIo, Resolver, run as run_resolver};
 use super::script::{KINDS, Script, TestError, with_every_script};
-use super::source::{Source, SourceEnding, SourceOperation, SourceStep, SourceStepOutcome};
+use super::source::{Source, SourceOperation, SourceStep, SourceStepOutcome};
 use super::source_io::{SourceEnd, SourceIo, run};
 use crate::ownership::State;
 
