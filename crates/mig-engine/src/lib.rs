@@ -7,6 +7,3 @@ pub mod handover;
 pub mod ownership;
 pub mod precopy;
 pub mod report;
-
-#[cfg(test)]
-mod ownership_table;

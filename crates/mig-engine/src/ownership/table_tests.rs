@@ -3,12 +3,15 @@
 
 use migpipe_units::{Acknowledged, HostId, MigrationId, Nonce};
 
-use crate::ownership::Input::{
-    Begin, Commit, Confirm, Go, Prepared, Quit, Receive, Refuse, Release, Restore, TakeBack,
+use super::denied::Denied;
+use super::input::Authority;
+use super::input::Input::{
+    self, Begin, Commit, Confirm, Go, Prepared, Quit, Receive, Refuse, Release, Restore, TakeBack,
 };
-use crate::ownership::{
-    Authority, Decision, Denied, Effect, Input, MigrationStatus, Ownership, State, Transition,
-};
+use super::machine::Ownership;
+use super::migration_status::MigrationStatus;
+use super::state::State;
+use super::transition::{Decision, Effect, Transition};
 
 const ID: MigrationId = MigrationId::from_bytes([1; 16]);
 const OTHER: MigrationId = MigrationId::from_bytes([2; 16]);
