@@ -21,7 +21,7 @@ pub use guest::{Guest, spec};
 pub use host::Host;
 pub use image::Image;
 pub use program::{Done, finish, report, run, wait_within};
-pub use scripted::{Moment, Scripted, Writer};
+pub use scripted::{Fault, Moment, REFUSES, Scripted, Writer};
 pub use stream::{Frame, Numbers, frame_of, saved_guest};
 
 use std::time::Duration;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mig_engine::ownership::{Input, Ownership, State};
-use migpipe_units::{Acknowledged, Gfn, HostId, Nonce, PAGE_SIZE, Pages, RegionId};
+use migpipe_units::{Acknowledged, Gfn, HostId, MigrationId, Nonce, PAGE_SIZE, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use page_bitmap::GuestBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
@@ -37,6 +37,17 @@ pub enum Moment {
     /// While the state of a stopped machine is saved: a device that finishes a request.
     Saving,
 }
+
+/// What goes wrong at a vmrun, from the first request that a test names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It refuses such requests.
+    Refuses,
+    /// It has ended: nobody is answered any more.
+    Ends,
+}
+
+type Which = Box<dyn Fn(&Request) -> bool + Send>;
 
 type Script = Box<dyn Fn(Moment, &Writer<'_>) + Send + Sync>;
 
@@ -66,6 +77,10 @@ struct Guest {
     acknowledged: AtomicBool,
     /// Whether the guest cannot be started.
     broken: AtomicBool,
+    fault: Mutex<Option<(Which, Fault)>>,
+    ended: AtomicBool,
+    /// The connection whose client sends the guest away, and by which migration.
+    sender: Mutex<Option<(ConnectionId, MigrationId)>>,
     script: Script,
 }
 
@@ -81,6 +96,17 @@ impl Guest {
 
     fn play(&self, moment: Moment) {
         (self.script)(moment, &Writer(self));
+    }
+
+    /// What goes wrong with this request, if anything does.
+    fn fault(&self, request: &Request) -> Option<Fault> {
+        if self.ended.load(Ordering::SeqCst) {
+            return Some(Fault::Ends);
+        }
+        let fault = lock(&self.fault);
+        let (_, fault) = fault.as_ref().filter(|(which, _)| which(request))?;
+        self.ended.store(*fault == Fault::Ends, Ordering::SeqCst);
+        Some(*fault)
     }
 
     /// Takes the step, and says `answer` where that is allowed.
@@ -128,6 +154,9 @@ impl Guest {
 
 const NAME: &str = "scripted";
 
+/// What one says that refuses.
+pub const REFUSES: &str = "this vmrun refuses";
+
 /// What one that cannot start its guest says.
 const CANNOT_START: &str = "the vCPUs cannot be started";
 
@@ -140,7 +169,16 @@ fn regions() -> Vec<MemoryRegion> {
 }
 
 impl Service for Guest {
-    fn handle(&self, _: &Peer<'_>, request: Request) -> Answer {
+    fn handle(&self, peer: &Peer<'_>, request: Request) -> Answer {
+        match self.fault(&request) {
+            Some(Fault::Refuses) => return Reply::Refused(Refusal::new(REFUSES)).into(),
+            // Its connections end with it; nothing is said of that.
+            Some(Fault::Ends) => std::panic::resume_unwind(Box::new(())),
+            None => {}
+        }
+        if let Request::Own(Input::Begin(id)) = request {
+            *lock(&self.sender) = Some((peer.id(), id));
+        }
         match request {
             Request::Hello { .. } => {
                 let (version, name) = (PROTOCOL_VERSION, NAME.to_owned());
@@ -205,7 +243,13 @@ impl Service for Guest {
         }
     }
 
-    fn closed(&self, _: ConnectionId) {}
+    /// What was begun and not committed ends with its client.
+    fn closed(&self, connection: ConnectionId) {
+        let sender = lock(&self.sender).take_if(|(sender, _)| *sender == connection);
+        if let Some((_, id)) = sender {
+            let _ = self.own(Input::Release(id), || Reply::Done.into());
+        }
+    }
 
     fn subscribe(&self) -> Receiver<Event> {
         channel().1
@@ -247,6 +291,9 @@ impl Scripted {
             ownership: Mutex::new(ownership),
             acknowledged: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            fault: Mutex::default(),
+            ended: AtomicBool::new(false),
+            sender: Mutex::default(),
             script,
         });
         let server = Server::bind(&socket).expect("a socket");
@@ -257,6 +304,11 @@ impl Scripted {
     /// From now on its guest cannot be started.
     pub fn break_down(&self) {
         self.guest.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// From the first request of these on this goes wrong.
+    pub fn fails(&self, fault: Fault, which: impl Fn(&Request) -> bool + Send + 'static) {
+        *lock(&self.guest.fault) = Some((Box::new(which), fault));
     }
 
     /// Its socket.

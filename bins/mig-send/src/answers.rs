@@ -3,20 +3,17 @@
 use std::io;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use mig_channel::ChannelReader;
 use mig_stream::{DestinationOutcome, Message, ReturnReader, StreamDigest, Timings};
 use migpipe_units::{Acknowledged, MigrationId};
 
-use crate::error::{StepError, Told};
+use crate::error::{AnswerError, StepError};
 
 /// The return path of one migration. It is not read before something is expected on it.
 #[derive(Debug)]
 pub struct Answers {
     state: State,
     id: MigrationId,
-    /// The destination has said that it gave the guest up.
-    pub gave_up: bool,
 }
 
 #[derive(Debug)]
@@ -29,13 +26,13 @@ enum State {
 impl Answers {
     /// What comes back by `back`; nothing one way.
     pub fn new(back: Option<ChannelReader>, id: MigrationId) -> Self {
-        Self { state: back.map_or(State::Closed, State::New), id, gave_up: false }
+        Self { state: back.map_or(State::Closed, State::New), id }
     }
 
     /// The next message, within `timeout`.
     fn next(&mut self, timeout: Duration) -> Result<Message, StepError> {
         let mut reader = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Closed => return Err(anyhow!("the return path is closed").into()),
+            State::Closed => return Err(AnswerError::Closed.into()),
             State::New(mut back) => {
                 back.set_deadline(Some(timeout));
                 ReturnReader::open(back, self.id)?
@@ -45,12 +42,15 @@ impl Answers {
         reader.get_mut().set_deadline(Some(timeout));
         let message = reader.next_message()?;
         self.state = State::Open(reader);
-        self.gave_up = matches!(message, Some(Message::Refused { .. } | Message::Failed { .. }));
-        match message {
-            Some(Message::Refused { reason }) => Err(StepError::Refused(reason)),
-            Some(Message::Failed { reason }) => Err(anyhow::Error::from(Told(reason)).into()),
-            Some(message) => Ok(message),
-            None => Err(anyhow!("the destination closed the return path without a word").into()),
+        Ok(message.ok_or(AnswerError::Ended)?)
+    }
+
+    /// As [`Self::next`], unless the destination says that it has given the guest up.
+    fn answer(&mut self, timeout: Duration) -> Result<Message, StepError> {
+        match self.next(timeout)? {
+            Message::Refused { reason } => Err(StepError::Refused(reason)),
+            Message::Failed { reason } => Err(StepError::GivenUp(reason)),
+            message => Ok(message),
         }
     }
 
@@ -77,20 +77,20 @@ impl Answers {
         again: impl FnMut() -> bool,
     ) -> Result<(), StepError> {
         self.first(timeout, again)?;
-        match self.next(timeout)? {
+        match self.answer(timeout)? {
             Message::Ready { .. } => Ok(()),
             other => Err(out_of_turn("READY", &other)),
         }
     }
 
     /// ACK: the destination has loaded everything. It echoes the digest of the stream; what it says
-    /// of itself goes into GO and every question.
+    /// of itself goes into GO and every query.
     pub fn ack(
         &mut self,
         timeout: Duration,
     ) -> Result<(StreamDigest, Acknowledged, Timings), StepError> {
         loop {
-            match self.next(timeout)? {
+            match self.answer(timeout)? {
                 // With a separate commit nobody has waited for it yet.
                 Message::Ready { .. } => {}
                 Message::Ack { digest, by, timings } => return Ok((digest, by, timings)),
@@ -101,7 +101,7 @@ impl Answers {
 
     /// RUNNING: the guest runs there.
     pub fn running(&mut self, timeout: Duration) -> Result<Timings, StepError> {
-        match self.next(timeout)? {
+        match self.answer(timeout)? {
             Message::Running { timings } => Ok(timings),
             other => Err(out_of_turn("RUNNING", &other)),
         }
@@ -114,13 +114,14 @@ impl Answers {
         again: impl FnMut() -> bool,
     ) -> Result<DestinationOutcome, StepError> {
         self.first(timeout, again)?;
-        match self.next(timeout) {
-            Ok(Message::Resolved(outcome)) => Ok(outcome),
-            Ok(other) => Err(out_of_turn("the outcome", &other)),
-            // That the question could not be read says nothing of the guest: only an outcome is a
+        match self.next(timeout)? {
+            Message::Resolved(outcome) => Ok(outcome),
+            // That the query could not be read says nothing of the guest: only an outcome is a
             // refusal that was recorded.
-            Err(StepError::Refused(reason)) => Err(anyhow::Error::from(Told(reason)).into()),
-            Err(other) => Err(other),
+            Message::Refused { reason } | Message::Failed { reason } => {
+                Err(AnswerError::NoOutcome(reason).into())
+            }
+            other => Err(out_of_turn("the outcome", &other)),
         }
     }
 
@@ -128,19 +129,18 @@ impl Answers {
     pub fn last_words(&mut self, timeout: Duration) -> Option<String> {
         loop {
             match self.next(timeout) {
-                Ok(_) => {}
-                Err(StepError::Refused(reason)) => return Some(reason),
-                Err(StepError::Failed(error)) => {
-                    return error.downcast().ok().map(|Told(reason)| reason);
+                Ok(Message::Refused { reason } | Message::Failed { reason }) => {
+                    return Some(reason);
                 }
+                Ok(_) => {}
                 Err(_) => return None,
             }
         }
     }
 }
 
-fn out_of_turn(expected: &str, found: &Message) -> StepError {
-    anyhow!("the destination answered {found:?} where {expected} was expected").into()
+fn out_of_turn(expected: &'static str, found: &Message) -> StepError {
+    AnswerError::OutOfTurn { found: format!("{found:?}"), expected }.into()
 }
 
 /// A named phase of the destination's timings.
@@ -153,12 +153,13 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use mig_channel::{Endpoint, Interrupt, open_sender};
+    use mig_engine::handover::{Failure, FailureKind};
     use mig_stream::ReturnWriter;
     use migpipe_units::{HostId, Nonce};
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const TIMEOUT: Duration = Duration::from_secs(120);
 
     /// What a source reads of a destination that says this and closes.
     fn answers(message: &Message) -> Answers {
@@ -181,15 +182,15 @@ mod tests {
 
     #[test]
     fn only_an_outcome_says_that_the_guest_was_refused() {
-        let outcome = |message: &Message| answers(message).outcome(PATIENCE, || false);
+        let outcome = |message: &Message| answers(message).outcome(TIMEOUT, || false);
         let refused = outcome(&Message::Resolved(DestinationOutcome::Refused));
         assert!(matches!(refused, Ok(DestinationOutcome::Refused)), "{refused:?}");
-        let reason = "the question cannot be read";
+        let reason = "the query cannot be read";
         let refused = Message::Refused { reason: reason.to_owned() };
         let failed = Message::Failed { reason: reason.to_owned() };
         for (message, said) in [(refused, reason), (failed, reason), (ack(), "Ack")] {
             let stop = outcome(&message).unwrap_err();
-            assert!(matches!(stop, StepError::Failed(_)), "after {message:?}: {stop:?}");
+            assert_eq!(stop.kind(), FailureKind::Failed, "after {message:?}: {stop:?}");
             assert!(stop.reason().contains(said), "after {message:?}: {stop:?}");
         }
     }

@@ -111,8 +111,8 @@ pub struct Args {
     /// No table at the end
     #[arg(short, long)]
     pub quiet: bool,
-    /// Have questions about this migration asked for the mig-send that started this one; see the
-    /// module query
+    /// Make queries about this migration for the mig-send that started this one; see the module
+    /// query
     #[arg(long, value_name = "ID", hide = true)]
     pub broker: Option<MigrationId>,
     /// Ask DEST once what became of this migration, and print the answer for the mig-send that

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
 use mig_channel::Endpoint;
-use mig_engine::handover::Query;
+use mig_engine::handover::{FailureKind, HandoverMode, Query};
 use mig_stream::DestinationOutcome;
-use migpipe_units::{Acknowledged, HostId};
 
 use crate::args::Args;
 use crate::error::StepError;
@@ -18,6 +16,12 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Whether what became of a migration can be found out.
 pub fn can_be_asked(args: &Args) -> bool {
     can_be_opened_again(args.commit.as_ref().unwrap_or(&args.destination))
+}
+
+/// Whether a migration may have to ask, or send GO, by a channel of its own.
+pub fn needs_helper(args: &Args, mode: HandoverMode) -> bool {
+    let asks = !args.resolve_for.is_zero() || mode == HandoverMode::SeparateCommit;
+    asks && can_be_asked(args)
 }
 
 fn can_be_opened_again(destination: &Endpoint) -> bool {
@@ -42,10 +46,10 @@ impl<'a> Attempts<'a> {
     pub fn begin(&mut self) -> Result<(), StepError> {
         self.began.get_or_insert_with(Instant::now);
         if self.limit.is_zero() {
-            return Err(StepError::CannotAsk(anyhow!("it was not asked: --resolve-for is 0")));
+            return Err(StepError::CannotAsk("it was not asked: --resolve-for is 0".to_owned()));
         }
         if !can_be_opened_again(self.destination) {
-            return Err(StepError::CannotAsk(anyhow!(
+            return Err(StepError::CannotAsk(format!(
                 "{} can be opened only once: the destination must be asked another way",
                 self.destination
             )));
@@ -67,48 +71,48 @@ impl<'a> Attempts<'a> {
 pub fn verdict(query: Query, result: QueryResult) -> Result<(), StepError> {
     let answer = match result {
         QueryResult::Known(answer) => answer,
-        QueryResult::Failed(why) => return Err(anyhow!("{why}").into()),
+        QueryResult::Failed(why) => return Err(StepError::Unanswered(why)),
         QueryResult::Cancelled => return Err(StepError::Cancelled),
     };
-    query.verdict(&answer).map_err(|kind| {
-        let error = match (query, answer) {
-            (Query::Committed(_), DestinationOutcome::Refused) => {
-                return StepError::Refused("for ever".into());
-            }
-            (Query::Committed(_), DestinationOutcome::Prepared) => {
-                anyhow!("the destination has the guest, paused")
-            }
-            (Query::Committed(taken_by), DestinationOutcome::OtherHost { host }) => {
-                other_host(taken_by, host)
-            }
-            (_, DestinationOutcome::MayHaveRun { why }) => may_have_run(&why),
-            (_, other) => may_have_run(&format!("{other:?}")),
-        };
-        StepError::of_answer(kind, error)
+    query.verdict(&answer).map_err(|kind| match kind {
+        FailureKind::Refused => StepError::Refused("for ever".to_owned()),
+        FailureKind::OtherHost => StepError::OtherHost(other_host(query, &answer)),
+        FailureKind::MayHaveRun => StepError::MayHaveRun(may_have_run(&answer)),
+        _ => StepError::Unanswered("the destination has the guest, paused".to_owned()),
     })
 }
 
-fn may_have_run(why: &str) -> anyhow::Error {
-    anyhow!(
+fn may_have_run(answer: &DestinationOutcome) -> String {
+    let why = match answer {
+        DestinationOutcome::MayHaveRun { why } => why.clone(),
+        other => format!("{other:?}"),
+    };
+    format!(
         "the guest may have run at the destination ({why}): look there; only --force runs it here"
     )
 }
 
-fn other_host(taken_by: Option<Acknowledged>, asked: HostId) -> anyhow::Error {
-    match taken_by {
-        Some(by) => anyhow!(
+fn other_host(query: Query, answer: &DestinationOutcome) -> String {
+    let asked = match answer {
+        DestinationOutcome::OtherHost { host } => host.to_string(),
+        other => format!("{other:?}"),
+    };
+    match query {
+        Query::Committed(Some(by)) => format!(
             "host {asked} has answered, and the guest was acknowledged by host {}: DEST leads \
              elsewhere now, or that host has lost its state directory; look for the guest there",
             by.host
         ),
-        None => anyhow!("host {asked} answered for another one"),
+        Query::Committed(None) | Query::Released => {
+            format!("host {asked} answered for another one")
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use mig_engine::handover::{Failure, FailureKind};
-    use migpipe_units::Nonce;
+    use mig_engine::handover::Failure;
+    use migpipe_units::{Acknowledged, HostId, Nonce};
 
     use super::*;
 

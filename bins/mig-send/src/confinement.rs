@@ -7,7 +7,7 @@ use std::path::Path;
 
 use mig_channel::{Endpoint, Tunnel};
 use migpipe_confine::sets::{CHILDREN, OPEN_FILES, OPENING, POLL, RUNTIME, SOCKET, THREADS};
-use migpipe_confine::{Access, Call, Check, Files, Filter, calls};
+use migpipe_confine::{Access, Call, Check, ConfineError, Files, Filter, calls};
 
 /// The forward half of a channel.
 const CHANNEL: &[Call] = calls![
@@ -42,7 +42,7 @@ pub const SIGNALS: Filter =
 
 /// Confines the calling thread and those that it starts: the channel is open, and nothing was read
 /// from it.
-pub fn enter(tunnel: Option<&Tunnel>, destination: &Endpoint) -> anyhow::Result<()> {
+pub fn enter(tunnel: Option<&Tunnel>, destination: &Endpoint) -> Result<(), ConfineError> {
     let mut files = Files::none();
     if let Endpoint::File(path) = destination {
         files = files.and(directory_of(path), Access::Keep);
@@ -52,7 +52,7 @@ pub fn enter(tunnel: Option<&Tunnel>, destination: &Endpoint) -> anyhow::Result<
         }
     }
     let group = tunnel.map(|tunnel| Call::kill(-tunnel.process_group()));
-    Ok(migpipe_confine::enter(&MAIN, group.as_slice(), &files)?)
+    migpipe_confine::enter(&MAIN, group.as_slice(), &files)
 }
 
 fn directory_of(path: &Path) -> &Path {

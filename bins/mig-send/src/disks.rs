@@ -10,7 +10,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
 use vm_control::{Client, ClientError};
 
 use crate::error::StepError;
@@ -31,7 +30,7 @@ pub struct Disks {
 
 impl Disks {
     /// By a connection of its own, in a thread that has no more rights than its maker has by now.
-    pub fn new(client: Client) -> anyhow::Result<Self> {
+    pub fn new(client: Client) -> Result<Self, StepError> {
         client.set_patience(FLUSH_TIMEOUT)?;
         let (orders, to_flush) = sync_channel(1);
         let (done, flushed) = sync_channel(1);
@@ -43,7 +42,10 @@ impl Disks {
                 }
             }
         };
-        thread::Builder::new().name("disks".into()).spawn(serve).context("cannot make a thread")?;
+        thread::Builder::new()
+            .name("disks".into())
+            .spawn(serve)
+            .map_err(|error| StepError::other(error).context("cannot make a thread"))?;
         Ok(Self { orders, flushed })
     }
 
@@ -57,7 +59,9 @@ impl Disks {
         match self.flushed.recv_timeout(time) {
             Ok(flushed) => Ok(Some(flushed?)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("nobody flushes the disks").into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(StepError::Helper("nobody flushes the disks"))
+            }
         }
     }
 }

@@ -3,25 +3,25 @@
 use std::time::Duration;
 
 use mig_channel::{Endpoint, ReturnPath, Tunnel, TunnelError};
-use mig_engine::handover::{HandoverMode, SourceStep};
+use mig_engine::handover::{Failure, FailureKind, HandoverMode, SourceStep};
 use mig_engine::ownership::Input;
 use vm_control::ClientError;
 
 use crate::args::Args;
-use crate::error::{StepError, Told, names_what_came};
-use crate::outgoing::Outgoing;
+use crate::error::StepError;
+use crate::outgoing::OutgoingMigration;
 
 /// How long a failed destination may take to say why.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A signal that ended the other programs of a pipeline has come within this time.
-const SIGNAL: Duration = Duration::from_secs(1);
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a tunnel that broke the stream may take to end, so that its status is known.
-const TUNNEL_STATUS: Duration = Duration::from_millis(500);
+const TUNNEL_STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Gives the guest back to its vmrun. Nothing interrupts this any more.
-pub fn release(outgoing: &mut Outgoing<'_>) -> Result<(), StepError> {
+pub fn release(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
     outgoing.shared.disarm();
     outgoing.guest.client.own(Input::Release(outgoing.id)).map_err(|error| {
         let error = StepError::from(error);
@@ -38,53 +38,52 @@ fn is_in_a_pipeline(args: &Args) -> bool {
 
 /// The destination knows best why a step failed: its last words, or the status of the tunnel.
 pub fn explain(
-    outgoing: &mut Outgoing<'_>,
+    outgoing: &mut OutgoingMigration<'_>,
     step: SourceStep,
     error: StepError,
     may_be_cancelled: bool,
 ) -> StepError {
     let error = match (error, outgoing.shared.given_up()) {
         // Not the operator has interrupted the step: vmrun took the guest back.
-        (StepError::Cancelled, Some(why)) => anyhow::Error::from(ClientError::Refused(why)),
-        (StepError::Failed(error), _) => error,
-        (other, _) => return other,
+        (StepError::Cancelled, Some(why)) => StepError::Vmrun(ClientError::Refused(why)),
+        (error, _) => error,
     };
-    if error.is::<Told>() {
-        return StepError::Failed(error);
+    if error.kind() != FailureKind::Failed {
+        return error;
     }
     let doing = doing(step, outgoing.channel.mode);
-    if migpipe_cli::is_timeout(&error) || error.is::<ClientError>() || names_what_came(&error) {
+    if error.is_timeout() || matches!(error, StepError::Vmrun(_)) || error.names_what_came() {
         // It has had its time to say something, or has nothing to do with it, or something
         // else speaks in its place.
-        return StepError::Failed(error).context(doing);
+        return error.context(doing);
     }
     if may_be_cancelled
         && is_in_a_pipeline(outgoing.args)
-        && outgoing.shared.is_signalled_within(SIGNAL)
+        && outgoing.shared.is_signalled_within(SIGNAL_TIMEOUT)
     {
         // Ctrl-C is for all of a pipeline, and the reader may be gone before we hear of it.
         return StepError::Cancelled;
     }
-    if let Some(reason) = outgoing.channel.answers.last_words(LAST_WORDS) {
-        return StepError::Failed(Told(reason).into());
+    if let Some(reason) = outgoing.channel.answers.last_words(LAST_WORDS_TIMEOUT) {
+        return StepError::GivenUp(reason);
     }
     match failed_tunnel(&mut outgoing.channel.tunnel) {
         Some(ended) if may_be_cancelled => ended.into(),
-        Some(ended) => StepError::Failed(ended.into()),
-        None => StepError::Failed(error).context(doing),
+        Some(ended) => StepError::Tunnel(ended),
+        None => error.context(doing),
     }
 }
 
 /// The destination would find out by itself when the stream ends.
-pub fn abort_stream(outgoing: &mut Outgoing<'_>) {
-    outgoing.channel.stream.get_mut().set_deadline(Some(LAST_WORDS));
+pub fn abort_stream(outgoing: &mut OutgoingMigration<'_>) {
+    outgoing.channel.stream.get_mut().set_deadline(Some(LAST_WORDS_TIMEOUT));
     let _ = outgoing.channel.stream.abort("the source gave the migration up");
     if let Some(tunnel) = &mut outgoing.channel.tunnel {
         tunnel.kill();
     }
 }
 
-pub fn leave_tunnel(outgoing: &mut Outgoing<'_>) {
+pub fn leave_tunnel(outgoing: &mut OutgoingMigration<'_>) {
     if let Some(tunnel) = outgoing.channel.tunnel.take() {
         tunnel.leave();
     }
@@ -93,7 +92,7 @@ pub fn leave_tunnel(outgoing: &mut Outgoing<'_>) {
 /// How the tunnel ended, if that is what broke the stream: its status says more than the broken
 /// pipe it leaves behind.
 pub fn failed_tunnel(tunnel: &mut Option<Tunnel>) -> Option<TunnelError> {
-    let ended = tunnel.as_mut()?.wait_for_success(TUNNEL_STATUS).err()?;
+    let ended = tunnel.as_mut()?.wait_for_success(TUNNEL_STATUS_TIMEOUT).err()?;
     matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. }).then_some(ended)
 }
 

@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
 use mig_channel::TunnelError;
 use mig_engine::handover::{HandoverMode, Query};
 use mig_engine::ownership::Input;
@@ -17,7 +16,7 @@ use crate::answers::phase;
 use crate::attempts;
 use crate::disks::DISKS_POLL_INTERVAL;
 use crate::error::StepError;
-use crate::outgoing::Outgoing;
+use crate::outgoing::OutgoingMigration;
 use crate::query::ResolveHelper;
 use crate::query_args::QueryArgs;
 
@@ -25,24 +24,21 @@ use crate::query_args::QueryArgs;
 const RUNNING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Waits for READY. A tunnel that holds data back is named here, before the guest is touched.
-pub fn await_ready(outgoing: &mut Outgoing<'_>) -> Result<(), StepError> {
+pub fn await_ready(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
     let timeout = outgoing.args.ready_timeout;
     // Somebody may have stopped both while the tunnel asked on the terminal (Ctrl-Z).
     let (shared, mut stops) = (&outgoing.shared, outgoing.shared.stops());
     let stopped = || std::mem::replace(&mut stops, shared.stops()) != shared.stops();
-    outgoing.channel.answers.ready(timeout, stopped).map_err(|stop| match stop {
-        StepError::Failed(error) if migpipe_cli::is_timeout(&error) => StepError::Failed(anyhow!(
-            "no answer to the header within {} s: the destination does not run, or the tunnel \
-             holds data back (gzip, zstd and the like do); use --one-way, or --commit \
-             exec:'ssh HOST vmctl commit GUEST'",
-            timeout.as_secs_f32()
-        )),
-        stop => stop,
+    outgoing.channel.answers.ready(timeout, stopped).map_err(|error| match error.is_timeout() {
+        true => StepError::NoReady { within: timeout },
+        false => error,
     })
 }
 
 /// Waits until the destination has loaded everything.
-pub fn await_ack(outgoing: &mut Outgoing<'_>) -> Result<(StreamDigest, Acknowledged), StepError> {
+pub fn await_ack(
+    outgoing: &mut OutgoingMigration<'_>,
+) -> Result<(StreamDigest, Acknowledged), StepError> {
     let timeout = outgoing.left_of_blackout();
     let (digest, by, timings) = outgoing.channel.answers.ack(timeout)?;
     outgoing.acknowledged = Some(Instant::now());
@@ -55,7 +51,10 @@ pub fn await_ack(outgoing: &mut Outgoing<'_>) -> Result<(StreamDigest, Acknowled
 }
 
 /// Waits until the guest runs at the destination.
-pub fn await_running(outgoing: &mut Outgoing<'_>, taken_by: Acknowledged) -> Result<(), StepError> {
+pub fn await_running(
+    outgoing: &mut OutgoingMigration<'_>,
+    taken_by: Acknowledged,
+) -> Result<(), StepError> {
     let timeout = RUNNING_TIMEOUT.min(outgoing.args.timeout);
     let timings = match (outgoing.channel.mode, &mut outgoing.channel.helper) {
         (HandoverMode::SeparateCommit, Some(helper)) => {
@@ -74,39 +73,41 @@ pub fn await_running(outgoing: &mut Outgoing<'_>, taken_by: Acknowledged) -> Res
 }
 
 /// When the last page was written.
-fn sent_at(outgoing: &Outgoing<'_>) -> Option<Instant> {
+fn sent_at(outgoing: &OutgoingMigration<'_>) -> Option<Instant> {
     let downtime = &outgoing.report.downtime;
     Some(outgoing.paused? + downtime.state_save? + downtime.last_harvest? + downtime.last_pages?)
 }
 
 /// One way nobody else can say whether the end of the stream got through, so the tunnel is
 /// waited for, and its status is the answer.
-pub fn close(outgoing: &mut Outgoing<'_>) -> Result<(), StepError> {
+pub fn close(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
     outgoing.channel.stream.get_mut().close()?;
     match (&mut outgoing.channel.tunnel, outgoing.channel.mode) {
         (Some(tunnel), HandoverMode::OneWay) => {
-            tunnel.wait_for_success(outgoing.args.timeout).map_err(still_open)?;
-            Ok(())
+            tunnel.wait_for_success(outgoing.args.timeout).map_err(|error| match error {
+                TunnelError::StillRunning { .. } => StepError::StillOpen(error),
+                error => StepError::Tunnel(error),
+            })
         }
         _ => Ok(()),
     }
 }
 
 /// Waits for the disks, and sees that somebody will bring GO.
-pub fn prepare_commit(outgoing: &mut Outgoing<'_>) -> Result<(), StepError> {
+pub fn prepare_commit(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
     await_disks(outgoing)?;
     // Before the commit this costs nothing yet.
     if outgoing.channel.mode == HandoverMode::SeparateCommit
         && outgoing.channel.helper.as_mut().is_none_or(ResolveHelper::has_ended)
     {
-        return Err(anyhow!("the helper process that would bring the commit has ended").into());
+        return Err(StepError::Helper("the helper process that would bring the commit has ended"));
     }
     Ok(())
 }
 
 /// The point of no return: recorded in the source's vmrun before GO can reach anybody.
 pub fn commit(
-    outgoing: &mut Outgoing<'_>,
+    outgoing: &mut OutgoingMigration<'_>,
     taken_by: Option<Acknowledged>,
 ) -> Result<(), StepError> {
     outgoing.shared.progress(|progress| progress.phase = Phase::Handover);
@@ -119,47 +120,35 @@ pub fn commit(
             Ok(())
         }
         Err(ClientError::Refused(why)) if why.is_cancelled() => Err(StepError::Cancelled),
-        Err(ClientError::Refused(why)) => Err(StepError::Undone(anyhow!("{why}"))),
+        Err(ClientError::Refused(why)) => Err(StepError::Undone(why)),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Through the stream, or through the second command: a query is GO as well.
-pub fn send_go(outgoing: &mut Outgoing<'_>, taken_by: Acknowledged) -> Result<(), StepError> {
+pub fn send_go(
+    outgoing: &mut OutgoingMigration<'_>,
+    taken_by: Acknowledged,
+) -> Result<(), StepError> {
     match (outgoing.channel.mode, &mut outgoing.channel.helper) {
         (HandoverMode::SeparateCommit, Some(helper)) => helper
-            .ask(&QueryArgs::new(Query::Committed(Some(taken_by)), outgoing.started.elapsed())),
+            .query(&QueryArgs::new(Query::Committed(Some(taken_by)), outgoing.started.elapsed())),
         _ => Ok(outgoing.channel.stream.go(taken_by.nonce)?),
     }
 }
 
 /// Waits for the flush that began with the pause, and notes how long the blackout had to wait.
-fn await_disks(outgoing: &mut Outgoing<'_>) -> Result<(), StepError> {
+fn await_disks(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
     let began = Instant::now();
-    let patience = outgoing.left_of_blackout();
-    while outgoing.guest.disks.wait(DISKS_POLL_INTERVAL.min(patience))?.is_none() {
+    let timeout = outgoing.left_of_blackout();
+    while outgoing.guest.disks.wait(DISKS_POLL_INTERVAL.min(timeout))?.is_none() {
         if outgoing.shared.is_cancelled() {
             return Err(StepError::Cancelled);
         }
-        if began.elapsed() >= patience {
-            return Err(anyhow!(
-                "what the guest has written to its disks was not on them within {:.1} s",
-                patience.as_secs_f64()
-            )
-            .into());
+        if began.elapsed() >= timeout {
+            return Err(StepError::SlowDisks { within: timeout });
         }
     }
     outgoing.report.downtime.disk_flush = Some(began.elapsed());
     Ok(())
-}
-
-/// One way the end of the stream is the end of the tunnel, and not every program ends with its
-/// input.
-fn still_open(error: TunnelError) -> anyhow::Error {
-    match error {
-        TunnelError::StillRunning { .. } => {
-            anyhow!("{error}, though the stream has ended: nc ends with its input only as nc -N")
-        }
-        error => error.into(),
-    }
 }

@@ -16,6 +16,8 @@ mod migration;
 mod monitor;
 mod outgoing;
 mod pages;
+#[cfg(test)]
+mod phase_tests;
 mod precopy;
 mod query;
 mod query_args;
@@ -30,9 +32,10 @@ use std::sync::Arc;
 
 use mig_engine::handover::SourceGuestState;
 use migpipe_confine::ViolationAction;
-use vm_control::{Client, ClientError};
+use vm_control::Client;
 
 use crate::args::Args;
+use crate::error::StepError;
 use crate::monitor::Shared;
 use crate::report::Draft;
 use crate::status::StatusConnection;
@@ -67,8 +70,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
     Ok(migrate(&args, &shared))
 }
 
-fn connect(args: &Args) -> anyhow::Result<Client> {
-    Ok(Client::connect_within(&vm_paths::socket_of(&args.guest)?, NAME, args.timeout)?)
+fn connect(args: &Args) -> Result<Client, StepError> {
+    let socket = vm_paths::socket_of(&args.guest).map_err(StepError::other)?;
+    Ok(Client::connect_within(&socket, NAME, args.timeout)?)
 }
 
 /// Whatever happens, a report says so, and the guest's whereabouts are told.
@@ -78,8 +82,8 @@ fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
     let client = match connect(args) {
         Ok(client) => client,
         Err(error) => {
-            let ended = error.downcast_ref().is_some_and(ClientError::is_end_of_vmrun);
-            return draft.not_begun(&error.into(), ended.then_some(SourceGuestState::Gone));
+            let gone = error.is_end_of_vmrun().then_some(SourceGuestState::Gone);
+            return draft.not_begun(&error, gone);
         }
     };
     draft.report.guest = client.name().to_owned();
@@ -92,7 +96,7 @@ fn migrate(args: &Args, shared: &Arc<Shared>) -> u8 {
         }
     };
     if let Err(error) = opened {
-        return draft.not_begun(&error.into(), Some(connection.guest_state(id)));
+        return draft.not_begun(&error, Some(connection.guest_state(id)));
     }
     let error = match migration::run(&draft, args, client, &mut connection, shared) {
         Ok(status) => return status,

@@ -15,8 +15,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use mig_engine::handover::{
-    Source, SourceEnding, SourceGuestState, SourceIo, SourceStep, run_source,
+    Source, SourceEnd, SourceEnding, SourceGuestState, SourceIo, SourceStep, run_source,
 };
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
@@ -27,14 +28,14 @@ use vm_control::Client;
 use crate::args::Args;
 use crate::error::StepError;
 use crate::monitor::{Monitor, Shared};
-use crate::outgoing::Outgoing;
+use crate::outgoing::OutgoingMigration;
 use crate::precopy::Remainder;
 use crate::report::Draft;
 use crate::status::StatusConnection;
 use crate::{NAME, failure, handover, precopy, report, setup, stop_and_copy};
 
 /// How long a tunnel may take to end by itself after the last word was said.
-const TUNNEL_END: Duration = Duration::from_secs(10);
+const TUNNEL_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Migrates, and returns the exit status; an error if it could not begin.
 pub fn run(
@@ -49,11 +50,10 @@ pub fn run(
     let end = run_source(Source::new(outgoing.channel.mode), &mut outgoing);
     shared.progress(|progress| progress.phase = Phase::Done);
     drop(monitor);
-    let guest = end.guest.unwrap_or(SourceGuestState::Runs);
-    Ok(leave(draft, outgoing, end.ending, guest, end.reason))
+    Ok(leave(draft, outgoing, &end))
 }
 
-impl SourceIo for Outgoing<'_> {
+impl SourceIo for OutgoingMigration<'_> {
     type Remainder = Remainder;
 
     fn send_header(&mut self) -> Result<(), StepError> {
@@ -126,38 +126,30 @@ impl SourceIo for Outgoing<'_> {
 }
 
 /// Ends the tunnel, writes the report, and says what is to be said.
-fn leave(
-    draft: &Draft<'_>,
-    mut outgoing: Outgoing<'_>,
-    ending: SourceEnding,
-    guest: SourceGuestState,
-    mut why: Option<StepError>,
-) -> u8 {
+fn leave(draft: &Draft<'_>, mut outgoing: OutgoingMigration<'_>, end: &SourceEnd<StepError>) -> u8 {
+    let (ending, guest, why) = (end.ending, end.guest, end.reason.as_ref());
     if ending == SourceEnding::Moved {
         // What copies its input (cat, pv, tee) ends when that ends.
         let _ = outgoing.channel.stream.get_mut().close();
     }
     if ending == SourceEnding::Moved
         && let Some(tunnel) = &mut outgoing.channel.tunnel
-        && let Err(error) = tunnel.wait_for_success(TUNNEL_END.min(outgoing.args.timeout))
+        && let Err(error) = tunnel.wait_for_success(TUNNEL_END_TIMEOUT.min(outgoing.args.timeout))
     {
         // The guest has arrived; what the tunnel says now cannot change that.
-        tracing::warn!("{}", migpipe_cli::one_line(&error.into()));
+        tracing::warn!("{}", migpipe_cli::line_of(&error));
     }
-    if ending == SourceEnding::Moved {
-        why = None;
-    }
-    let complaint = report::complaint(ending, guest, &outgoing, why.as_ref());
+    let complaint = report::complaint(ending, guest, &outgoing, why);
     report::finish(&mut outgoing, ending, guest, why);
     if let Err(error) = draft.write(&outgoing.report) {
         // The status says what became of the guest, and that alone.
-        migpipe_cli::complain(NAME, &error);
+        migpipe_cli::complain(NAME, &error.into());
     }
     if !outgoing.args.quiet && !outgoing.report.rounds.is_empty() {
         output::say(outgoing.report.table().trim_end());
     }
     if let Some(complaint) = complaint {
-        migpipe_cli::complain(NAME, &complaint);
+        migpipe_cli::complain(NAME, &anyhow!(complaint));
     }
     ending.exit_status()
 }

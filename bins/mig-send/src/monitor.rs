@@ -24,7 +24,7 @@ use crate::live;
 
 /// How often orders are taken and progress is shown: an order takes effect within a tenth of a
 /// second.
-const TICK: Duration = Duration::from_millis(100);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Neither cancelled nor committed yet.
 const UNDECIDED: u8 = 0;
@@ -40,7 +40,7 @@ pub struct Shared {
     /// Ends a read or write that waits.
     pub interrupt: Interrupt,
     /// One of [`UNDECIDED`], [`CANCELLED`] and [`COMMITTED`]: whichever comes first.
-    fate: AtomicU8,
+    decision: AtomicU8,
     ended: AtomicBool,
     /// A signal has asked for the end, whether or not it came in time for that.
     signalled: AtomicBool,
@@ -62,7 +62,7 @@ impl Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
             interrupt: Interrupt::new()?,
-            fate: AtomicU8::new(UNDECIDED),
+            decision: AtomicU8::new(UNDECIDED),
             ended: AtomicBool::new(false),
             signalled: AtomicBool::new(false),
             job: OnceLock::new(),
@@ -119,7 +119,7 @@ impl Shared {
 
     /// Whether the operator wants the migration to end, and it still can.
     pub fn is_cancelled(&self) -> bool {
-        self.fate.load(Ordering::SeqCst) == CANCELLED
+        self.decision.load(Ordering::SeqCst) == CANCELLED
     }
 
     /// Cancels, unless it is too late.
@@ -146,8 +146,9 @@ impl Shared {
         self.decide(COMMITTED)
     }
 
-    fn decide(&self, fate: u8) -> bool {
-        self.fate.compare_exchange(UNDECIDED, fate, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    fn decide(&self, to: u8) -> bool {
+        let order = Ordering::SeqCst;
+        self.decision.compare_exchange(UNDECIDED, to, order, order).is_ok()
     }
 
     /// Teardown after a cancel must not be interrupted by it.
@@ -243,7 +244,7 @@ impl Monitor {
                         Err(error) => debug!("no orders: {error}"),
                     }
                 }
-                thread::park_timeout(TICK);
+                thread::park_timeout(PROGRESS_INTERVAL);
             }
             shown.end();
         });

@@ -25,7 +25,7 @@ use crate::query::ResolveHelper;
 use crate::status::StatusConnection;
 
 /// A guest that is being sent away.
-pub struct Outgoing<'a> {
+pub struct OutgoingMigration<'a> {
     pub args: &'a Args,
     pub shared: Arc<Shared>,
     pub id: MigrationId,
@@ -73,7 +73,7 @@ pub struct PreCopy {
     pub pages: PageSender,
 }
 
-impl Outgoing<'_> {
+impl OutgoingMigration<'_> {
     /// Ctrl-C at the terminal is for this program again.
     pub fn release_terminal(&self) {
         if let Some(tunnel) = &self.channel.tunnel {

@@ -14,7 +14,7 @@ use page_bitmap::{GuestBitmap, PageBitmap};
 use crate::args::Args;
 use crate::disks::DISKS_POLL_INTERVAL;
 use crate::error::StepError;
-use crate::outgoing::Outgoing;
+use crate::outgoing::OutgoingMigration;
 use crate::pages::{self, Sent};
 
 /// What a blackout takes beside the last pages and the harvest: state, round trips, load. Measured
@@ -28,8 +28,8 @@ const PACE_SLICE: Duration = Duration::from_millis(50);
 const DRAINED: u32 = 10;
 
 /// How often the buffers are looked at, and when they are taken for stuck.
-const DRAIN_LOOK: Duration = Duration::from_millis(1);
-const DRAIN_STALL: Duration = Duration::from_secs(1);
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
+const DRAIN_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A flush that takes no longer than this fraction of the promised downtime is not repeated before
 /// the pause.
@@ -42,11 +42,11 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 pub type Remainder = GuestBitmap;
 
 /// Takes the guest for this migration and sends rounds of pages until one of the rules ends that.
-pub fn run(outgoing: &mut Outgoing<'_>) -> Result<Remainder, StepError> {
+pub fn run(outgoing: &mut OutgoingMigration<'_>) -> Result<Remainder, StepError> {
     outgoing.send_rounds()
 }
 
-impl Outgoing<'_> {
+impl OutgoingMigration<'_> {
     /// Sends rounds of pages until one of the rules ends pre-copy.
     fn send_rounds(&mut self) -> Result<Remainder, StepError> {
         self.shared.progress(|progress| progress.phase = Phase::PreCopy);
@@ -61,7 +61,7 @@ impl Outgoing<'_> {
         // the next one, and so nothing can be missed between looking for memory and logging.
         self.guest.client.dirty_log_harvest()?;
         log.clear();
-        let existing = pages::existing(&self.guest.memory, &log).map_err(anyhow::Error::from)?;
+        let existing = pages::existing(&self.guest.memory, &log)?;
         self.channel.stream.extents(&existing)?;
         let mut waited = Pages(0);
         for number in 0.. {
@@ -162,10 +162,10 @@ impl Outgoing<'_> {
                 (last, moved) = (backlog, Instant::now());
             }
             // The writes that follow find out whether the tunnel is stuck.
-            if moved.elapsed() > DRAIN_STALL {
+            if moved.elapsed() > DRAIN_STALL_TIMEOUT {
                 return Ok(());
             }
-            self.shared.sleep(DRAIN_LOOK);
+            self.shared.sleep(DRAIN_POLL_INTERVAL);
             self.take_orders()?;
         }
     }

@@ -8,8 +8,7 @@ use mig_stream::Preamble;
 use migpipe_units::{Acknowledged, MigrationId};
 use serde::{Deserialize, Serialize};
 
-/// What a question carries beside the id of its migration. All that a broker of mig-send does is to
-/// ask that.
+/// What a query carries beside the id of its migration: all that the resolve helper takes.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct QueryArgs {
     /// The source took the guest back before its commit, and says so.

@@ -1,20 +1,45 @@
 //! The report of a migration, and what is said of one that did not succeed.
 
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::{self, Seek, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use mig_engine::handover::{HandoverMode, SourceEnding, SourceGuestState};
+use anyhow::anyhow;
+use mig_engine::handover::{Failure, FailureKind, HandoverMode, SourceEnding, SourceGuestState};
 use mig_engine::report::{Location, Mode, Promise, Report, ReportOutcome, Totals};
 use migpipe_units::MigrationId;
 use nix::sys::resource::{UsageWho, getrusage};
+use thiserror::Error;
 
 use crate::NAME;
 use crate::args::Args;
 use crate::error::StepError;
-use crate::outgoing::Outgoing;
+use crate::outgoing::OutgoingMigration;
 use crate::resolve::resolve_command;
+
+/// Why a report cannot be written.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// Its file cannot be opened.
+    #[error("cannot write the report {}", .path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It was opened, and takes nothing.
+    #[error("the report {} was not written", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// The report from before anything is tried to the end, and the file that it is written to.
 ///
@@ -56,81 +81,87 @@ impl<'a> Draft<'a> {
     }
 
     /// Opens the file of `--report`, and writes that nothing is known yet.
-    pub fn open(&mut self) -> anyhow::Result<()> {
+    pub fn open(&mut self) -> Result<(), StepError> {
         let Some(path) = &self.args.report else { return Ok(()) };
         let file = File::options().write(true).create(true).truncate(true).open(path);
-        let file = file.with_context(|| format!("cannot write the report {}", path.display()))?;
+        let opened = file.map_err(|source| ReportError::Open { path: path.clone(), source });
+        let file = opened.map_err(StepError::other)?;
         // A pipe or a terminal gets one report and no more.
         let keeps = file.metadata().is_ok_and(|there| there.is_file());
         self.file = Some(file);
         match keeps {
-            true => self.write(&self.report).context("before the guest was touched"),
+            true => self
+                .write(&self.report)
+                .map_err(|error| StepError::other(error).context("before the guest was touched")),
             false => Ok(()),
         }
     }
 
     /// Writes `report`.
-    pub fn write(&self, report: &Report) -> anyhow::Result<()> {
+    pub fn write(&self, report: &Report) -> Result<(), ReportError> {
         let (Some(path), Some(mut file)) = (&self.args.report, self.file.as_ref()) else {
             return Ok(());
         };
-        let mut text = serde_json::to_string_pretty(report)?;
+        let failed = |source| ReportError::Write { path: path.clone(), source };
+        let mut text =
+            serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
         text.push('\n');
         // What is no regular file has no length and no beginning.
         let emptied = match file.metadata().is_ok_and(|there| there.is_file()) {
             true => file.rewind().and_then(|()| file.set_len(0)),
             false => Ok(()),
         };
-        emptied
-            .and_then(|()| file.write_all(text.as_bytes()))
-            .with_context(|| format!("the report {} was not written", path.display()))
+        emptied.and_then(|()| file.write_all(text.as_bytes())).map_err(failed)
     }
 
     /// Ends a migration that could not begin: writes the report, says why and where the guest is,
     /// and returns the exit status.
     ///
-    /// `fate` is the guest's, where its vmrun was reached.
-    pub fn not_begun(mut self, stop: &StepError, fate: Option<SourceGuestState>) -> u8 {
+    /// `guest` is what became of it, where its vmrun was reached.
+    pub fn not_begun(mut self, error: &StepError, guest: Option<SourceGuestState>) -> u8 {
         let name = &self.report.guest;
-        let reason = stop.reason();
-        let complaint = match fate {
+        let reason = error.reason();
+        let complaint = match guest {
             Some(SourceGuestState::Gone) => ended(name, &reason),
-            Some(fate) => anyhow!("{reason}; {}", whereabouts(name, fate)),
-            // Its vmrun was not reached, and the reason says so.
-            None => anyhow!("{reason}"),
+            // Where its vmrun was not reached the reason says so.
+            guest => stays(name, &reason, guest),
         };
-        self.report.outcome = match stop {
-            StepError::Cancelled => ReportOutcome::Cancelled,
-            _ => ReportOutcome::Failed,
+        let is_cancelled = error.kind() == FailureKind::Cancelled;
+        self.report.outcome = match is_cancelled {
+            true => ReportOutcome::Cancelled,
+            false => ReportOutcome::Failed,
         };
         self.report.reason = Some(reason);
-        self.report.location = fate.and_then(location);
+        self.report.location = guest.and_then(location);
         self.report.totals.cpu = cpu_time();
         if let Err(error) = self.write(&self.report) {
-            migpipe_cli::complain(NAME, &error);
+            migpipe_cli::complain(NAME, &error.into());
         }
-        migpipe_cli::complain(NAME, &complaint);
-        match stop {
-            StepError::Cancelled => SourceEnding::Cancelled.exit_status(),
-            StepError::Failed(error) if migpipe_cli::is_usage(error) => migpipe_cli::USAGE,
-            _ => SourceEnding::Stayed.exit_status(),
+        migpipe_cli::complain(NAME, &anyhow!(complaint));
+        match error.is_usage() {
+            true => migpipe_cli::USAGE,
+            false if is_cancelled => SourceEnding::Cancelled.exit_status(),
+            false => SourceEnding::Stayed.exit_status(),
         }
     }
 }
 
 /// Fills in what is known at the end.
 pub fn finish(
-    outgoing: &mut Outgoing<'_>,
+    outgoing: &mut OutgoingMigration<'_>,
     ending: SourceEnding,
-    guest: SourceGuestState,
-    why: Option<StepError>,
+    guest: Option<SourceGuestState>,
+    why: Option<&StepError>,
 ) {
     let stream = outgoing.channel.stream.totals();
-    let gave_up = matches!(why, Some(StepError::GaveUp { .. }));
+    let needed = match why {
+        Some(StepError::GaveUp { needed, .. }) => Some(*needed),
+        _ => None,
+    };
     let report = &mut outgoing.report;
     report.outcome = match ending {
         SourceEnding::Moved => ReportOutcome::Completed,
-        SourceEnding::Stayed if gave_up => ReportOutcome::GaveUp,
+        SourceEnding::Stayed if needed.is_some() => ReportOutcome::GaveUp,
         SourceEnding::Stayed | SourceEnding::Forced => ReportOutcome::Failed,
         SourceEnding::Cancelled => ReportOutcome::Cancelled,
         SourceEnding::Unknown => ReportOutcome::Unknown,
@@ -138,12 +169,12 @@ pub fn finish(
     report.location = match ending {
         SourceEnding::Moved if report.mode == Mode::BothWays => Some(Location::Destination),
         SourceEnding::Moved | SourceEnding::Unknown => None,
-        SourceEnding::Stayed | SourceEnding::Forced | SourceEnding::Cancelled => location(guest),
+        SourceEnding::Stayed | SourceEnding::Forced | SourceEnding::Cancelled => {
+            guest.and_then(location)
+        }
     };
-    if let Some(StepError::GaveUp { needed, .. }) = why {
-        report.needed_downtime = Some(needed);
-    }
-    report.reason = why.map(|stop| stop.reason());
+    report.needed_downtime = needed;
+    report.reason = why.map(StepError::reason);
     report.histogram = outgoing.precopy.pages.histogram.times();
     let promised = outgoing.precopy.policy.limits();
     report.promise =
@@ -160,10 +191,10 @@ pub fn finish(
 /// The one line for stderr, if something has to be said.
 pub fn complaint(
     ending: SourceEnding,
-    guest: SourceGuestState,
-    outgoing: &Outgoing<'_>,
+    guest: Option<SourceGuestState>,
+    outgoing: &OutgoingMigration<'_>,
     why: Option<&StepError>,
-) -> Option<anyhow::Error> {
+) -> Option<String> {
     let name = &outgoing.guest.machine.name;
     let reason = match why {
         Some(StepError::GaveUp { needed, rule }) => format!(
@@ -172,41 +203,49 @@ pub fn complaint(
             needed.as_secs_f64() * 1e3,
             outgoing.precopy.policy.limits().max_downtime.as_secs_f64() * 1e3
         ),
-        Some(stop) => stop.reason(),
+        Some(error) => error.reason(),
         None => String::new(),
     };
-    match ending {
-        SourceEnding::Moved => None,
-        SourceEnding::Stayed | SourceEnding::Cancelled if guest == SourceGuestState::Gone => {
-            Some(ended(name, &reason))
-        }
-        SourceEnding::Stayed | SourceEnding::Forced => {
-            Some(anyhow!("{reason}; {}", whereabouts(name, guest)))
-        }
-        SourceEnding::Cancelled => Some(anyhow!("cancelled; {}", whereabouts(name, guest))),
-        SourceEnding::Unknown if guest == SourceGuestState::Gone => Some(anyhow!(
+    let gone = guest == Some(SourceGuestState::Gone);
+    Some(match ending {
+        SourceEnding::Moved => return None,
+        SourceEnding::Stayed | SourceEnding::Cancelled if gone => ended(name, &reason),
+        SourceEnding::Stayed | SourceEnding::Forced => stays(name, &reason, guest),
+        SourceEnding::Cancelled => stays(name, "cancelled", guest),
+        SourceEnding::Unknown if gone => format!(
             "{name} ended here in the moment of its handover: {reason}; the destination has it, \
              paused: vmctl commit --force there runs it, vmctl quit there ends it"
-        )),
-        SourceEnding::Unknown if outgoing.channel.mode == HandoverMode::Saved => Some(anyhow!(
-            "{reason}; {name} is handed-over and stands still: if its file is whole (mig-inspect \
-             says so), vmctl quit --force {name} ends it here, else mig-send --resolve --force \
-             {name} runs it on"
-        )),
-        SourceEnding::Unknown => Some(anyhow!(
+        ),
+        SourceEnding::Unknown if outgoing.channel.mode == HandoverMode::Saved => {
+            let guest = migpipe_cli::quoted(&outgoing.args.guest);
+            format!(
+                "{reason}; {name} is handed-over and stands still: if its file is whole \
+                 (mig-inspect says so), vmctl quit --force {guest} ends it here, else mig-send \
+                 --resolve --force {guest} runs it on"
+            )
+        }
+        SourceEnding::Unknown => format!(
             "{reason}; {name} is handed-over and its outcome is not known: run {}",
             resolve_command(outgoing.args)
-        )),
+        ),
+    })
+}
+
+fn ended(name: &str, reason: &str) -> String {
+    format!("{name} ended while it was being sent: {reason}")
+}
+
+/// Why the guest is where it is, and where that is, as far as it is known.
+fn stays(name: &str, reason: &str, guest: Option<SourceGuestState>) -> String {
+    match guest {
+        Some(guest) => format!("{reason}; {}", whereabouts(name, guest)),
+        None => reason.to_owned(),
     }
 }
 
-fn ended(name: &str, reason: &str) -> anyhow::Error {
-    anyhow!("{name} ended while it was being sent: {reason}")
-}
-
 /// Where the guest is, in words.
-fn whereabouts(name: &str, fate: SourceGuestState) -> String {
-    match fate {
+fn whereabouts(name: &str, guest: SourceGuestState) -> String {
+    match guest {
         SourceGuestState::Runs => format!("{name} runs on here"),
         SourceGuestState::Paused => format!("{name} is here, paused as it was before"),
         SourceGuestState::HandedOver => format!("{name} is handed-over here"),
@@ -219,8 +258,8 @@ fn whereabouts(name: &str, fate: SourceGuestState) -> String {
 }
 
 /// Where the guest is, as far as that is its source.
-const fn location(fate: SourceGuestState) -> Option<Location> {
-    match fate {
+const fn location(guest: SourceGuestState) -> Option<Location> {
+    match guest {
         SourceGuestState::Runs | SourceGuestState::Paused | SourceGuestState::Silent => {
             Some(Location::Source)
         }

@@ -17,7 +17,7 @@ use crate::args::Args;
 use crate::attempts::{self, Attempts};
 use crate::error::StepError;
 use crate::monitor::Shared;
-use crate::outgoing::Outgoing;
+use crate::outgoing::OutgoingMigration;
 use crate::query::QueryProcess;
 use crate::query_args::QueryArgs;
 
@@ -54,10 +54,11 @@ pub fn run(args: &Args, client: &Client, shared: &Shared) -> anyhow::Result<u8> 
     match (ending, why) {
         (SourceEnding::Moved, why) => {
             output::say(format!("{NAME}: {name} runs at its destination"));
-            if let Some(StepError::Failed(error)) = why {
+            if let Some(error) = why {
+                let complaint = anyhow::Error::from(error);
                 migpipe_cli::complain(
                     NAME,
-                    &error.context(format!("{name} is still here, handed-over")),
+                    &complaint.context(format!("{name} is still here, handed-over")),
                 );
             }
         }
@@ -143,14 +144,12 @@ pub fn resolve_command(args: &Args) -> String {
     format!("{NAME} --resolve {} {destination}", migpipe_cli::quoted(&args.guest))
 }
 
-impl ResolveIo for Outgoing<'_> {
+impl ResolveIo for OutgoingMigration<'_> {
     type Error = StepError;
 
     fn query(&mut self, query: Query) -> Result<(), StepError> {
         if let Query::Committed(_) = query {
             self.shared.progress(|progress| progress.phase = Phase::Resolve);
-        } else if self.channel.answers.gave_up {
-            return Ok(());
         }
         ask(self, query).map_err(|error| {
             tracing::info!("{}", error.reason());
@@ -165,7 +164,7 @@ impl ResolveIo for Outgoing<'_> {
     fn confirm(&mut self) -> Result<(), StepError> {
         confirm(&self.guest.client, self.id, self.args).map_err(|error| {
             // The status says what became of the guest, and that alone.
-            let (name, error) = (&self.guest.machine.name, untold(error));
+            let (name, error) = (&self.guest.machine.name, not_told(error));
             migpipe_cli::complain(
                 NAME,
                 &anyhow!("{name} is still here, handed-over: {}", error.reason()),
@@ -175,18 +174,18 @@ impl ResolveIo for Outgoing<'_> {
     }
 
     fn take_back(&mut self) -> Result<(), StepError> {
-        self.guest.client.own(Input::TakeBack(self.id)).map_err(untold)
+        self.guest.client.own(Input::TakeBack(self.id)).map_err(not_told)
     }
 }
 
-fn ask(outgoing: &mut Outgoing<'_>, query: Query) -> Result<(), StepError> {
+fn ask(outgoing: &mut OutgoingMigration<'_>, query: Query) -> Result<(), StepError> {
     let (channel, age) = (&mut outgoing.channel, outgoing.started.elapsed());
     channel.attempts.begin()?;
-    let helper = channel.helper.as_mut().ok_or_else(|| anyhow!("nobody can ask"))?;
-    helper.ask(&QueryArgs::new(query, age))?;
+    let helper = channel.helper.as_mut().ok_or(StepError::Helper("nobody can ask"))?;
+    helper.query(&QueryArgs::new(query, age))?;
     attempts::verdict(query, helper.result()?)
 }
 
-fn untold(error: ClientError) -> StepError {
-    StepError::Failed(anyhow::Error::from(error).context("the source's vmrun could not be told"))
+fn not_told(error: ClientError) -> StepError {
+    StepError::Vmrun(error).context("the source's vmrun could not be told")
 }

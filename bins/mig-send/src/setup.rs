@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::anyhow;
 use mig_channel::{SenderChannel, open_sender};
 use mig_engine::handover::HandoverMode;
 use mig_engine::precopy::{Pacer, Policy, RateMeter, Wws};
@@ -20,7 +19,7 @@ use crate::disks::Disks;
 use crate::error::StepError;
 use crate::failure::failed_tunnel;
 use crate::monitor::{Shared, Watch};
-use crate::outgoing::{Channel, Guest, Outgoing, PreCopy};
+use crate::outgoing::{Channel, Guest, OutgoingMigration, PreCopy};
 use crate::pages::PageSender;
 use crate::query::ResolveHelper;
 use crate::report::Draft;
@@ -30,7 +29,7 @@ use crate::{NAME, confinement};
 /// Looks at the guest, opens the channel and writes the header. The guest is not touched.
 ///
 /// Everything that will be needed is opened or started here, in this order: first what may
-/// fail without a trace, then the channel, then the broker, which must inherit no end of it;
+/// fail without a trace, then the channel, then the resolve helper, which must inherit no end of it;
 /// then the rights are given up, and only after that something is sent that can be answered.
 pub fn open<'a>(
     draft: &'a Draft<'a>,
@@ -38,7 +37,7 @@ pub fn open<'a>(
     client: Client,
     status: &'a mut StatusConnection,
     shared: &Arc<Shared>,
-) -> Result<(Outgoing<'a>, Watch), StepError> {
+) -> Result<(OutgoingMigration<'a>, Watch), StepError> {
     let watch =
         Client::connect_within(client.path(), NAME, args.timeout).map(|it| Watch::new(it, args))?;
     let for_disks = Client::connect_within(client.path(), NAME, args.timeout)?;
@@ -50,11 +49,11 @@ pub fn open<'a>(
     let mode = mode_of(args, &channel)?;
     let SenderChannel { mut forward, back, mut tunnel } = channel;
     forward.set_stall_limit(Some(args.timeout));
-    let helper = match attempts::can_be_asked(args) {
+    let helper = match attempts::needs_helper(args, mode) {
         true => Some(ResolveHelper::start(args, id)?),
         false => None,
     };
-    confinement::enter(tunnel.as_ref(), &args.destination)?;
+    confinement::enter(tunnel.as_ref(), &args.destination).map_err(StepError::other)?;
     if let Some(tunnel) = &tunnel {
         tunnel.job().watch()?;
         shared.set_job(tunnel.job());
@@ -70,7 +69,7 @@ pub fn open<'a>(
     let header = header_of(&machine, released)?;
     let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
         .map_err(|error| failed_tunnel(&mut tunnel).map_or_else(|| error.into(), StepError::from))
-        .map_err(|stop| stop.context("cannot send the header"))?;
+        .map_err(|error| error.context("cannot send the header"))?;
     let mut report = draft.report.clone();
     report.mode = if mode.is_answered() { Mode::BothWays } else { Mode::OneWay };
     let wws = match args.no_wws || args.classic {
@@ -93,7 +92,7 @@ pub fn open<'a>(
         attempts: Attempts::new(args),
     };
     let disks = Disks::new(for_disks)?;
-    let outgoing = Outgoing {
+    let outgoing = OutgoingMigration {
         args,
         shared: Arc::clone(shared),
         id,
@@ -108,15 +107,11 @@ pub fn open<'a>(
     Ok((outgoing, watch))
 }
 
-fn mode_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<HandoverMode> {
+fn mode_of(args: &Args, channel: &SenderChannel) -> Result<HandoverMode, StepError> {
     Ok(match (&args.commit, channel.is_both_ways()) {
         (Some(_), true) => HandoverMode::SeparateCommit,
         (Some(_), false) => {
-            return Err(migpipe_cli::usage(anyhow!(
-                "--commit needs the destination's answer, and {} has no way back: use exec:, or \
-                 give --return",
-                channel.describe()
-            )));
+            return Err(StepError::NoWayBack { channel: channel.describe().to_owned() });
         }
         (None, true) => HandoverMode::BothWays,
         (None, false) if channel.forward.is_file() => HandoverMode::Saved,
@@ -124,11 +119,14 @@ fn mode_of(args: &Args, channel: &SenderChannel) -> anyhow::Result<HandoverMode>
     })
 }
 
-fn header_of(machine: &MachineDescription, released: Vec<MigrationId>) -> anyhow::Result<Header> {
-    vm_paths::check_name(&machine.name)?;
+fn header_of(
+    machine: &MachineDescription,
+    released: Vec<MigrationId>,
+) -> Result<Header, StepError> {
+    vm_paths::check_name(&machine.name).map_err(StepError::other)?;
     Ok(Header {
         guest: machine.name.clone(),
-        machine: machine.encode()?,
+        machine: machine.encode().map_err(StepError::other)?,
         regions: machine
             .memory
             .iter()

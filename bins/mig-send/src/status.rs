@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mig_engine::handover::SourceGuestState;
 use migpipe_units::MigrationId;
-use vm_control::{Client, ClientError, FrameError};
+use vm_control::{Client, ClientError};
 
 use crate::NAME;
 
@@ -22,12 +22,12 @@ pub struct StatusConnection {
 }
 
 impl StatusConnection {
-    /// Connects; the vmrun at `path` answers within `patience`.
+    /// Connects; the vmrun at `path` answers within `timeout`.
     ///
     /// # Errors
     /// As [`Client::connect_within`].
-    pub fn new(path: &Path, patience: Duration) -> Result<Self, ClientError> {
-        Ok(Self { client: Client::connect_within(path, NAME, patience)?, silent: false })
+    pub fn new(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        Ok(Self { client: Client::connect_within(path, NAME, timeout)?, silent: false })
     }
 
     /// Asks what became of the guest.
@@ -38,11 +38,12 @@ impl StatusConnection {
         }
         match self.client.set_patience(STATUS_TIMEOUT).and_then(|()| self.client.status()) {
             Ok(status) => SourceGuestState::of(status.ownership, status.running, id),
-            Err(ClientError::Lost { source: FrameError::TimedOut, .. }) => {
+            Err(error) if error.is_end_of_vmrun() => SourceGuestState::Gone,
+            // It is there and says nothing of the guest.
+            Err(_) => {
                 self.silent = true;
                 SourceGuestState::Silent
             }
-            Err(_) => SourceGuestState::Gone,
         }
     }
 }

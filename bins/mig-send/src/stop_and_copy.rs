@@ -20,12 +20,12 @@ use mig_engine::report::Phase;
 use migpipe_units::Pages;
 
 use crate::error::StepError;
-use crate::outgoing::Outgoing;
+use crate::outgoing::OutgoingMigration;
 use crate::pages;
 use crate::precopy::Remainder;
 
 /// Pauses the guest and sends what the destination lacks.
-pub fn run(outgoing: &mut Outgoing<'_>, log: Remainder) -> Result<(), StepError> {
+pub fn run(outgoing: &mut OutgoingMigration<'_>, log: Remainder) -> Result<(), StepError> {
     outgoing.shared.progress(|progress| progress.phase = Phase::Blackout);
     outgoing.release_terminal();
     outgoing.precopy.pacer.begin_blackout();
@@ -55,8 +55,7 @@ pub fn run(outgoing: &mut Outgoing<'_>, log: Remainder) -> Result<(), StepError>
         outgoing.channel.stream.section(section)?;
     }
     if outgoing.args.verify {
-        let digest = pages::digest(&outgoing.guest.machine, &outgoing.guest.memory)
-            .map_err(anyhow::Error::from)?;
+        let digest = pages::digest(&outgoing.guest.machine, &outgoing.guest.memory)?;
         outgoing.channel.stream.digest(&digest)?;
     }
     if outgoing.channel.mode == HandoverMode::Saved {

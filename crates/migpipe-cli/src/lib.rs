@@ -17,12 +17,13 @@ mod complete;
 mod manual;
 mod usage;
 
-use std::fmt;
+use std::error::Error;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
+use std::{fmt, iter};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser};
@@ -169,8 +170,13 @@ pub fn complain(name: &str, error: &anyhow::Error) {
 
 /// `error` and its causes on one line, each said once.
 pub fn one_line(error: &anyhow::Error) -> String {
+    line_of(error.as_ref())
+}
+
+/// As [`one_line`], of an error that has a type.
+pub fn line_of(error: &(dyn Error + 'static)) -> String {
     let mut line = String::new();
-    for cause in error.chain() {
+    for cause in iter::successors(Some(error), |cause: &&dyn Error| Error::source(*cause)) {
         let text = cause.to_string();
         // A transparent error repeats its cause.
         if line.ends_with(&text) {

@@ -13,6 +13,8 @@ pub enum FailureKind {
     Undone,
     /// The other side refused, durably.
     Refused,
+    /// The destination has said that it gave the guest up before it was to run it.
+    GivenUp,
     /// The operator cancelled.
     Cancelled,
     /// The promised downtime cannot be kept.

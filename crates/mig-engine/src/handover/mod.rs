@@ -44,21 +44,27 @@
 //! its guest back from one that crashed behind its commit. After the commit, what is not known is
 //! resolved: the source asks ([`Resolver`]), and the host answers ([`Responder`]).
 //!
-//! # What decides about the guest's fate outside this crate
+//! # What decides outside this crate who has the guest
 //! Of mig-send, mig-recv, `mig-send --resolve` and the mig-recv that answers it: nothing. They report
 //! what happened as a [`FailureKind`], and these are the reports that the drivers rely on:
 //! - a commit is [`FailureKind::Undone`] only if vmrun said no, and [`FailureKind::Cancelled`] only if
 //!   it was not asked for, or refused because the operator cancelled in vmrun;
+//! - before the commit a failure is [`FailureKind::Refused`] or [`FailureKind::GivenUp`] only if the
+//!   destination itself has said so on the return path: it is not told that the guest was released;
+//! - what became of the guest at its source is what its vmrun says, and
+//!   [`Gone`](SourceGuestState::Gone) only if that has ended;
 //! - an answer of the destination to a query is what [`Query::verdict`] says of it;
 //! - a file is removed only if [`SourceIo::remove_file`] knows that it has no end;
 //! - a destination reads that no GO will come only from the source itself (`Abort`);
 //! - what a vmrun or a record says of the guest is passed on as it is said.
 //!
 //! A time that runs out is [`FailureKind::Failed`] everywhere: how long is waited decides when a driver
-//! goes on, and never where to. What each vmrun decides is in [`ownership`](crate::ownership); vmrun
-//! itself releases a guest whose client goes away, and refuses one whose time limit for GO
-//! (`--go-timeout`) is over. Who is asked for the answer to a query, in which order, and what may be
-//! said of it when, is decided by [`Responder`]; mig-recv reads records and asks vmruns for it.
+//! goes on, and never where to. That the destination cannot be asked at all (`--resolve-for 0`, a
+//! pipe) is [`FailureKind::CannotAsk`]: the source stays handed-over, unless the operator forces it.
+//! What each vmrun decides is in [`ownership`](crate::ownership); vmrun itself releases a guest whose
+//! client goes away, and refuses one whose time limit for GO (`--go-timeout`) is over. Who is asked
+//! for the answer to a query, in which order, and what may be said of it when, is decided by
+//! [`Responder`]; mig-recv reads records and asks vmruns for it.
 
 mod destination;
 mod destination_io;

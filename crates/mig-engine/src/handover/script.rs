@@ -6,10 +6,11 @@ use std::cell::RefCell;
 use super::failure::{Failure, FailureKind, HandoverError};
 
 /// All kinds of failures.
-pub const KINDS: [FailureKind; 8] = [
+pub const KINDS: [FailureKind; 9] = [
     FailureKind::Failed,
     FailureKind::Undone,
     FailureKind::Refused,
+    FailureKind::GivenUp,
     FailureKind::Cancelled,
     FailureKind::GaveUp,
     FailureKind::OtherHost,

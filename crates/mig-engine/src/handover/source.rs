@@ -51,7 +51,7 @@ pub enum SourceOperation {
     /// See what became of the guest.
     LookAtGuest,
     /// Find out why this step failed: only now, as it may take its time. If it was the operator who
-    /// ended it, the error says so then.
+    /// ended it, or the destination has given the guest up, the error says so then.
     Explain(SourceStep),
     /// Say in the stream that the guest stays, and end the tunnel.
     AbortStream,
@@ -101,6 +101,8 @@ enum State {
     Release(Failed),
     Look(Failed),
     Explain(Failed),
+    /// The guest was taken back behind its commit.
+    LookAfterTakeBack,
     /// The guest was given back; whether the destination is to be told as well.
     Abort(SourceEnding, bool),
     Tell(SourceEnding),
@@ -140,7 +142,7 @@ impl Source {
             State::Step(step) => SourceOperation::Step(step),
             State::RemoveFile(_) => SourceOperation::RemoveFile,
             State::Release(_) => SourceOperation::Release,
-            State::Look(_) => SourceOperation::LookAtGuest,
+            State::Look(_) | State::LookAfterTakeBack => SourceOperation::LookAtGuest,
             State::Explain(failed) => SourceOperation::Explain(failed.step),
             State::Abort(..) => SourceOperation::AbortStream,
             State::Tell(_) => SourceOperation::Resolve(ResolveOperation::Query(Query::Released)),
@@ -212,13 +214,12 @@ impl Source {
                 State::Look(self::Failed { released: outcome == Done, ..failed })
             }
             (State::Look(failed), outcome) => {
-                self.guest = Some(match outcome {
-                    // It has said that it did.
-                    Guest(SourceGuestState::Silent) if failed.released => SourceGuestState::Runs,
-                    Guest(guest) => guest,
-                    _ => SourceGuestState::Silent,
-                });
+                self.guest = Some(Self::seen(outcome, failed.released));
                 State::Explain(failed)
+            }
+            (State::LookAfterTakeBack, outcome) => {
+                self.guest = Some(Self::seen(outcome, true));
+                State::Finished(SourceEnding::Stayed)
             }
             (State::Explain(failed), outcome) => self.after_explanation(failed, outcome),
             (State::Abort(ending, true), _) => State::Tell(ending),
@@ -241,9 +242,20 @@ impl Source {
         };
     }
 
-    fn resolving(&self, resolver: Resolver) -> State {
+    /// What became of the guest, as its vmrun says or, where it does not, as it has said before:
+    /// that it has the guest again.
+    const fn seen(outcome: SourceStepOutcome, has_it: bool) -> SourceGuestState {
+        match outcome {
+            SourceStepOutcome::Guest(SourceGuestState::Silent) if has_it => SourceGuestState::Runs,
+            SourceStepOutcome::Guest(guest) => guest,
+            _ => SourceGuestState::Silent,
+        }
+    }
+
+    const fn resolving(&self, resolver: Resolver) -> State {
         match resolver.operation() {
             ResolveOperation::Finished(SourceEnding::Unknown) => self.unknown(),
+            ResolveOperation::Finished(SourceEnding::Stayed) => State::LookAfterTakeBack,
             ResolveOperation::Finished(ending) => State::Finished(ending),
             _ => State::Resolve(resolver),
         }
@@ -323,11 +335,15 @@ impl Source {
         if failed.may_have_committed() {
             return self.unknown();
         }
-        // A destination that may be prepared would wait for GO for ever. Nobody's guest depends on
-        // it: unless the guest is at the source for certain, the destination may have the last
-        // whole copy, and that is not taken away.
+        // A destination that may be prepared would wait for GO for ever, unless it has said that it
+        // gave the guest up. Nobody's guest depends on that it is told: unless the guest is at the
+        // source for certain, the destination may have the last whole copy, and that is not taken
+        // away.
+        let gave_up = |kind| matches!(kind, FailureKind::Refused | FailureKind::GivenUp);
         let may_be_prepared = self.mode.is_answered()
-            && matches!(failed.step, SendEnd | Close | AwaitAck | PrepareCommit | Commit);
+            && matches!(failed.step, SendEnd | Close | AwaitAck | PrepareCommit | Commit)
+            && !gave_up(failed.kind)
+            && !gave_up(kind);
         let is_here = match self.guest {
             Some(SourceGuestState::Runs) => true,
             Some(SourceGuestState::Paused) => failed.released,

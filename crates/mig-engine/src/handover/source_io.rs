@@ -95,7 +95,8 @@ pub trait SourceIo: ResolveIo<Error: From<HandoverError>> {
     fn guest_state(&mut self) -> SourceGuestState;
 
     /// See [`SourceOperation::Explain`]: the error of `step`, with all that can be found out about
-    /// it. Unless `may_be_cancelled`, it is no cancel of the operator.
+    /// it; [`FailureKind::GivenUp`] if the destination says that it has given the guest up. Unless
+    /// `may_be_cancelled`, it is no cancel of the operator.
     fn explain(
         &mut self,
         step: SourceStep,
@@ -117,7 +118,8 @@ pub struct SourceEnd<E> {
     pub ending: SourceEnding,
     /// What became of the guest at the source, where that was looked at.
     pub guest: Option<SourceGuestState>,
-    /// Why it ended so, if a step failed: what failed first, unless a query has found out more.
+    /// Why it ended so, unless the guest has moved: what failed first, unless a query has found out
+    /// more.
     pub reason: Option<E>,
 }
 
@@ -126,7 +128,9 @@ pub fn run<I: SourceIo>(mut source: Source, io: &mut I) -> SourceEnd<I::Error> {
     let mut pass = Pass { remainder: None, failed: None, reason: None };
     loop {
         if let SourceOperation::Finished(ending) = source.operation() {
-            return SourceEnd { ending, guest: source.guest(), reason: pass.reason };
+            // That the guest has moved says more than what went wrong before it was known.
+            let reason = pass.reason.filter(|_| ending != SourceEnding::Moved);
+            return SourceEnd { ending, guest: source.guest(), reason };
         }
         let outcome = pass.perform(&source, io);
         source.advance(outcome);

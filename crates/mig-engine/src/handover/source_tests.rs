@@ -7,7 +7,7 @@ use super::ending::SourceEnding;
 use super::failure::{Failure, FailureKind};
 use super::guest::SourceGuestState;
 use super::mode::HandoverMode::{self, BothWays, OneWay, Saved, SeparateCommit};
-use super::resolver::{Query, ResolveIo, Resolver, run as run_resolver};
+use super::resolver::{Query, ResolveIo, ResolveOperation, Resolver, run as run_resolver};
 use super::script::{KINDS, Script, TestError, with_every_script};
 use super::source::{Source, SourceOperation, SourceStep, SourceStepOutcome};
 use super::source_io::{SourceEnd, SourceIo, run};
@@ -44,6 +44,8 @@ struct Double<'a> {
     releases: u32,
     release_confirmed: bool,
     looked: Option<SourceGuestState>,
+    /// The destination has said that it gave the guest up.
+    gave_up: bool,
     /// GO, in whatever shape, may have left.
     let_go: bool,
     /// The destination says that the guest runs there, or the file is whole.
@@ -70,6 +72,7 @@ impl<'a> Double<'a> {
             releases: 0,
             release_confirmed: false,
             looked: None,
+            gave_up: false,
             let_go: false,
             arrived: false,
             certain: false,
@@ -102,6 +105,7 @@ impl ResolveIo for Double<'_> {
                 assert_eq!(self.owner, Owner::Source, "GO may still come");
                 assert_eq!(self.releases, 1);
                 assert!(self.saved && self.mode.is_answered(), "nobody can be prepared");
+                assert!(!self.gave_up, "it knows that");
                 assert!(
                     self.looked == Some(SourceGuestState::Runs)
                         || self.looked == Some(SourceGuestState::Paused) && self.release_confirmed
@@ -250,8 +254,13 @@ impl SourceIo for Double<'_> {
     fn explain(&mut self, _: SourceStep, error: TestError, may_be_cancelled: bool) -> TestError {
         let committing = self.owner != Owner::Source;
         assert!(!committing || !may_be_cancelled, "a cancel comes too late");
-        let explained = [error, TestError(FailureKind::Cancelled)];
-        self.script.choose(&explained[..if may_be_cancelled { 2 } else { 1 }])
+        let explained = [FailureKind::GivenUp, FailureKind::Cancelled].map(TestError);
+        let mut options = vec![error];
+        options.extend(&explained[..if may_be_cancelled { 2 } else { 1 }]);
+        let explained = self.script.choose(&options);
+        let gave_up = [FailureKind::Refused, FailureKind::GivenUp];
+        self.gave_up = gave_up.contains(&error.0) || gave_up.contains(&explained.0);
+        explained
     }
 
     fn abort_stream(&mut self) {
@@ -287,8 +296,10 @@ fn the_guest_has_one_owner_whatever_fails() {
             }
             let cancelled = reason == Some(TestError(FailureKind::Cancelled));
             assert!(ending != SourceEnding::Cancelled || cancelled, "{mode:?} {script:?}");
-            assert!(ending == SourceEnding::Moved || reason.is_some(), "{mode:?} {script:?}");
+            assert_eq!(ending == SourceEnding::Moved, reason.is_none(), "{mode:?} {script:?}");
             assert_eq!(guest.is_some(), io.looked.is_some());
+            let open = matches!(ending, SourceEnding::Moved | SourceEnding::Unknown);
+            assert!(open || guest.is_some(), "{mode:?} {script:?}");
             if !endings.contains(&ending) {
                 endings.push(ending);
             }
@@ -400,5 +411,61 @@ fn an_ack_of_another_stream_is_none() {
     for digest in [StreamDigest(0), StreamDigest(6), StreamDigest(1 << 63 | 7)] {
         let error = source.check_ack(digest).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Failed);
+    }
+}
+
+#[test]
+fn a_destination_that_gave_up_is_not_told_that_the_guest_was_released() {
+    for mode in [BothWays, SeparateCommit] {
+        for kind in KINDS {
+            let mut source = at(mode, SourceStep::AwaitAck);
+            for outcome in [
+                SourceStepOutcome::Failed(FailureKind::Failed),
+                SourceStepOutcome::Done,
+                SourceStepOutcome::Guest(SourceGuestState::Runs),
+                // What it was is found out now.
+                SourceStepOutcome::Failed(kind),
+            ] {
+                source.advance(outcome);
+            }
+            assert_eq!(source.operation(), SourceOperation::AbortStream);
+            source.advance(SourceStepOutcome::Done);
+            let gave_up = matches!(kind, FailureKind::Refused | FailureKind::GivenUp);
+            let ending = match kind {
+                FailureKind::Cancelled => SourceEnding::Cancelled,
+                _ => SourceEnding::Stayed,
+            };
+            let next = match gave_up {
+                true => SourceOperation::Finished(ending),
+                false => SourceOperation::Resolve(ResolveOperation::Query(Query::Released)),
+            };
+            assert_eq!(source.operation(), next, "{mode:?} {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_was_taken_back_is_looked_at() {
+    let seen = [
+        (SourceGuestState::Paused, SourceGuestState::Paused),
+        // Its vmrun has said that it took the guest back.
+        (SourceGuestState::Silent, SourceGuestState::Runs),
+        (SourceGuestState::Gone, SourceGuestState::Gone),
+    ];
+    for (state, expected) in seen {
+        let mut source = at(BothWays, SourceStep::AwaitRunning);
+        for outcome in [
+            SourceStepOutcome::Failed(FailureKind::Failed),
+            SourceStepOutcome::Failed(FailureKind::Failed),
+            SourceStepOutcome::Failed(FailureKind::Refused),
+        ] {
+            source.advance(outcome);
+        }
+        assert_eq!(source.operation(), SourceOperation::Resolve(ResolveOperation::TakeBack));
+        source.advance(SourceStepOutcome::Done);
+        assert_eq!(source.operation(), SourceOperation::LookAtGuest);
+        source.advance(SourceStepOutcome::Guest(state));
+        assert_eq!(source.operation(), SourceOperation::Finished(SourceEnding::Stayed));
+        assert_eq!(source.guest(), Some(expected));
     }
 }
