@@ -126,7 +126,7 @@ impl Answers {
     }
 
     /// Why the destination gave up, if it says so within `timeout`.
-    pub fn last_words(&mut self, timeout: Duration) -> Option<String> {
+    pub fn failure_reason(&mut self, timeout: Duration) -> Option<String> {
         loop {
             match self.next(timeout) {
                 Ok(Message::Refused { reason } | Message::Failed { reason }) => {

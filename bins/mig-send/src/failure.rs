@@ -12,7 +12,7 @@ use crate::error::StepError;
 use crate::outgoing::OutgoingMigration;
 
 /// How long a failed destination may take to say why.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A signal that ended the other programs of a pipeline has come within this time.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ fn is_in_a_pipeline(args: &Args) -> bool {
         || matches!(args.return_path, Some(ReturnPath::Stdin | ReturnPath::Fd(_)))
 }
 
-/// The destination knows best why a step failed: its last words, or the status of the tunnel.
+/// The destination knows best why a step failed: what it says, or the status of the tunnel.
 pub fn explain(
     outgoing: &mut OutgoingMigration<'_>,
     step: SourceStep,
@@ -64,7 +64,7 @@ pub fn explain(
         // Ctrl-C is for all of a pipeline, and the reader may be gone before we hear of it.
         return StepError::Cancelled;
     }
-    if let Some(reason) = outgoing.channel.answers.last_words(LAST_WORDS_TIMEOUT) {
+    if let Some(reason) = outgoing.channel.answers.failure_reason(REASON_TIMEOUT) {
         return StepError::GivenUp(reason);
     }
     match failed_tunnel(&mut outgoing.channel.tunnel) {
@@ -76,7 +76,7 @@ pub fn explain(
 
 /// The destination would find out by itself when the stream ends.
 pub fn abort_stream(outgoing: &mut OutgoingMigration<'_>) {
-    outgoing.channel.stream.get_mut().set_deadline(Some(LAST_WORDS_TIMEOUT));
+    outgoing.channel.stream.get_mut().set_deadline(Some(REASON_TIMEOUT));
     let _ = outgoing.channel.stream.abort("the source gave the migration up");
     if let Some(tunnel) = &mut outgoing.channel.tunnel {
         tunnel.kill();

@@ -206,12 +206,12 @@ pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
 pub struct Watch {
     /// A connection of its own, so that nobody waits for the other.
     client: Client,
-    shown: Shown,
+    display: ProgressOutput,
 }
 
 impl Watch {
     pub fn new(client: Client, args: &Args) -> Self {
-        Self { client, shown: Shown::new(args) }
+        Self { client, display: ProgressOutput::new(args) }
     }
 }
 
@@ -225,13 +225,13 @@ pub struct Monitor {
 impl Monitor {
     /// Starts it.
     pub fn start(watch: Watch, id: MigrationId, shared: &Arc<Shared>) -> Self {
-        let Watch { client, mut shown } = watch;
+        let Watch { client, mut display } = watch;
         let thread_shared = Arc::clone(shared);
         let thread = thread::spawn(move || {
             let shared = thread_shared;
             while !shared.ended.load(Ordering::SeqCst) {
                 let progress = shared.lock().progress;
-                shown.show(&progress, shared.terminal_is_lent());
+                display.show(&progress, shared.terminal_is_lent());
                 if let Ok(text) = serde_json::to_string(&progress) {
                     match client.post_progress(id, text) {
                         Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
@@ -246,7 +246,7 @@ impl Monitor {
                 }
                 thread::park_timeout(PROGRESS_INTERVAL);
             }
-            shown.end();
+            display.end();
         });
         Self { thread: Some(thread), shared: Arc::clone(shared) }
     }
@@ -263,13 +263,13 @@ impl Drop for Monitor {
 }
 
 /// Where progress goes. Whoever reads it holds nothing up: not the orders, not the migration.
-struct Shown {
+struct ProgressOutput {
     line: bool,
     json: Option<output::Output>,
     shown: bool,
 }
 
-impl Shown {
+impl ProgressOutput {
     fn new(args: &Args) -> Self {
         let json = match (args.progress_fd, args.progress) {
             (Some(fd), _) => progress_fd(fd)

@@ -19,13 +19,13 @@ use crate::pages::{self, Sent};
 
 /// What a blackout takes beside the last pages and the harvest: state, round trips, load. Measured
 /// with the built-in guest and one or two vCPUs it is 1 to 4 ms.
-const FIXED_COST: Duration = Duration::from_millis(4);
+const BLACKOUT_OVERHEAD: Duration = Duration::from_millis(4);
 
 /// The longest sleep for the bandwidth limit, after which orders are looked at again.
-const PACE_SLICE: Duration = Duration::from_millis(50);
+const PACE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Of the promised downtime, what is still in buffers may take this fraction.
-const DRAINED: u32 = 10;
+const BACKLOG_FRACTION: u32 = 10;
 
 /// How often the buffers are looked at, and when they are taken for stuck.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -33,7 +33,7 @@ const DRAIN_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A flush that takes no longer than this fraction of the promised downtime is not repeated before
 /// the pause.
-const SMALL: u32 = 10;
+const FLUSH_FRACTION: u32 = 10;
 
 /// How often its vmrun is asked meanwhile whether it is there.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -100,7 +100,7 @@ impl OutgoingMigration<'_> {
             rate: rate.max(round),
             backlog: self.channel.stream.get_mut().backlog(),
             // The disks are flushed beside the rest.
-            overhead: harvest + FIXED_COST.max(flush),
+            overhead: harvest + BLACKOUT_OVERHEAD.max(flush),
         }
     }
 
@@ -155,7 +155,7 @@ impl OutgoingMigration<'_> {
         let mut moved = started;
         loop {
             let backlog = self.channel.stream.get_mut().backlog();
-            if rate.time_for(backlog) <= promised / DRAINED {
+            if rate.time_for(backlog) <= promised / BACKLOG_FRACTION {
                 return Ok(());
             }
             if backlog < last {
@@ -213,7 +213,7 @@ impl OutgoingMigration<'_> {
     fn pace(&mut self, bytes: Bytes) -> Result<(), StepError> {
         let mut wait = self.precopy.pacer.take(bytes, self.started.elapsed());
         while !wait.is_zero() {
-            self.shared.sleep(wait.min(PACE_SLICE));
+            self.shared.sleep(wait.min(PACE_INTERVAL));
             self.take_orders()?;
             wait = self.precopy.pacer.wait(self.started.elapsed());
         }
@@ -237,7 +237,8 @@ impl OutgoingMigration<'_> {
                     asked = Instant::now();
                 }
             };
-            if took <= self.precopy.policy.limits().max_downtime / SMALL || took > last / 2 {
+            if took <= self.precopy.policy.limits().max_downtime / FLUSH_FRACTION || took > last / 2
+            {
                 return Ok(took);
             }
             last = took;

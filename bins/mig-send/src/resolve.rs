@@ -189,3 +189,31 @@ fn ask(outgoing: &mut OutgoingMigration<'_>, query: Query) -> Result<(), StepErr
 fn not_told(error: ClientError) -> StepError {
     StepError::Vmrun(error).context("the source's vmrun could not be told")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_command_that_resolves_as_it_was_meant() {
+        let command =
+            |words: &[&str]| resolve_command(&Args::parse_from(["mig-send"].iter().chain(words)));
+        for (words, told) in [
+            (&["web", "tcp:hostb:4444"][..], "mig-send --resolve web tcp:hostb:4444"),
+            (
+                &["/run/a b.sock", "exec:ssh hostb mig-recv"],
+                "mig-send --resolve '/run/a b.sock' exec:'ssh hostb mig-recv'",
+            ),
+            (
+                &["web", "exec:gzip", "--commit", "exec:ssh hostb vmctl commit web"],
+                "mig-send --resolve web exec:'ssh hostb vmctl commit web'",
+            ),
+            // There is nothing to be opened again.
+            (&["web"], "mig-send --resolve web exec:'ssh HOST mig-recv'"),
+        ] {
+            assert_eq!(command(words), told);
+        }
+    }
+}

@@ -239,9 +239,9 @@ impl Policy {
     fn stalled(&self, needed: Duration) -> Next {
         // Once the guest is throttled, one more round shows what the last step did; after the
         // last step there is nothing else to try, so that one is given its full time again.
-        let patience =
+        let rounds =
             if (1..LAST_THROTTLE).contains(&self.throttle) { 1 } else { self.stall_rounds() };
-        if self.stall.rounds < patience {
+        if self.stall.rounds < rounds {
             return Next::Round;
         }
         if self.limits.on_stall == OnStall::Throttle && self.throttle < LAST_THROTTLE {
