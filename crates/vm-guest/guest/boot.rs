@@ -10,8 +10,8 @@
 //! which it is in every state that KVM saves, so RFLAGS.IOPL is 3.
 //!
 //! Every vCPU enters at `pvh_entry`, in the state that the PVH boot ABI gives (32-bit protected
-//! mode, paging off, EBX = hvm_start_info). The private addition of this guest: ESI holds the
-//! number of the vCPU. All are started at once, there is no INIT or SIPI.
+//! mode, paging off, EBX = hvm_start_info), and its number is that of its APIC (CPUID leaf 1). The
+//! private addition of this guest: all are started at once, there is no INIT or SIPI.
 
 use core::arch::global_asm;
 
@@ -69,6 +69,11 @@ boot_gdtr:
 pvh_entry:
     cmp dword ptr [ebx], 0x336ec578 // the magic of hvm_start_info
     jne 2f
+    mov edi, ebx
+    mov eax, 1
+    cpuid
+    shr ebx, 24                     // the number of the APIC
+    mov esi, ebx
     cmp esi, {max_cpus}
     jae 2f
     lgdt [boot_gdtr]
@@ -100,7 +105,7 @@ boot_long:
     inc eax
     shl eax, {stack_shift}
     lea rsp, [rax + boot_stacks]
-    mov edi, ebx
+    mov edi, edi
     mov rax, rsp
     push 0x23
     push rax

@@ -19,6 +19,10 @@ pub struct Options {
     pub tick_ms: u64,
     /// Power off after this many ticks; 0 is never.
     pub run_ticks: u64,
+    /// Time between two empty lines; 0 is none.
+    pub beat_us: u64,
+    /// Whether a vCPU that has nothing to do waits without giving its CPU away.
+    pub spin: bool,
     pub cpus: u32,
     pub tsc_khz: u64,
 }
@@ -34,6 +38,8 @@ impl Options {
             seed: 0,
             tick_ms: 100,
             run_ticks: 0,
+            beat_us: 0,
+            spin: false,
             cpus: 1,
             tsc_khz: 1_000_000,
         };
@@ -55,6 +61,8 @@ impl Options {
                 b"fill-mb" => options.fill_mb = number(value),
                 b"seed" => options.seed = number(value),
                 b"tick-ms" => options.tick_ms = number(value).max(1),
+                b"beat-us" => options.beat_us = number(value),
+                b"idle" => options.spin = value == b"spin",
                 b"run-ticks" => options.run_ticks = number(value),
                 b"cpus" => {
                     options.cpus = number(value).clamp(1, crate::boot::MAX_CPUS as u64) as u32

@@ -49,6 +49,15 @@ pub fn print(line: &Line) {
     }
 }
 
+/// Prints an empty line.
+pub fn beat() {
+    // SAFETY: a port write that touches no memory.
+    unsafe {
+        asm!("out dx, al", in("dx") SERIAL, in("al") b'\n',
+            options(nostack, preserves_flags, nomem));
+    }
+}
+
 /// Sleeps for about `micros` microseconds.
 pub fn idle(micros: u32) {
     // SAFETY: a port write that touches no memory.

@@ -38,6 +38,31 @@ pub fn fault(fault: &Fault) {
     ));
 }
 
+/// Prints an empty line at a steady pace, which whoever watches the console can take the time of.
+/// A single byte by way of the UART, so that it costs the same under every hypervisor.
+pub struct Beat {
+    interval: u64,
+    next: u64,
+}
+
+impl Beat {
+    /// Nothing if none is asked for.
+    pub fn new(clock: Clock, options: &Options, now: u64) -> Option<Self> {
+        let interval = clock.cycles(options.beat_us);
+        (interval > 0).then_some(Self { interval, next: now })
+    }
+
+    /// Prints the one that is due, if it is, and returns when the next is.
+    pub fn poll(&mut self, now: u64) -> u64 {
+        // A clock that went backwards starts anew.
+        if now >= self.next || self.next > now + self.interval {
+            ports::beat();
+            self.next = now + self.interval;
+        }
+        self.next
+    }
+}
+
 /// Prints a line at a steady pace.
 pub struct Ticker {
     clock: Clock,

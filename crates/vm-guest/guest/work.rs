@@ -7,7 +7,7 @@ use crate::hot::Hot;
 use crate::memory::Layout;
 use crate::options::Options;
 use crate::ports;
-use crate::report::{self, Ticker};
+use crate::report::{self, Beat, Ticker};
 use crate::shared::SHARED;
 use crate::time::{self, Clock};
 
@@ -94,6 +94,7 @@ pub fn run(mut share: Share, options: &Options) -> ! {
     let in_time = share.walk.pages() * 1_000_000 / WALK_MICROS;
     let walk_rate = in_time.clamp(1, WALK_PAGES_PER_SECOND);
     let mut walk_pace = Pace::new(walk_rate, clock, start);
+    let mut beat = if share.cpu == 0 { Beat::new(clock, options, start) } else { None };
     let mut ticker = (share.cpu == 0).then(|| Ticker::new(clock, options, start));
     let counters = &SHARED.counters[share.cpu as usize];
     let mut last = time::now();
@@ -123,6 +124,9 @@ pub fn run(mut share: Share, options: &Options) -> ! {
             stop(share.cpu);
         }
         let mut wake = now + clock.cycles(LONGEST_SLEEP);
+        if let Some(beat) = &mut beat {
+            wake = wake.min(beat.poll(now));
+        }
         if let Some(ticker) = &mut ticker {
             if now >= ticker.next() || ticker.next() - now > clock.cycles(3_600_000_000) {
                 ticker.tick(now);
@@ -130,7 +134,7 @@ pub fn run(mut share: Share, options: &Options) -> ! {
             wake = wake.min(ticker.next());
         }
         let busy = hot_due == HOT_STEP || walk_due == WALK_STEP;
-        slept = if busy { 0 } else { rest(clock, wake) };
+        slept = if busy || options.spin { 0 } else { rest(clock, wake) };
     }
 }
 

@@ -2,9 +2,9 @@
 //! lost.
 //!
 //! [`IMAGE`] is an ELF with a PVH note. It is started like any PVH kernel, with one private
-//! addition: every vCPU is started at the entry at once, in the state of the PVH boot ABI, with
-//! the number of the vCPU in ESI ([`MAX_CPUS`] at most). [`DirtySpec::command_line`] is what the
-//! guest reads.
+//! addition: every vCPU is started at the entry at once, in the state of the PVH boot ABI
+//! ([`MAX_CPUS`] at most); its APIC tells it its number. [`DirtySpec::command_line`] is what the
+//! guest reads. Examples: `image` writes it to a file for another hypervisor.
 //!
 //! # What it does
 //! It fills `fill-mb` MiB, says `ready`, and from then on, on all vCPUs: stamps the hot pages at
@@ -34,7 +34,7 @@
 
 mod spec;
 
-pub use spec::{DirtySpec, Fill, Rate, SpecError};
+pub use spec::{DirtySpec, Fill, Idle, Rate, SpecError};
 
 /// The guest program: an ELF with a PVH note, linked at 1 MiB.
 pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));

@@ -19,6 +19,9 @@ const MOST_MIB: u64 = 1 << 20;
 const HIGHEST_RATE: u64 = 1_000_000_000;
 /// The longest time between two ticks, in milliseconds.
 const LONGEST_TICK: u64 = 3_600_000;
+/// The shortest and the longest time between two empty lines, in microseconds.
+const SHORTEST_BEAT: u64 = 100;
+const LONGEST_BEAT: u64 = 1_000_000;
 
 /// How fast the guest writes its hot pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,22 @@ pub struct DirtySpec {
     pub tick: Duration,
     /// `run-ticks=N`: power off after so many ticks (default: never).
     pub run_ticks: Option<u64>,
+    /// `beat-us=U`: time between two empty lines, in whole microseconds, for whoever takes the time
+    /// of a pause from outside (default: none).
+    pub beat: Option<Duration>,
+    /// `idle=sleep|spin`: what a vCPU does that has nothing to do (default sleep). Only vmrun has a
+    /// port to sleep at: a comparison with another hypervisor spins under both.
+    pub idle: Idle,
+}
+
+/// What a vCPU does that has nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// It sleeps at vmrun's idle port.
+    #[default]
+    Sleep,
+    /// It waits and keeps its CPU busy.
+    Spin,
 }
 
 /// Why a text does not say what the built-in guest is to do.
@@ -88,7 +107,7 @@ pub enum SpecError {
 }
 
 /// All keys, as error texts list them.
-const KEYS: &str = "pages, rate, fill, fill-mb, seed, tick-ms, run-ticks";
+const KEYS: &str = "pages, rate, fill, fill-mb, seed, tick-ms, run-ticks, beat-us, idle";
 
 impl Default for DirtySpec {
     fn default() -> Self {
@@ -100,6 +119,8 @@ impl Default for DirtySpec {
             seed: 1,
             tick: Duration::from_millis(100),
             run_ticks: None,
+            beat: None,
+            idle: Idle::Sleep,
         }
     }
 }
@@ -127,13 +148,15 @@ impl DirtySpec {
     pub fn command_line(&self, cpus: u32, tsc_khz: u32) -> String {
         let ticks = self.run_ticks.unwrap_or(0);
         format!(
-            "pages={} rate={} fill={} fill-mb={} seed={} tick-ms={} run-ticks={ticks} cpus={cpus} tsc-khz={tsc_khz}",
+            "pages={} rate={} fill={} fill-mb={} seed={} tick-ms={} run-ticks={ticks} beat-us={} idle={} cpus={cpus} tsc-khz={tsc_khz}",
             self.pages.0,
             self.rate,
             self.fill,
             self.fill_memory.0 / MIB,
             self.seed,
             self.tick.as_millis(),
+            self.beat.map_or(0, |beat| beat.as_micros()),
+            self.idle,
         )
     }
 
@@ -177,6 +200,21 @@ impl DirtySpec {
             "run-ticks" => {
                 let ticks = number("run-ticks", "a number of ticks from 1", 1, u64::MAX)?;
                 self.run_ticks = Some(ticks);
+            }
+            "beat-us" => {
+                let wanted = "a number of microseconds from 100 to 1000000";
+                let beat = number("beat-us", wanted, SHORTEST_BEAT, LONGEST_BEAT)?;
+                self.beat = Some(Duration::from_micros(beat));
+            }
+            "idle" => {
+                self.idle = match value {
+                    "sleep" => Idle::Sleep,
+                    "spin" => Idle::Spin,
+                    _ => {
+                        let (value, wanted) = (value.to_owned(), "sleep or spin");
+                        return Err(SpecError::BadValue { key: "idle", value, wanted });
+                    }
+                }
             }
             _ => return Err(SpecError::UnknownKey(key.to_owned())),
         }
@@ -222,10 +260,25 @@ impl fmt::Display for DirtySpec {
             self.seed,
             self.tick.as_millis(),
         )?;
-        match self.run_ticks {
-            Some(ticks) => write!(f, ",run-ticks={ticks}"),
-            None => Ok(()),
+        if let Some(ticks) = self.run_ticks {
+            write!(f, ",run-ticks={ticks}")?;
         }
+        if let Some(beat) = self.beat {
+            write!(f, ",beat-us={}", beat.as_micros())?;
+        }
+        match self.idle {
+            Idle::Sleep => Ok(()),
+            Idle::Spin => f.write_str(",idle=spin"),
+        }
+    }
+}
+
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sleep => "sleep",
+            Self::Spin => "spin",
+        })
     }
 }
 
@@ -254,8 +307,8 @@ mod tests {
 
     #[test]
     fn every_key_is_read_and_shown_again() {
-        let text =
-            "builtin:dirty,pages=7,rate=max,fill=zero,fill-mb=3,seed=9,tick-ms=50,run-ticks=4";
+        let text = "builtin:dirty,pages=7,rate=max,fill=zero,fill-mb=3,seed=9,tick-ms=50,run-ticks=4,\
+             beat-us=500,idle=spin";
         let spec: DirtySpec = text.parse().unwrap();
         assert_eq!(
             spec,
@@ -267,6 +320,8 @@ mod tests {
                 seed: 9,
                 tick: Duration::from_millis(50),
                 run_ticks: Some(4),
+                beat: Some(Duration::from_micros(500)),
+                idle: Idle::Spin,
             }
         );
         assert_eq!(spec.to_string(), text);
@@ -299,6 +354,8 @@ mod tests {
             "seed=",
             "tick-ms=0",
             "run-ticks=0",
+            "beat-us=99",
+            "idle=halt",
         ] {
             let error = format!("builtin:dirty,{word}").parse::<DirtySpec>();
             let (key, value) = word.split_once('=').unwrap();
@@ -329,7 +386,8 @@ mod tests {
         let line = DirtySpec::default().command_line(2, 2_800_000);
         assert_eq!(
             line,
-            "pages=1024 rate=1000 fill=random fill-mb=64 seed=1 tick-ms=100 run-ticks=0 cpus=2 tsc-khz=2800000"
+            "pages=1024 rate=1000 fill=random fill-mb=64 seed=1 tick-ms=100 run-ticks=0 \
+             beat-us=0 idle=sleep cpus=2 tsc-khz=2800000"
         );
     }
 }
