@@ -18,7 +18,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use page_bitmap::GuestBitmap;
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{Event, Loaded, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status};
-use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
+use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryBacking, MemoryRegion};
 
 /// What it acknowledges with.
 const ACK: Acknowledged =
@@ -142,6 +142,7 @@ impl Guest {
             running: ownership.may_run(),
             vcpus: 1,
             memory: MEMORY.bytes(),
+            backing: Some(MemoryBacking::HugeTmpfs),
             throttle: 0,
             progress: None,
             balloon: None,

@@ -27,9 +27,7 @@ fn target(host: &Host, guest: &str) -> Option<u64> {
 /// The memory of a guest as its vmrun has it open.
 fn memory_file(guest: &Guest) -> File {
     let all = fs::read_dir(format!("/proc/{}/fd", guest.pid())).unwrap();
-    let is_memory = |path: &PathBuf| {
-        fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("guest-memory-0"))
-    };
+    let is_memory = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.len() == MEMORY);
     let path = all.map(|entry| entry.unwrap().path()).find(is_memory).unwrap();
     File::options().read(true).write(true).open(path).unwrap()
 }

@@ -1,5 +1,6 @@
 //! The guest's memory as other processes have it: out of core dumps, and for reading alone where
-//! nobody is to write. Also in huge pages of hugetlbfs.
+//! nobody is to write. What it is made of: huge pages of a tmpfs that vmrun mounts for itself, of
+//! hugetlbfs, or small ones.
 
 use std::fs;
 use std::process::Stdio;
@@ -18,6 +19,8 @@ const HUGE_PAGES: u64 = 2 * (MEMORY_KIB >> 11) + 8;
 struct Mapping {
     access: String,
     page_kib: u64,
+    /// How much of it is mapped in transparent huge pages.
+    huge_kib: u64,
     flags: Vec<String>,
 }
 
@@ -25,7 +28,7 @@ struct Mapping {
 fn mappings(pid: i32) -> Vec<Mapping> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
     let mut found = Vec::new();
-    let (mut access, mut size, mut page_kib) = ("", 0, 0);
+    let (mut access, mut size, mut page_kib, mut huge_kib) = ("", 0, 0, 0);
     for line in text.lines() {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
@@ -33,9 +36,11 @@ fn mappings(pid: i32) -> Vec<Mapping> {
         match first {
             "Size:" => size = number(),
             "KernelPageSize:" => page_kib = number(),
+            "ShmemPmdMapped:" => huge_kib = number(),
             "VmFlags:" if size == MEMORY_KIB && access.ends_with('s') => found.push(Mapping {
                 access: access.to_owned(),
                 page_kib,
+                huge_kib,
                 flags: words.map(str::to_owned).collect(),
             }),
             _ if first.contains('-') => access = words.next().unwrap_or_default(),
@@ -128,4 +133,54 @@ fn memory_in_huge_pages_moves_as_any_other() {
         Ok(_reserved) => look_at_a_move(&["--hugepages"], 2048),
         Err(why) => println!("SKIPPED {}: no huge pages can be had: {why}", module_path!()),
     }
+}
+
+/// What `vmctl status` says that the memory of a guest is made of.
+fn backing(host: &Host, name: &str) -> String {
+    let done = host.run("vmctl", &["status", name, "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&done.stdout).expect(&done.stdout);
+    value["memory_backing"].as_str().unwrap_or_default().to_owned()
+}
+
+/// How much of the guest's memory its vmrun has mapped in transparent huge pages (KiB).
+fn huge_kib(host: &Host, pid: i32) -> u64 {
+    let of = all_mappings(host).into_iter().filter(|(process, ..)| *process == pid);
+    of.map(|(.., mapping)| mapping.huge_kib).sum()
+}
+
+#[test]
+fn memory_has_huge_pages_whatever_the_host_gives_to_memfds_at_both_ends() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 32), &["--mem", "96M"]);
+    let here = backing(&host, "a");
+    if here != "a private tmpfs, transparent huge pages" {
+        println!("SKIPPED {}: this host gives {here}", module_path!());
+        return;
+    }
+    assert!(huge_kib(&host, a.pid()) >= 32 << 10, "the guest wrote 32 MiB");
+    let b = a.console_of("b");
+    host.run("mig-send", &["-q", "a", &b.as_destination("b")]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    b.wait_ticks(5);
+    assert_one_story(&[&a.console, &b]);
+    assert_eq!(backing(&host, "b"), here);
+    let there = host.processes().into_iter().find(|(_, name)| name == "vmrun").unwrap().0;
+    // What the guest touched since, and its look at what it has filled goes on.
+    wait("the guest to touch its memory", || huge_kib(&host, there) >= 16 << 10);
+}
+
+#[test]
+fn small_pages_are_small_and_move_as_any_other() {
+    needs_kvm!();
+    let host = Host::new();
+    let options = ["--mem", "96M", "--small-pages"];
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 32), &options);
+    assert_eq!(backing(&host, "a"), "a memfd, pages of 4 KiB");
+    assert_eq!(huge_kib(&host, a.pid()), 0);
+    let b = a.console_of("b");
+    host.run("mig-send", &["-q", "a", &b.as_destination("b")]).expect(0);
+    assert_eq!(a.ended(), Some(0));
+    b.wait_ticks(5);
+    assert_one_story(&[&a.console, &b]);
 }

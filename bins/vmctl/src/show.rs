@@ -43,7 +43,10 @@ pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
     writeln!(text, "ownership  {}", guest.ownership)?;
     writeln!(text, "vmrun      {}", guest.pid)?;
     writeln!(text, "vcpus      {}", guest.vcpus)?;
-    writeln!(text, "memory     {}", guest.memory)?;
+    match guest.backing {
+        Some(backing) => writeln!(text, "memory     {} ({backing})", guest.memory)?,
+        None => writeln!(text, "memory     {}", guest.memory)?,
+    }
     if let Some(balloon) = guest.balloon {
         let (target, actual) = (balloon.target, balloon.actual);
         writeln!(text, "balloon    the guest has {actual}, and was asked to do with {target}")?;
@@ -149,6 +152,7 @@ fn value(guest: &Status) -> Value {
         "migration": id,
         "vcpus": guest.vcpus,
         "memory_bytes": guest.memory.0,
+        "memory_backing": guest.backing.map(|backing| backing.to_string()),
         "throttle_percent": guest.throttle,
         "balloon": guest.balloon.map(|balloon| json!({
             "target_bytes": balloon.target.0,
@@ -167,7 +171,7 @@ fn line(value: &Value) -> String {
 mod tests {
     use super::*;
     use migpipe_units::{Bytes, MigrationId};
-    use vm_control::Balloon;
+    use vm_control::{Balloon, MemoryBacking};
 
     fn guest(ownership: State, running: bool) -> Status {
         Status {
@@ -177,6 +181,7 @@ mod tests {
             running,
             vcpus: 2,
             memory: Bytes(512 << 20),
+            backing: Some(MemoryBacking::HugeTmpfs),
             throttle: 0,
             progress: None,
             balloon: None,

@@ -54,6 +54,10 @@ pub struct Args {
     /// Back the memory with hugetlbfs pages
     #[arg(long, conflicts_with = "incoming")]
     pub hugepages: bool,
+    /// Keep the memory in pages of 4 KiB. Without this it has transparent huge pages where the host
+    /// gives any: the guest and its moves are faster, and what it gives back comes in larger pieces
+    #[arg(long, conflicts_with = "hugepages")]
+    pub small_pages: bool,
     /// Do not start the guest: vmctl resume does
     #[arg(long, conflicts_with = "incoming")]
     pub paused: bool,

@@ -5,12 +5,14 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
-use tracing::{debug, warn};
+use tracing::{debug, info};
 use vm_machine::{
-    AllowedPaths, ConsoleSpec, Kernel, Machine, MachineConfig, MachineError, VirtioSpec,
+    AllowedPaths, ConsoleSpec, HostMemory, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
+    VirtioSpec,
 };
 use vm_records::departure::{Departure, Departures};
 use vm_records::known_files;
@@ -22,19 +24,20 @@ use crate::guest::{Guest, Inner};
 
 /// The guest of this command line, before anything of it runs.
 pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
+    let memory = host_memory(args);
     let machine = match &args.kernel {
-        Some(kernel) => Some(boot(args, kernel)?),
+        Some(kernel) => Some(boot(args, kernel, memory.clone())?),
         None => None,
     };
-    if let Some(warning) = vm_machine::huge_page_warning() {
-        warn!("{warning}");
+    if let Some(machine) = &machine {
+        info!("guest memory: {}", machine.memory_backing());
     }
     let description = machine.as_ref().map(Machine::describe);
     Ok(Inner {
         name: args.name.clone(),
         ownership: if args.incoming { Ownership::incoming() } else { Ownership::booted() },
         machine,
-        builder: args.incoming.then(|| Builder::start(allowed(args)?)).transpose()?,
+        builder: args.incoming.then(|| Builder::start(allowed(args)?, memory)).transpose()?,
         description,
         wanted: !args.paused && held.is_none(),
         held,
@@ -50,6 +53,29 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         claim: None,
         parent: None,
     })
+}
+
+/// Where the guest's memory comes from, if not from hugetlbfs: a tmpfs with huge pages, where this
+/// host lets this user have one.
+fn host_memory(args: &Args) -> HostMemory {
+    if args.small_pages {
+        return HostMemory::SmallPages;
+    }
+    if args.hugepages {
+        return HostMemory::Memfd;
+    }
+    match HugeTmpfs::mount() {
+        Ok(tmpfs) => HostMemory::Tmpfs(Arc::new(tmpfs)),
+        Err(error) => {
+            info!(
+                "no tmpfs with huge pages for guest memory: {}; a memfd has them where \
+                 /sys/kernel/mm/transparent_hugepage/shmem_enabled is 'advise', and hugetlbfs \
+                 where vm.nr_hugepages sets them apart (--hugepages)",
+                migpipe_cli::one_line(&error.into())
+            );
+            HostMemory::Memfd
+        }
+    }
 }
 
 /// Where an arriving guest may have files; with what this command line itself names.
@@ -79,7 +105,7 @@ fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
     })
 }
 
-fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
+fn boot(args: &Args, kernel: &str, memory: HostMemory) -> anyhow::Result<Machine> {
     let kernel = match kernel.strip_prefix("builtin:") {
         Some(_) if args.initrd.is_some() => {
             let why = anyhow!("the built-in guest is not Linux, and only Linux takes an initrd");
@@ -97,6 +123,7 @@ fn boot(args: &Args, kernel: &str) -> anyhow::Result<Machine> {
         cpus: args.cpus,
         console: console_spec(&args.console)?,
         hugetlb: args.hugepages,
+        memory,
         devices: devices(args)?,
     };
     let machine = Machine::boot(&config)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vm_control::Refusal;
-use vm_machine::{AllowedPaths, Machine, MachineError, Overrides};
+use vm_machine::{AllowedPaths, Host, HostMemory, Machine, MachineError, Overrides};
 use vm_state::MachineDescription;
 
 use crate::confinement;
@@ -38,16 +38,16 @@ pub struct Builder(Sender<Order>);
 
 impl Builder {
     /// Starts the thread, and waits until it is confined. The files of what it builds are in
-    /// `allowed`.
-    pub fn start(allowed: AllowedPaths) -> anyhow::Result<Self> {
+    /// `allowed`, and its memory comes from `memory`.
+    pub fn start(allowed: AllowedPaths, memory: HostMemory) -> anyhow::Result<Self> {
         let (orders, to_build) = channel();
         let (confined, is_confined) = sync_channel(1);
         let body = move || {
-            let entered = confinement::builder(&allowed);
+            let entered = confinement::builder(&allowed, &memory);
             let goes_on = entered.is_ok();
             let _ = confined.send(entered);
             if goes_on {
-                serve(&to_build, &allowed);
+                serve(&to_build, &allowed, &memory);
             }
         };
         let thread = thread::Builder::new().name("builder".into());
@@ -82,10 +82,23 @@ impl Builder {
     }
 }
 
-fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths) {
+fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths, memory: &HostMemory) {
+    // While nobody waits for it yet. What is in the way now may be gone when somebody does.
+    let mut host = Host::probe().ok();
     for Order { description, mut here, built } in orders {
         here.allowed_paths = allowed.clone();
+        here.memory = memory.clone();
+        if host.is_none() {
+            match Host::probe() {
+                Ok(probed) => host = Some(probed),
+                Err(error) => {
+                    let _ = built.send(Err(error));
+                    continue;
+                }
+            }
+        }
+        let Some(host) = &host else { continue };
         // A machine that nobody waits for ends here.
-        let _ = built.send(Machine::incoming(&description, &here));
+        let _ = built.send(Machine::incoming(&description, &here, host));
     }
 }

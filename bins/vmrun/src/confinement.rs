@@ -4,13 +4,14 @@
 //! A call outside answers ENOSYS and kills nothing: a guest must not die of a call that was
 //! forgotten here.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use migpipe_confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
 use migpipe_confine::{Access, Files, Filter, calls};
 use vm_control::server;
-use vm_machine::AllowedPaths;
 use vm_machine::confinement::{BUILDER, CONSOLE, DISKS, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
+use vm_machine::{AllowedPaths, HostMemory};
 use vm_records::departure::Departures;
 use vm_records::record;
 use vm_records::record::Records;
@@ -56,9 +57,14 @@ pub fn service(
 }
 
 /// Confines the thread that builds the machine of a guest that arrives: it opens any file that this
-/// user may, or those at `allowed` and what every machine needs.
-pub fn builder(allowed: &AllowedPaths) -> anyhow::Result<()> {
+/// user may, or those at `allowed` and what every machine needs, and the files of its memory.
+pub fn builder(allowed: &AllowedPaths, memory: &HostMemory) -> anyhow::Result<()> {
     let mut files = Files::none();
+    if let HostMemory::Tmpfs(tmpfs) = memory {
+        // It has no path but this one.
+        let root = format!("/proc/self/fd/{}", tmpfs.root().as_raw_fd());
+        files = files.and(root, Access::ReadWrite);
+    }
     let Some(paths) = allowed.paths() else {
         return Ok(migpipe_confine::enter(&BUILDER, &[], &files.and("/", Access::Open))?);
     };

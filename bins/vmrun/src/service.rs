@@ -299,6 +299,7 @@ impl Guest {
     ) -> Result<Answer, Refusal> {
         let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
         let notes = placed_elsewhere(&machine, asked.iter());
+        let backing = machine.memory_backing();
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
         let this = self.this().ok_or_else(|| Refusal::new("this vmrun is ending"))?;
@@ -311,6 +312,7 @@ impl Guest {
         inner.description = Some(machine.describe());
         inner.machine = Some(machine);
         inner.receiver = Some(connection);
+        info!("guest memory: {backing}");
         for note in &notes {
             info!("{note}");
         }
@@ -491,6 +493,7 @@ impl Inner {
                 .description
                 .as_ref()
                 .map_or_else(Default::default, |guest| guest.pages().bytes()),
+            backing: self.machine.as_ref().map(Machine::memory_backing),
             throttle: self.throttle,
             held: self.held.clone(),
             progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),

@@ -22,7 +22,7 @@ use serde::Serialize;
 use vm_control::{
     Event, Handover, Loaded, Order, Overrides, Refusal, Reply, Request, Started, Status,
 };
-use vm_state::{MachineDescription, MemoryRegion};
+use vm_state::{MachineDescription, MemoryBacking, MemoryRegion};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -283,6 +283,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         running: true,
         vcpus: 1,
         memory: Bytes(16 << 20),
+        backing: Some(MemoryBacking::HugeTmpfs),
         throttle: 20,
         progress: Some("{}".to_owned()),
         balloon: None,

@@ -3,7 +3,7 @@
 //! One socket per guest. A client connects, says [`Request::Hello`] and then sends requests, each
 //! answered by one reply, in order. A frame is a length (u32, little-endian, bytes) and a postcard
 //! message; file descriptors travel beside the length by SCM_RIGHTS. Guest memory never goes
-//! through the socket: the client gets the memfds of the regions, and one more memfd with a bitmap to
+//! through the socket: the client gets the memory files of the regions, and a memfd with a bitmap to
 //! which vmrun adds what is dirty at each harvest.
 //!
 //! ```text
@@ -13,7 +13,7 @@
 //!    | -- Describe ---------------------> |
 //!    | <-------- regions, vCPUs, devices  |
 //!    | -- MapMemory --------------------> |
-//!    | <------------- memfds (SCM_RIGHTS) |
+//!    | <------- memory files (SCM_RIGHTS) |
 //!    | -- Own(Begin(id)) ---------------> | owned -> migrating: bound to this connection
 //!    | -- DirtyLogStart ----------------> |
 //!    | <------- bitmap memfd (SCM_RIGHTS) |
@@ -43,6 +43,6 @@ pub mod server;
 pub use client::{Client, ClientError, Subscription};
 pub use frame::FrameError;
 pub use message::{
-    Balloon, Event, Handover, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, RefusalKind,
-    Reply, Request, Started, Status,
+    Balloon, Event, Handover, Loaded, MemoryBacking, Order, Overrides, PROTOCOL_VERSION, Refusal,
+    RefusalKind, Reply, Request, Started, Status,
 };

@@ -11,10 +11,11 @@ use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 use vm_state::MachineDescription;
+pub use vm_state::MemoryBacking;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 6;
+pub const PROTOCOL_VERSION: u16 = 7;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +31,7 @@ pub enum Request {
     Describe,
     /// How the guest is. Answered by [`Reply::Status`].
     Status,
-    /// The memfds of the regions, in the order of the description, open for reading. Answered by
+    /// The memory files of the regions, in the order of the description, open for reading. Answered by
     /// [`Reply::Done`] with the descriptors.
     MapMemory,
     /// Start to log writes to guest memory. Answered by [`Reply::Done`] with one descriptor: the
@@ -63,7 +64,7 @@ pub enum Request {
     /// A step of the ownership machine that needs nothing else.
     Own(Input),
     /// Build the machine of `description` and start to receive it. Answered by [`Reply::Received`]
-    /// with the memfds of the regions.
+    /// with the memory files of the regions.
     Receive {
         /// The migration.
         id: MigrationId,
@@ -276,6 +277,8 @@ pub struct Status {
     pub vcpus: u32,
     /// How much memory it has.
     pub memory: Bytes,
+    /// What its memory is made of; nothing while it has not arrived.
+    pub backing: Option<MemoryBacking>,
     /// How much the vCPUs are slowed down, in percent.
     pub throttle: u8,
     /// The last progress that a migration posted, as JSON.

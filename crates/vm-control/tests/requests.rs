@@ -15,7 +15,7 @@ use vm_control::{
     Client, ClientError, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply,
     Request, Started, Status,
 };
-use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
+use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryBacking, MemoryRegion};
 
 const ID: MigrationId = MigrationId::from_bytes([5; 16]);
 const NONCE: Nonce = Nonce::from_bytes([6; 16]);
@@ -100,6 +100,7 @@ fn status() -> Status {
         running: true,
         vcpus: 3,
         memory: Bytes(16 << 12),
+        backing: Some(MemoryBacking::HugeTmpfs),
         throttle: 20,
         progress: None,
         balloon: None,

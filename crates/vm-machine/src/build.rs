@@ -6,23 +6,43 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use migpipe_units::Bytes;
 use vm_devices::{ConsoleSpec, SerialSnapshot, VirtioKind, VirtioSpec};
-use vm_state::{DeviceDescription, MachineDescription, Snapshot, compat};
+use vm_state::{DeviceDescription, HostCapabilities, MachineDescription, Snapshot, compat};
 
-use crate::arch::{IoctlError, describe_cpu, host_capabilities, set_cpuid};
-use crate::config::{MachineConfig, Overrides};
+use crate::arch::{IoctlError, check_vcpus, describe_cpu, host_capabilities, set_cpuid};
+use crate::config::{HostMemory, MachineConfig, Overrides};
 use crate::devices::OpenedDevices;
 use crate::dirty::DirtyLog;
 use crate::error::MachineError;
 use crate::events::Events;
 use crate::layout::{self, KVM_IDENTITY_MAP, KVM_TSS};
 use crate::machine::{LoadState, Machine};
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, MemoryError, MemorySource};
 use crate::ports::Ports;
 use crate::vcpu::Vcpus;
 use crate::{boot, capacity, virtio};
 
 /// What the description calls the serial port.
 const SERIAL: &str = "serial";
+
+/// KVM, and what it can do on this host. To find that out takes a machine of its own, and longer
+/// than to build the one that is wanted: so it is done before anybody waits.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+    capabilities: HostCapabilities,
+}
+
+impl Host {
+    /// Asks KVM.
+    ///
+    /// # Errors
+    /// [`MachineError`] if there is none, or it lacks what the machine needs.
+    pub fn probe() -> Result<Self, MachineError> {
+        let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
+        let capabilities = host_capabilities(&kvm)?;
+        Ok(Self { kvm, capabilities })
+    }
+}
 
 impl Machine {
     /// Builds a machine and boots it; it is paused at the first instruction, and its disk images
@@ -51,7 +71,8 @@ impl Machine {
             devices: Vec::new(),
             kernel: config.kernel.kind(),
         };
-        let parts = Parts::new(&kvm, description, &config.console, &config.devices)?;
+        let source = memory_source(config.hugetlb, &config.memory);
+        let parts = Parts::new(&kvm, description, source, &config.console, &config.devices)?;
         let tsc_khz = parts.description.cpu.tsc_khz;
         let (memory, vcpus) = (&parts.memory, &parts.vcpus);
         let windows = parts.devices.windows();
@@ -69,12 +90,12 @@ impl Machine {
     pub fn incoming(
         description: &MachineDescription,
         overrides: &Overrides,
+        host: &Host,
     ) -> Result<Machine, MachineError> {
         boot::check_arriving(description)?;
-        let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
-        compat::check(&description.cpu, &host_capabilities(&kvm)?)?;
-        // How many vCPUs a guest can have is known to `describe_cpu` alone.
-        describe_cpu(&kvm, description.vcpus)?;
+        let Host { kvm, capabilities } = host;
+        compat::check(&description.cpu, capabilities)?;
+        check_vcpus(kvm, description.vcpus)?;
         let mut description = description.clone();
         virtio::replace(&mut description.devices, &overrides.device_params)?;
         let (serial, mut specs) = devices_of(&description)?;
@@ -94,7 +115,18 @@ impl Machine {
         if let Some(name) = &overrides.name {
             description.name.clone_from(name);
         }
-        Parts::new(&kvm, description, &console, &specs)?.assemble(LoadState::AwaitingState)
+        let source = memory_source(description.hugetlb, &overrides.memory);
+        Parts::new(kvm, description, source, &console, &specs)?.assemble(LoadState::AwaitingState)
+    }
+}
+
+/// What the memory is asked from.
+fn memory_source(hugetlb: bool, memory: &HostMemory) -> MemorySource<'_> {
+    match (hugetlb, memory) {
+        (true, _) => MemorySource::HugeTlb,
+        (false, HostMemory::Tmpfs(tmpfs)) => MemorySource::Tmpfs(tmpfs),
+        (false, HostMemory::Memfd) => MemorySource::Memfd { huge: true },
+        (false, HostMemory::SmallPages) => MemorySource::Memfd { huge: false },
     }
 }
 
@@ -169,11 +201,12 @@ impl Parts {
     fn new(
         kvm: &Kvm,
         mut description: MachineDescription,
+        source: MemorySource<'_>,
         console: &ConsoleSpec,
         specs: &[VirtioSpec],
     ) -> Result<Self, MachineError> {
         check_devices(console, specs, description.hugetlb)?;
-        let memory = Memory::new(&description.memory, description.hugetlb)?;
+        let memory = Memory::new(&description.memory, source)?;
         let vm = named("KVM_CREATE_VM", kvm.create_vm())?;
         named("KVM_SET_TSS_ADDR", vm.set_tss_address(KVM_TSS as usize))?;
         let identity_map = vm.set_identity_map_address(KVM_IDENTITY_MAP);

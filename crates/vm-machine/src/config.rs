@@ -1,10 +1,25 @@
 //! What a machine is to be: for a guest that begins here, and for one that arrives.
 
+use std::sync::Arc;
+
 use migpipe_units::Bytes;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 
 use crate::allowed_paths::AllowedPaths;
 use crate::boot::Kernel;
+use crate::memory::HugeTmpfs;
+
+/// Where memory comes from that is not to be hugetlbfs, which whoever boots the guest asks for.
+#[derive(Clone, Debug, Default)]
+pub enum HostMemory {
+    /// A tmpfs of huge pages.
+    Tmpfs(Arc<HugeTmpfs>),
+    /// A memfd, with huge pages where the host gives them.
+    #[default]
+    Memfd,
+    /// A memfd in pages of 4 KiB.
+    SmallPages,
+}
 
 /// A machine that begins here.
 #[derive(Clone, Debug)]
@@ -23,6 +38,8 @@ pub struct MachineConfig {
     pub console: ConsoleSpec,
     /// Whether its memory comes from hugetlbfs.
     pub hugetlb: bool,
+    /// Where its memory comes from otherwise.
+    pub memory: HostMemory,
     /// Its virtio devices, in the order in which it finds them.
     pub devices: Vec<VirtioSpec>,
 }
@@ -51,4 +68,6 @@ pub struct Overrides {
     pub device_params: Vec<DeviceParam>,
     /// Where the files may be that it has then.
     pub allowed_paths: AllowedPaths,
+    /// Where its memory comes from, if not from hugetlbfs.
+    pub memory: HostMemory,
 }

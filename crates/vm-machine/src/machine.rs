@@ -9,7 +9,7 @@ use migpipe_units::{Bytes, Pages, RegionId};
 use page_bitmap::{GuestBitmap, TrackedMemory};
 use tracing::warn;
 use vm_devices::DiskFile;
-use vm_state::{MachineDescription, Section, SectionSet};
+use vm_state::{MachineDescription, MemoryBacking, Section, SectionSet};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -70,8 +70,12 @@ impl Machine {
         self.description.clone()
     }
 
-    /// The memfd of each region in address order: the region from offset 0, sealed against growing
-    /// and shrinking.
+    /// What its memory is made of on this host.
+    pub const fn memory_backing(&self) -> MemoryBacking {
+        self.memory.backing()
+    }
+
+    /// The file of each region in address order, which holds it from offset 0.
     pub fn memory_fds(&self) -> Vec<(RegionId, BorrowedFd<'_>)> {
         self.memory.files().collect()
     }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use common::{Guest, console, has_kvm};
 use vm_machine::{
-    DeviceParam, Kernel, Machine, MachineConfig, MachineError, Overrides, VirtioSpec,
+    DeviceParam, Host, HostMemory, Kernel, Machine, MachineConfig, MachineError, Overrides,
+    VirtioSpec,
 };
 
 const SPEC: &str = "builtin:dirty,pages=64,rate=1000,fill=random,fill-mb=1";
@@ -25,6 +26,7 @@ fn config(dir: &Path, devices: Vec<VirtioSpec>) -> MachineConfig {
         cpus: 1,
         console: console(&dir.join("console")),
         hugetlb: false,
+        memory: HostMemory::Memfd,
         devices,
     }
 }
@@ -115,7 +117,7 @@ fn a_destination_names_its_own_path_for_a_disk_and_one_that_is_not_there_is_refu
             }],
             ..Overrides::default()
         };
-        Machine::incoming(&description, &overrides)
+        Machine::incoming(&description, &overrides, &Host::probe().unwrap())
     };
     let machine = incoming("disk0", "there").unwrap();
     assert!(machine.describe().devices[1].params["path"].ends_with("there"));

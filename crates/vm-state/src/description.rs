@@ -77,7 +77,7 @@ impl From<Version1> for MachineDescription {
     }
 }
 
-/// A range of guest memory, backed by one memfd.
+/// A range of guest memory, backed by one memory file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRegion {
     /// Its number.

@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod backing;
 pub mod compat;
 mod description;
 mod section;
 mod section_set;
 mod snapshot;
 
+pub use backing::MemoryBacking;
 pub use description::{
     CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, HostCapabilities, KernelKind,
     MachineDescription, MemoryRegion,

@@ -96,6 +96,18 @@ pub fn host_capabilities(kvm: &Kvm) -> Result<HostCapabilities, CapabilityError>
     })
 }
 
+/// Whether a guest can have so many vCPUs on this host.
+///
+/// # Errors
+/// [`CapabilityError::Vcpus`].
+pub fn check_vcpus(kvm: &Kvm, vcpus: u32) -> Result<(), CapabilityError> {
+    let most = MAX_VCPUS.min(kvm.get_max_vcpus() as u32);
+    match (1..=most).contains(&vcpus) {
+        true => Ok(()),
+        false => Err(CapabilityError::Vcpus { asked: vcpus, most }),
+    }
+}
+
 /// The processor of a new guest with `vcpus` vCPUs on this host: all that KVM offers and that can
 /// migrate.
 ///
@@ -104,10 +116,7 @@ pub fn host_capabilities(kvm: &Kvm) -> Result<HostCapabilities, CapabilityError>
 /// call fails.
 pub fn describe_cpu(kvm: &Kvm, vcpus: u32) -> Result<CpuDescription, CapabilityError> {
     check_kvm(kvm)?;
-    let most = MAX_VCPUS.min(kvm.get_max_vcpus() as u32);
-    if !(1..=most).contains(&vcpus) {
-        return Err(CapabilityError::Vcpus { asked: vcpus, most });
-    }
+    check_vcpus(kvm, vcpus)?;
     let cpuid = cpuid::for_guest(&cpuid::offered(kvm)?, vcpus);
     let scratch = Scratch::new(kvm, &cpuid)?;
     let candidates: Vec<_> =

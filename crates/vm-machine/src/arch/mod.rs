@@ -20,7 +20,9 @@ mod restore_table;
 #[cfg(test)]
 mod tests;
 
-pub use capabilities::{CapabilityError, MAX_VCPUS, check_kvm, describe_cpu, host_capabilities};
+pub use capabilities::{
+    CapabilityError, MAX_VCPUS, check_kvm, check_vcpus, describe_cpu, host_capabilities,
+};
 pub use clock::{
     ClockState, Disagreement, TimeBase, TscState, restore_clock, save_clock, tell_paused,
 };

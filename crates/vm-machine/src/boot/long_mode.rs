@@ -166,6 +166,7 @@ mod tests {
 
     use super::*;
     use crate::layout;
+    use crate::memory::MemorySource;
 
     #[test]
     fn the_descriptors_are_flat_and_at_the_selectors_of_the_protocol() {
@@ -190,7 +191,9 @@ mod tests {
 
     #[test]
     fn every_address_below_4_gib_is_mapped_to_itself() {
-        let memory = Memory::new(&layout::regions(Size(16 << 20)), false).unwrap();
+        let memory =
+            Memory::new(&layout::regions(Size(16 << 20)), MemorySource::Memfd { huge: true })
+                .unwrap();
         write(&memory).unwrap();
         for address in (0..4 << 30).step_by(123_456_789).chain([0, 0xffff_ffff, ZERO_PAGE]) {
             assert_eq!(translate(&memory, address), address);

@@ -15,7 +15,7 @@ use kvm_ioctls::VcpuFd;
 use migpipe_units::Bytes;
 use vm_devices::MmioWindow;
 
-use crate::memory::Memory;
+use crate::memory::{Memory, MemorySource};
 use crate::{acpi, layout};
 
 pub(crate) use self::detect::check_arriving;
@@ -52,7 +52,7 @@ impl Kernel {
         memory: Bytes,
         vcpus: u32,
     ) -> Result<u64, crate::MachineError> {
-        let memory = Memory::new(&layout::regions(memory), false)?;
+        let memory = Memory::new(&layout::regions(memory), MemorySource::Memfd { huge: true })?;
         let around = BootParams { vcpus, windows: &[], tsc_khz: 1_000_000 };
         match load(self, command_line, &memory, around)? {
             Entry::Pvh { address, .. } | Entry::Linux(address) => Ok(address),
@@ -64,7 +64,7 @@ impl Kernel {
 ///
 /// Of Linux and of a PVH kernel only vCPU 0 is set: the others wait for its start-up interrupts, and
 /// are found by the ACPI tables, as are the virtio-mmio devices. All vCPUs of the built-in guest
-/// stand at the entry, with their number in ESI; it looks for nothing.
+/// stand at the entry; it looks for nothing.
 pub(crate) fn boot(
     kernel: &Kernel,
     command_line: &str,

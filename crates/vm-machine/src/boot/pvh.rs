@@ -54,14 +54,12 @@ fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
 }
 
 /// Sets a vCPU to the entry: 32-bit protected mode, flat segments, paging off, EBX the address of
-/// hvm_start_info. ESI is the number of the vCPU, which the ABI leaves open and the built-in guest
-/// reads.
+/// hvm_start_info.
 pub(super) fn set_entry(vcpu: &VcpuFd, number: u32, entry: u64) -> Result<(), BootError> {
-    set_registers(vcpu, number, entry)
-        .map_err(|source| BootError::Registers { vcpu: number, source })
+    set_registers(vcpu, entry).map_err(|source| BootError::Registers { vcpu: number, source })
 }
 
-fn set_registers(vcpu: &VcpuFd, number: u32, entry: u64) -> Result<(), kvm_ioctls::Error> {
+fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
     let flat = |selector, type_| kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -84,12 +82,6 @@ fn set_registers(vcpu: &VcpuFd, number: u32, entry: u64) -> Result<(), kvm_ioctl
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = kvm_segment { limit: 0x67, type_: 0b1011, present: 1, ..kvm_segment::default() };
     vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&kvm_regs {
-        rip: entry,
-        rbx: START_INFO,
-        rsi: number.into(),
-        rflags: FLAGS,
-        ..kvm_regs::default()
-    })?;
+    vcpu.set_regs(&kvm_regs { rip: entry, rbx: START_INFO, rflags: FLAGS, ..kvm_regs::default() })?;
     vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
 }

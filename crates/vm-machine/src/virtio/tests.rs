@@ -10,7 +10,7 @@ use page_bitmap::GuestBitmap;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::{Balloon, Kernel, Machine, MachineConfig, MachineError, Overrides};
+use crate::{Balloon, Host, HostMemory, Kernel, Machine, MachineConfig, MachineError, Overrides};
 
 const MEMORY: u64 = 32 << 20;
 /// Where the rings of queue 0 are; each further queue has its own 64 KiB behind.
@@ -41,12 +41,13 @@ fn config(devices: Vec<VirtioSpec>) -> MachineConfig {
         cpus: 1,
         console: ConsoleSpec::Null,
         hugetlb: false,
+        memory: HostMemory::Memfd,
         devices,
     }
 }
 
 fn incoming(machine: &Machine) -> Machine {
-    Machine::incoming(&machine.describe(), &Overrides::default()).unwrap()
+    Machine::incoming(&machine.describe(), &Overrides::default(), &Host::probe().unwrap()).unwrap()
 }
 
 fn register(machine: &Machine, offset: u64, value: u32) {

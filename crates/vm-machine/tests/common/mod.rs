@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use migpipe_confine::{Mode, ViolationAction};
 use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
-use vm_machine::{Kernel, Machine, MachineConfig, Overrides};
+use vm_machine::{Host, HostMemory, Kernel, Machine, MachineConfig, Overrides};
 use vm_memory::GuestMemoryBackend;
 
 /// How long anything may take before the test fails.
@@ -59,6 +59,7 @@ impl Guest {
             cpus,
             console: console(&path),
             hugetlb: false,
+            memory: HostMemory::Memfd,
             devices: Vec::new(),
         })
         .unwrap();
@@ -69,7 +70,9 @@ impl Guest {
     pub fn destination(&self, dir: &Path) -> Self {
         let path = dir.join("console-of-destination");
         let overrides = Overrides { console: Some(console(&path)), ..Overrides::default() };
-        let machine = Machine::incoming(&self.machine.describe(), &overrides).unwrap();
+        let machine =
+            Machine::incoming(&self.machine.describe(), &overrides, &Host::probe().unwrap())
+                .unwrap();
         Self { machine, console: path }
     }
 

@@ -1,31 +1,33 @@
-//! Guest memory: one sealed memfd per region, so that a client can map it with no copy.
+//! Guest memory: one file per region, so that a client can map it with no copy. It is of huge pages
+//! where the host has any, in this order: hugetlbfs where the user asks for it, a tmpfs of our own
+//! ([`HugeTmpfs`]), a memfd.
 //!
 //! A client that only reads gets descriptors that are open for reading, and the file's mode keeps
 //! other processes of this user (but root's) from opening it for writing by its name in /proc.
 //! Guest memory is in no core dump: neither of vmrun nor, by the same advice, of its clients.
 
+mod file;
+mod tmpfs;
+
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use migpipe_units::{Bytes, PAGE_SIZE, RegionId};
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MmapAdvise, madvise};
 use page_bitmap::{PageBitmap, TrackedMemory};
 use thiserror::Error;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-};
-use vm_state::MemoryRegion;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
+use vm_state::{MemoryBacking, MemoryRegion};
 
 use crate::layout::MOST_MEMORY;
 
+pub use file::MemorySource;
+pub use tmpfs::{HugeTmpfs, TmpfsError};
+
 /// The size of a huge page; hugetlbfs memory comes in whole ones.
 const HUGE_PAGE: u64 = 2 << 20;
-const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// Why guest memory cannot be had.
 #[derive(Debug, Error)]
@@ -53,7 +55,7 @@ pub enum MemoryError {
         hugetlb: bool,
         /// What the kernel says.
         #[source]
-        source: nix::Error,
+        source: io::Error,
     },
     /// It cannot be opened a second time.
     #[error("cannot open the memory of {region} for reading")]
@@ -62,7 +64,7 @@ pub enum MemoryError {
         region: RegionId,
         /// What the system says.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The kernel does not map it.
     #[error("cannot map {bytes} of memory for {region}{}", hint(*.hugetlb))]
@@ -104,6 +106,7 @@ pub struct Memory {
     /// The same files, open for reading only.
     readers: Vec<File>,
     mapped: TrackedMemory,
+    backing: MemoryBacking,
 }
 
 impl Memory {
@@ -111,29 +114,44 @@ impl Memory {
     ///
     /// # Errors
     /// [`MemoryError`] if the regions are none or the kernel refuses.
-    pub fn new(regions: &[MemoryRegion], hugetlb: bool) -> Result<Self, MemoryError> {
+    pub fn new(regions: &[MemoryRegion], from: MemorySource<'_>) -> Result<Self, MemoryError> {
+        let hugetlb = from.is_hugetlb();
         check(regions, hugetlb)?;
+        // Huge pages are reserved here: without, a host that has too few of them would kill us with
+        // SIGBUS at the first touch.
+        let flags = if hugetlb { 0 } else { libc::MAP_NORESERVE };
         let mut files = Vec::new();
         let mut readers = Vec::new();
         let mut mapped = Vec::new();
         for region in regions {
-            let file = Arc::new(File::from(memory_file(region, hugetlb)?));
-            let bytes = region.pages.bytes();
-            let failed = |source| MemoryError::Map { region: region.id, bytes, hugetlb, source };
-            let map = map(Arc::clone(&file), region, hugetlb).map_err(failed)?;
-            let map = GuestRegionMmap::new(map, GuestAddress(region.base.address()))
-                .ok_or(MemoryError::Regions(region.id))?;
-            advise(&map, hugetlb);
-            let reader = reader_of(&file);
-            readers
-                .push(reader.map_err(|source| MemoryError::Reader { region: region.id, source })?);
+            let (id, bytes) = (region.id, region.pages.bytes());
+            let file = from
+                .file(&format!("guest-memory-{}", id.0), bytes.0)
+                .map_err(|source| MemoryError::File { region: id, bytes, hugetlb, source })?;
+            let file = Arc::new(File::from(file));
+            let written = PageBitmap::new(id, region.pages);
+            let map = file::map_shared(Arc::clone(&file), bytes.0 as usize, flags, written)
+                .map_err(|source| MemoryError::Map { region: id, bytes, hugetlb, source })?;
+            if from.asks_for_huge_pages() {
+                file::advise_huge(&map);
+            }
+            file::advise_private(&map);
+            let reader = file::reader_of(&file);
+            readers.push(reader.map_err(|source| MemoryError::Reader { region: id, source })?);
             files.push(file);
-            mapped.push(map);
+            let map = GuestRegionMmap::new(map, GuestAddress(region.base.address()));
+            mapped.push(map.ok_or(MemoryError::Regions(id))?);
         }
         let mapped = TrackedMemory::from_regions(mapped)
             // Checked above, so that the region has a name.
             .map_err(|_| MemoryError::Regions(RegionId(0)))?;
-        Ok(Self { regions: regions.to_vec(), files, readers, mapped })
+        let backing = from.backing();
+        Ok(Self { regions: regions.to_vec(), files, readers, mapped, backing })
+    }
+
+    /// What the memory is made of.
+    pub const fn backing(&self) -> MemoryBacking {
+        self.backing
     }
 
     /// The regions in address order.
@@ -141,8 +159,7 @@ impl Memory {
         &self.regions
     }
 
-    /// The memfd of each region: sealed against growing and shrinking, and holding the region from
-    /// offset 0.
+    /// The file of each region, which holds it from offset 0.
     pub fn files(&self) -> impl Iterator<Item = (RegionId, BorrowedFd<'_>)> {
         let ids = self.regions.iter().map(|region| region.id);
         ids.zip(self.files.iter().map(|file| file.as_fd()))
@@ -195,81 +212,6 @@ fn check(regions: &[MemoryRegion], hugetlb: bool) -> Result<(), MemoryError> {
     Ok(())
 }
 
-fn memory_file(region: &MemoryRegion, hugetlb: bool) -> Result<OwnedFd, MemoryError> {
-    let bytes = region.pages.bytes();
-    let failed = |source| MemoryError::File { region: region.id, bytes, hugetlb, source };
-    let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    if hugetlb {
-        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
-    }
-    let name = format!("guest-memory-{}", region.id.0);
-    let file = memfd_create(name.as_str(), flags).map_err(failed)?;
-    nix::unistd::ftruncate(&file, bytes.0 as i64).map_err(failed)?;
-    // Clients map the file; one that could shrink it could kill us with SIGBUS.
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(failed)?;
-    Ok(file)
-}
-
-/// The memory file once more, open for reading alone: what a descriptor may do is decided when it
-/// is opened.
-fn reader_of(file: &File) -> std::io::Result<File> {
-    nix::sys::stat::fchmod(file, nix::sys::stat::Mode::S_IRUSR)?;
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-}
-
-/// Maps the whole file. Huge pages are reserved here: without, a host that has too few of them
-/// would kill us with SIGBUS at the first touch.
-fn map(
-    file: Arc<File>,
-    region: &MemoryRegion,
-    hugetlb: bool,
-) -> Result<MmapRegion<PageBitmap>, MmapRegionError> {
-    let reserve = if hugetlb { 0 } else { libc::MAP_NORESERVE };
-    let written = PageBitmap::new(region.id, region.pages);
-    MmapRegionBuilder::new_with_bitmap(region.pages.bytes().0 as usize, written)
-        .with_file_offset(FileOffset::from_arc(file, 0))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_SHARED | reserve)
-        .build()
-}
-
-/// Asks for huge pages, and keeps the memory out of children, as a fork would otherwise copy the
-/// page tables of the whole guest, and out of core dumps, where others may read it. These are
-/// wishes: a kernel that knows one of them never refuses it for such a mapping.
-fn advise(map: &GuestRegionMmap<PageBitmap>, hugetlb: bool) {
-    let Some(start) = NonNull::new(map.get_mmap().as_ptr().cast()) else {
-        return;
-    };
-    let len = map.len() as usize;
-    if !hugetlb {
-        // SAFETY: the range is exactly one mapping that `map` owns, and the advice leaves its
-        // content alone.
-        let _ = unsafe { madvise(start, len, MmapAdvise::MADV_HUGEPAGE) };
-    }
-    // SAFETY: as above; no child of this process uses guest memory.
-    let _ = unsafe { madvise(start, len, MmapAdvise::MADV_DONTFORK) };
-    // SAFETY: as above; the content is left alone.
-    let _ = unsafe { madvise(start, len, MmapAdvise::MADV_DONTDUMP) };
-}
-
-/// What to tell the user where this host gives no huge pages to shared memory; nothing where it
-/// does.
-pub fn huge_page_warning() -> Option<String> {
-    warning_for(&std::fs::read_to_string(SHMEM_ENABLED).ok()?)
-}
-
-fn warning_for(setting: &str) -> Option<String> {
-    let chosen = setting.split('[').nth(1)?.split(']').next()?;
-    matches!(chosen, "never" | "deny").then(|| {
-        format!(
-            "{SHMEM_ENABLED} is '{chosen}': guest memory gets no huge pages, so the guest runs slower \
-             and filling fresh memory at a destination takes several times as long; \
-             write 'advise' there, or use --hugepages"
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -286,7 +228,9 @@ mod tests {
 
     #[test]
     fn what_is_written_to_a_file_is_in_the_guests_memory() {
-        let memory = Memory::new(&layout::regions(Bytes(5 << 30)), false).unwrap();
+        let memory =
+            Memory::new(&layout::regions(Bytes(5 << 30)), MemorySource::Memfd { huge: true })
+                .unwrap();
         let files: Vec<_> = memory.files().collect();
         assert_eq!(files.len(), 2);
         let file = File::from(files[1].1.try_clone_to_owned().unwrap());
@@ -299,7 +243,7 @@ mod tests {
 
     #[test]
     fn nobody_can_take_memory_away_from_under_the_guest() {
-        let memory = Memory::new(&[region(0, 0, 16)], false).unwrap();
+        let memory = Memory::new(&[region(0, 0, 16)], MemorySource::Memfd { huge: true }).unwrap();
         let (_, fd) = memory.files().next().unwrap();
         let file = File::from(fd.try_clone_to_owned().unwrap());
         assert!(file.set_len(4096).is_err());
@@ -309,7 +253,7 @@ mod tests {
     #[test]
     fn one_who_reads_the_guests_memory_cannot_write_it() {
         use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-        let memory = Memory::new(&[region(0, 0, 16)], false).unwrap();
+        let memory = Memory::new(&[region(0, 0, 16)], MemorySource::Memfd { huge: true }).unwrap();
         let (_, writer) = memory.files().next().unwrap();
         let reader = memory.readers().next().unwrap();
         let map = |fd, protection| {
@@ -327,7 +271,9 @@ mod tests {
 
     #[test]
     fn guest_memory_is_in_no_core_dump() {
-        let memory = Memory::new(&layout::regions(Bytes(5 << 30)), false).unwrap();
+        let memory =
+            Memory::new(&layout::regions(Bytes(5 << 30)), MemorySource::Memfd { huge: true })
+                .unwrap();
         for (region, map) in memory.mappings() {
             assert!(flags_of(map.as_ptr() as u64).contains(" dd"), "{:?}", region.id);
         }
@@ -343,7 +289,9 @@ mod tests {
 
     #[test]
     fn regions_that_no_machine_has_are_refused() {
-        let refused = |regions: &[MemoryRegion]| Memory::new(regions, false).is_err();
+        let refused = |regions: &[MemoryRegion]| {
+            Memory::new(regions, MemorySource::Memfd { huge: true }).is_err()
+        };
         assert!(refused(&[]));
         assert!(refused(&[region(0, 0, 0)]));
         assert!(refused(&[region(1, 0, 16)]));
@@ -351,12 +299,5 @@ mod tests {
         assert!(refused(&[region(0, u64::MAX, 16)]));
         assert!(refused(&[region(0, 0, u64::MAX)]));
         assert!(refused(&[region(0, 0, 1 << 30), region(1, 1 << 30, 1 << 30)]));
-    }
-
-    #[test]
-    fn the_warning_names_the_setting_and_the_remedy() {
-        let text = warning_for("always within_size advise [never] deny force\n").unwrap();
-        assert!(text.contains("'never'") && text.contains("advise"), "{text}");
-        assert!(warning_for("always within_size [advise] never deny force\n").is_none());
     }
 }
