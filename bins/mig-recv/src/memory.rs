@@ -13,6 +13,10 @@ use vm_mapping::GuestMemory;
 /// How much is made to exist at a time: small enough to stop soon after the stream does.
 const POPULATE_STEP: Pages = Pages(8192);
 
+/// How much is read at a time (bytes): half of what a pipe holds, so that its writer goes on
+/// meanwhile, and not more than a processor's cache.
+const PIECE: usize = 512 << 10;
+
 /// Memory that is being filled.
 #[derive(Debug)]
 pub struct Incoming {
@@ -28,14 +32,16 @@ impl Incoming {
         Self { memory, written, populate: None }
     }
 
-    /// Takes the bytes of a run of pages from the stream, straight to where they belong.
+    /// Takes the bytes of a run of pages from the stream straight to where they belong, in pieces
+    /// that are still in the processor's cache when they are summed.
     pub fn receive<R: Read>(
         &mut self,
         range: PageRange,
         reader: &mut StreamReader<R>,
     ) -> Result<(), ReadError> {
         self.written[usize::from(range.region.0)].insert(range.first, range.count);
-        reader.read_payload(self.memory.pages_mut(range))
+        let mut pieces = self.memory.pages_mut(range).chunks_mut(PIECE);
+        pieces.try_for_each(|piece| reader.read_payload(piece))
     }
 
     /// Fills a run of pages with one pattern.

@@ -11,7 +11,7 @@ use migpipe_confine::{Access, Call, Check, ConfineError, Files, Filter, calls};
 
 /// The forward half of a channel.
 const CHANNEL: &[Call] = calls![
-    SYS_vmsplice => "--zero-copy";
+    SYS_vmsplice => "the pages of a copy, or with --zero-copy those of the guest";
     SYS_ioctl(Check::Is(1, libc::FIONREAD as u32)) => "what a pipe holds";
     SYS_ioctl(Check::Is(1, libc::TIOCOUTQ as u32)) => "what a socket has not sent yet";
     SYS_ioctl(Check::Is(1, libc::TIOCGWINSZ as u32)) => "how wide the live line may be";

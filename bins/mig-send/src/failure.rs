@@ -79,6 +79,10 @@ pub fn abort_stream(outgoing: &mut OutgoingMigration<'_>) {
     outgoing.channel.stream.get_mut().set_deadline(Some(REASON_TIMEOUT));
     let _ = outgoing.channel.stream.abort("the source gave the migration up");
     if let Some(tunnel) = &mut outgoing.channel.tunnel {
+        if outgoing.channel.answers.gave_up {
+            // It ends by itself, and tells its own user why.
+            let _ = tunnel.wait(LAST_WORDS);
+        }
         tunnel.kill();
     }
 }

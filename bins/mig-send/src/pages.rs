@@ -7,11 +7,14 @@ use mig_engine::precopy::SentHistogram;
 use mig_stream::{MAX_RUN, MemoryDigest, StreamWriter, WriteError};
 use migpipe_units::{PAGE_SIZE, PageRange, Pages};
 use page_bitmap::GuestBitmap;
-use vm_mapping::{GuestMemory, MemoryError};
+use vm_mapping::{GuestMemory, MemoryError, PipePages, splice_from};
 use vm_state::MachineDescription;
 
 /// Bytes of a page.
 const PAGE: usize = PAGE_SIZE as usize;
+
+/// A shorter run costs a pipe less as a write.
+const LEAST_SPLICE: Pages = Pages(8);
 
 /// What was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,28 +31,41 @@ pub struct PageSender {
     /// The guest may change a page while it is read, so a run is copied once, and the copy is
     /// summed and sent.
     buffer: Vec<u8>,
+    /// Where the copy is made for a pipe.
+    pipe_pages: Option<PipePages>,
     pub histogram: SentHistogram,
     /// Whether the kernel may be asked to pass pages on by itself.
     splices: bool,
 }
 
 impl PageSender {
-    pub fn new(machine: &MachineDescription) -> Self {
+    /// A pipe is given pages of `pipe_pages`.
+    pub fn new(machine: &MachineDescription, pipe_pages: Option<PipePages>) -> Self {
         Self {
             buffer: vec![0; MAX_RUN.bytes().0 as usize],
+            pipe_pages,
             histogram: SentHistogram::new(machine.memory.iter().map(|region| region.pages)),
             splices: true,
         }
     }
 
-    /// Sends the pages of `range`, at most [`MAX_RUN`].
-    pub fn send<W: Write>(
+    /// Sends the pages of `range`, at most [`MAX_RUN`]: of a copy, so that what is summed is what is
+    /// sent. A pipe is given the pages of the copy where that pays.
+    pub fn send(
         &mut self,
         memory: &GuestMemory,
         range: PageRange,
-        stream: &mut StreamWriter<W>,
+        stream: &mut StreamWriter<ChannelWriter>,
     ) -> Result<Sent, WriteError> {
-        let bytes = memory.copy_pages(range, &mut self.buffer);
+        let mut room = None;
+        if let Some(pipe_pages) = &mut self.pipe_pages
+            && range.count >= LEAST_SPLICE
+            && stream.get_mut().as_pipe_fd().is_some()
+        {
+            room = pipe_pages.alloc(range.len().0 as usize).ok();
+        }
+        let is_spliced = room.is_some();
+        let bytes = &*memory.copy_pages(range, room.unwrap_or(&mut self.buffer));
         let mut sent = Sent::default();
         for piece in pieces(bytes) {
             let place = PageRange {
@@ -64,7 +80,13 @@ impl PageSender {
                 }
                 None => {
                     let from = piece.first * PAGE;
-                    stream.pages(place, &bytes[from..from + piece.count * PAGE])?;
+                    let bytes = &bytes[from..from + piece.count * PAGE];
+                    if is_spliced {
+                        stream.begin_pages(place, bytes)?;
+                        splice(bytes, stream)?;
+                    } else {
+                        stream.pages(place, bytes)?;
+                    }
                     sent.raw += place.count;
                 }
             }
@@ -72,6 +94,30 @@ impl PageSender {
         self.histogram.record(range);
         Ok(sent)
     }
+}
+
+/// Moves the bytes of a run that was announced into the channel: its pages where that is a pipe and
+/// the kernel does it, and copies of them otherwise.
+fn splice(bytes: &[u8], stream: &mut StreamWriter<ChannelWriter>) -> Result<(), WriteError> {
+    let given = splice_all(bytes, stream.get_mut());
+    given.map_err(|source| {
+        stream.break_off();
+        WriteError::Io { what: "a run of pages", at: stream.bytes_written(), source }
+    })
+}
+
+fn splice_all(mut bytes: &[u8], channel: &mut ChannelWriter) -> io::Result<()> {
+    while let Some(pipe) = channel.as_pipe_fd().filter(|_| !bytes.is_empty()) {
+        match splice_from(bytes, pipe) {
+            Ok(moved) => bytes = &bytes[moved..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => channel.wait_writable()?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // This kernel does not.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+            Err(error) => return Err(error),
+        }
+    }
+    channel.write_all(bytes)
 }
 
 impl PageSender {

@@ -10,6 +10,7 @@ use mig_engine::report::Mode;
 use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
 use migpipe_units::MigrationId;
 use vm_control::Client;
+use vm_mapping::PipePages;
 use vm_state::MachineDescription;
 
 use crate::answers::Answers;
@@ -53,6 +54,8 @@ pub fn open<'a>(
         true => Some(ResolveHelper::start(args, id)?),
         false => None,
     };
+    // It looks at a file of the host.
+    let pipe_pages = PipePages::new();
     confinement::enter(tunnel.as_ref(), &args.destination).map_err(StepError::other)?;
     if let Some(tunnel) = &tunnel {
         tunnel.job().watch()?;
@@ -81,7 +84,7 @@ pub fn open<'a>(
         pacer: Pacer::new(args.bandwidth()),
         meter: RateMeter::default(),
         wws,
-        pages: PageSender::new(&machine),
+        pages: PageSender::new(&machine, pipe_pages),
     };
     let channel = Channel {
         mode,

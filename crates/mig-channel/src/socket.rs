@@ -1,4 +1,4 @@
-//! Sockets of our own: pairs for tunnels, and connections.
+//! Connections of our own.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect,
-    getsockname, getsockopt, setsockopt, shutdown, socket, socketpair, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, connect,
+    getsockname, getsockopt, setsockopt, socket, sockopt,
 };
 
 use crate::error::{ChannelError, OpenError};
@@ -26,16 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(16);
 
 /// How soon a Unix listener with a full backlog is tried again; poll(2) cannot wait for one.
 const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_millis(10);
-
-/// A pair that carries bytes from the first to the second only, with a large buffer. A command
-/// gets one for each direction, so that it can end its answers while it reads on.
-pub(crate) fn one_way_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
-    let (from, to) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-    enlarge_unix(&from);
-    shutdown(to.as_raw_fd(), Shutdown::Write)?;
-    Ok((from, to))
-}
 
 /// Enlarges the send buffer of a Unix socket as far as the host lets us
 /// (/proc/sys/net/core/wmem_max, which root may pass). A smaller one is slower and as good.

@@ -14,7 +14,6 @@ use thiserror::Error;
 
 use crate::error::OpenError;
 use crate::interrupt::{Interrupt, Waited};
-use crate::socket::one_way_pair;
 use crate::terminal::{Job, Terminal, give_to_self};
 
 /// How often a running command is looked at. Nothing in the blackout waits for it.
@@ -112,13 +111,13 @@ impl Tunnel {
     /// Starts `command` between two channels of ours, the first to its stdin and the second from
     /// its stdout.
     ///
-    /// They are two socket pairs: through one pair the end of the answers would come only when
-    /// nobody holds stdin any more either.
+    /// They are two pipes: through one socket the end of the answers would come only when nobody
+    /// holds stdin any more either.
     pub(crate) fn start_both_ways(
         command: &str,
         interrupt: &Interrupt,
     ) -> Result<BothWays, OpenError> {
-        let (theirs, from_stdout) = pair(command)?;
+        let (from_stdout, theirs) = pipe(command)?;
         let (tunnel, to_stdin) = Self::start(command, Some(theirs), interrupt)?;
         Ok((tunnel, to_stdin, from_stdout))
     }
@@ -136,7 +135,7 @@ impl Tunnel {
         stdout: Option<OwnedFd>,
         interrupt: &Interrupt,
     ) -> Result<(Self, OwnedFd), OpenError> {
-        let (to_stdin, stdin) = pair(command)?;
+        let (stdin, to_stdin) = pipe(command)?;
         let mut shell = Command::new("sh");
         // A group of its own makes it possible to end a whole pipeline, and keeps a Ctrl-C at
         // the terminal from cutting the tunnel in the middle of a handover. std resets SIGPIPE
@@ -309,8 +308,9 @@ fn cannot_start(command: &str, error: io::Error) -> OpenError {
     OpenError::system(format!("start tunnel command '{command}'"), error)
 }
 
-fn pair(command: &str) -> Result<(OwnedFd, OwnedFd), OpenError> {
-    one_way_pair().map_err(|errno| cannot_start(command, errno.into()))
+fn pipe(command: &str) -> Result<(OwnedFd, OwnedFd), OpenError> {
+    let (from, into) = io::pipe().map_err(|error| cannot_start(command, error))?;
+    Ok((from.into(), into.into()))
 }
 
 fn shell_runs(shell: Pid) -> bool {

@@ -141,12 +141,19 @@ impl<W: Write> StreamWriter<W> {
     /// [`WriteError::Range`], [`WriteError::RunTooLong`], [`WriteError::WrongLength`],
     /// [`WriteError::Order`], [`WriteError::Io`].
     pub fn pages(&mut self, range: PageRange, bytes: &[u8]) -> Result<(), WriteError> {
-        self.check_run(&range)?;
-        if bytes.len() as u64 != range.len().0 {
-            return Err(WriteError::WrongLength { pages: range.count, bytes: bytes.len() });
-        }
-        let sum = if self.preamble.flags.page_sums { crc32c(bytes) } else { 0 };
+        let sum = self.check_pages(&range, bytes)?;
         self.put(RecordType::Pages, range, bytes, bytes.len() as u32, sum)
+    }
+
+    /// Announces a run as [`Self::pages`] sends it, whose `bytes` the caller moves by itself, say with
+    /// vmsplice(2), into the channel that [`Self::get_mut`] gives: all of them, before any other
+    /// call. They count as written from here on.
+    ///
+    /// # Errors
+    /// As [`Self::pages`].
+    pub fn begin_pages(&mut self, range: PageRange, bytes: &[u8]) -> Result<(), WriteError> {
+        let sum = self.check_pages(&range, bytes)?;
+        self.put(RecordType::Pages, range, &[], bytes.len() as u32, sum)
     }
 
     /// Announces a run of at most [`MAX_RUN`] pages whose bytes the caller moves by itself, say
@@ -291,6 +298,15 @@ impl<W: Write> StreamWriter<W> {
     pub fn flush(&mut self) -> Result<(), WriteError> {
         let flushed = self.out.flush();
         self.io("the end of a record", flushed)
+    }
+
+    /// The checksum of a run that may be sent.
+    fn check_pages(&self, range: &PageRange, bytes: &[u8]) -> Result<u32, WriteError> {
+        self.check_run(range)?;
+        if bytes.len() as u64 != range.len().0 {
+            return Err(WriteError::WrongLength { pages: range.count, bytes: bytes.len() });
+        }
+        Ok(if self.preamble.flags.page_sums { crc32c(bytes) } else { 0 })
     }
 
     fn check_run(&self, range: &PageRange) -> Result<(), WriteError> {

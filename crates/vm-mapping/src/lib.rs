@@ -1,4 +1,4 @@
-//! Guest memory as a client sees it: the memfds of the regions, mapped.
+//! Guest memory as a client sees it: the memory files of the regions, mapped.
 //!
 //! At a source the guest writes to the memory while we copy it, so it is reached through vm-memory's
 //! volatile slices alone: the copy may be torn, and then the page is in the dirty log. At a
@@ -6,9 +6,13 @@
 //! is told to load the state.
 #![warn(missing_docs)]
 
+mod pipe_pages;
+
+pub use pipe_pages::{PipePages, splice_from};
+
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -34,12 +38,12 @@ pub enum MemoryError {
         /// How many regions the description has.
         regions: usize,
     },
-    /// A memfd is shorter than its region.
+    /// A file is shorter than its region.
     #[error("the memory of {region} has {found} bytes, its description says {expected}")]
     WrongSize {
         /// Which region.
         region: RegionId,
-        /// Size of the memfd.
+        /// Size of the file.
         found: u64,
         /// Size in the description.
         expected: u64,
@@ -71,7 +75,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A shared mapping of a whole memfd.
+/// A shared mapping of a whole file.
 fn map(file: &Arc<File>, len: u64, access: Access) -> Result<MmapRegion, MemoryError> {
     let protection = match access {
         Access::Read | Access::ReadSparse => libc::PROT_READ,
@@ -92,8 +96,6 @@ fn map(file: &Arc<File>, len: u64, access: Access) -> Result<MmapRegion, MemoryE
     // What a guest has in its memory is nobody's but the guest's.
     advise(&mapping, MmapAdvise::MADV_DONTDUMP);
     if access == Access::ReadWrite {
-        // Where the host has no huge pages for shared memory nothing is lost but speed, and vmrun
-        // says so.
         advise(&mapping, MmapAdvise::MADV_HUGEPAGE);
     }
     Ok(mapping)
@@ -131,7 +133,7 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Maps the memfds `fds` of the regions `described`, in the same order.
+    /// Maps the files `fds` of the regions `described`, in the same order.
     ///
     /// # Errors
     /// [`MemoryError`] if they do not fit each other or cannot be mapped.
@@ -219,14 +221,8 @@ impl GuestMemory {
         let len = (range.len().0 as usize).saturating_sub(from);
         let mapping = &self.region(range.region).mapping;
         let pages = slice(mapping, range.offset().0 + from as u64, len);
-        let start = pages.ptr_guard().as_ptr().cast_mut();
-        let slice = libc::iovec { iov_base: start.cast(), iov_len: len };
-        // SAFETY: the kernel takes references to the pages of a range that is mapped and lives
-        // longer than the call; it does not write to them.
-        let moved = unsafe {
-            libc::vmsplice(pipe.as_raw_fd(), &raw const slice, 1, libc::SPLICE_F_NONBLOCK)
-        };
-        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+        // SAFETY: the pages are inside a mapping that lives longer than the call.
+        unsafe { pipe_pages::vmsplice(pages.ptr_guard().as_ptr(), len, pipe) }
     }
 
     /// The pages of `range`, to be filled.
@@ -243,7 +239,7 @@ impl GuestMemory {
         unsafe { std::slice::from_raw_parts_mut(pages.ptr_guard_mut().as_ptr(), len) }
     }
 
-    /// The runs of pages that exist: what was never touched is a hole in its memfd (SEEK_DATA and
+    /// The runs of pages that exist: what was never touched is a hole in its file (SEEK_DATA and
     /// SEEK_HOLE, lseek(2)), and is neither read nor sent.
     ///
     /// # Errors
