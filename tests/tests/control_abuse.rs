@@ -21,6 +21,9 @@ use vm_control::{PROTOCOL_VERSION, Reply, Request};
 /// that stalls waits for thousands of that.
 const PROMPT: u32 = 100;
 
+/// How often a client that behaves may be late.
+const TRIES: u32 = 10;
+
 /// What an abused vmrun may hold beside its guest (KiB).
 const MOST_KIB: u64 = 160 << 10;
 
@@ -60,14 +63,21 @@ impl Abused {
         println!("{what}: answered after {:.1?}, gap of the guest {worst} us", done.took);
     }
 
-    /// A client that behaves asks, and is answered promptly.
+    /// A client that behaves asks while the others go on, and is answered promptly. Other work on
+    /// this machine may hold it up as well, but not [`TRIES`] times one after another.
     fn asks(&self, what: &str) -> Done {
         let start = || self.host.run("vmctl", &["--version"]).expect(0).took;
-        let before = start();
-        let done = self.host.run("vmctl", &["status", "web"]);
-        let start = before.max(start());
-        assert!(done.took < start * PROMPT, "{what}: vmctl, started in {start:?}, waits: {done:?}");
-        done
+        let mut late = Vec::new();
+        for _ in 0..TRIES {
+            let before = start();
+            let done = self.host.run("vmctl", &["status", "web"]);
+            let start = before.max(start());
+            if done.took < start * PROMPT {
+                return done;
+            }
+            late.push((start, done.took));
+        }
+        panic!("{what}: vmctl, started in the first of these, waits for the second: {late:?}");
     }
 
     fn status_of_process(&self, field: &str) -> u64 {
@@ -194,11 +204,19 @@ fn a_flood_of_requests_leaves_the_guest_and_the_others_their_turn() {
         println!("{all} requests were answered meanwhile");
     });
     // The same with a connection for each.
-    let stop = Instant::now() + Duration::from_secs(2);
-    while Instant::now() < stop {
-        drop(abused.connect());
-    }
-    abused.is_unharmed("a flood of connections");
+    let stop = AtomicBool::new(false);
+    let (stopped, socket) = (&stop, abused.socket());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                // Refused while the queue of those that wait is full.
+                drop(UnixStream::connect(&socket));
+            }
+        });
+        let _stop = StopOnDrop(stopped);
+        thread::sleep(Duration::from_millis(500));
+        abused.is_unharmed("a flood of connections");
+    });
 }
 
 #[test]
