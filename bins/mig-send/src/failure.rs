@@ -81,7 +81,7 @@ pub fn abort_stream(outgoing: &mut OutgoingMigration<'_>) {
     if let Some(tunnel) = &mut outgoing.channel.tunnel {
         if outgoing.channel.answers.gave_up {
             // It ends by itself, and tells its own user why.
-            let _ = tunnel.wait(LAST_WORDS);
+            let _ = tunnel.wait(REASON_TIMEOUT);
         }
         tunnel.kill();
     }
