@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use mig_engine::report::{Location, ReportOutcome};
+use mig_engine::report::{Location, Report, ReportOutcome};
 use migpipe_tests::{Guest, Host, needs_kvm, report, spec, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -127,7 +127,12 @@ fn a_sender_that_was_killed_leaves_no_report_of_an_earlier_migration() {
         .args(["-q", "--report", path.to_str().unwrap(), "a", "exec:exec sleep 30"])
         .spawn()
         .unwrap();
-    wait("the report to begin", || report(&path).migration != before);
+    // It is empty for a moment before it is written.
+    let migration = || {
+        let text = fs::read_to_string(&path).unwrap();
+        serde_json::from_str::<Report>(&text).map(|report| report.migration)
+    };
+    wait("the report to begin", || migration().is_ok_and(|id| id != before));
     sending.kill().unwrap();
     sending.wait().unwrap();
     assert_eq!(report(&path).outcome, ReportOutcome::Unknown);
