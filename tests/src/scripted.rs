@@ -117,7 +117,7 @@ impl Guest {
                 ownership.enter(input, &transition);
                 answer()
             }
-            Err(denied) => Reply::Refused(Refusal::new(denied)).into(),
+            Err(denied) => Reply::Refused(denied.into()).into(),
         }
     }
 
@@ -231,7 +231,7 @@ impl Service for Guest {
             }
             // As a vmrun that cannot lock a disk: it stays prepared.
             Request::Go { .. } if self.broken.load(Ordering::SeqCst) => {
-                Reply::Refused(Refusal::new(CANNOT_START)).into()
+                Reply::Refused(Refusal::failed(CANNOT_START)).into()
             }
             Request::Go { id, by } => {
                 self.own(Input::Go(id, by), || Reply::Started(Started::default()).into())

@@ -24,6 +24,9 @@ const PROMPT: u32 = 100;
 /// How often a client that behaves may be late.
 const TRIES: u32 = 10;
 
+/// The number of [`Request::Prepare`] among the requests, which is the first byte of one.
+const PREPARE: u8 = 13;
+
 /// What an abused vmrun may hold beside its guest (KiB).
 const MOST_KIB: u64 = 160 << 10;
 
@@ -113,7 +116,7 @@ fn answer(stream: &mut UnixStream) -> Option<Reply> {
 /// The reason that is given, if one is before the connection closes.
 fn refusal(stream: &mut UnixStream) -> String {
     match answer(stream) {
-        Some(Reply::Refused(refusal)) => refusal.message,
+        Some(Reply::Refused(refusal)) => refusal.to_string(),
         other => panic!("no refusal, but {other:?}"),
     }
 }
@@ -231,10 +234,10 @@ fn garbage_is_refused_with_a_reason_and_holds_no_memory() {
 
     // Before hello nothing is long; after it only the state of a machine is.
     let mut stream = abused.connect();
-    stream.write_all(&long(1 << 20, 15)).unwrap();
+    stream.write_all(&long(1 << 20, PREPARE)).unwrap();
     assert!(refusal(&mut stream).contains("at most 4096"));
     let mut stream = abused.client();
-    stream.write_all(&long(64 << 20, 14)).unwrap();
+    stream.write_all(&long(64 << 20, PREPARE - 1)).unwrap();
     assert!(refusal(&mut stream).contains("at most 2097152"));
 
     let mut stream = abused.client();

@@ -254,7 +254,7 @@ impl From<TunnelError> for StepError {
 impl From<ClientError> for StepError {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Refused(why) if why.is_cancelled() => Self::Cancelled,
+            ClientError::Refused(Refusal::Cancelled) => Self::Cancelled,
             error => Self::Vmrun(error),
         }
     }

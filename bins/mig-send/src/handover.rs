@@ -10,7 +10,7 @@ use mig_engine::ownership::Input;
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
 use migpipe_units::Acknowledged;
-use vm_control::ClientError;
+use vm_control::{ClientError, Refusal};
 
 use crate::answers::phase;
 use crate::attempts;
@@ -119,7 +119,7 @@ pub fn commit(
             outgoing.channel.stream.get_mut().set_deadline(None);
             Ok(())
         }
-        Err(ClientError::Refused(why)) if why.is_cancelled() => Err(StepError::Cancelled),
+        Err(ClientError::Refused(Refusal::Cancelled)) => Err(StepError::Cancelled),
         Err(ClientError::Refused(why)) => Err(StepError::Undone(why)),
         Err(error) => Err(error.into()),
     }

@@ -16,7 +16,7 @@ use migpipe_units::{BytesPerSec, MigrationId};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::{debug, warn};
-use vm_control::{Client, ClientError, Order, Refusal, RefusalKind};
+use vm_control::{Client, ClientError, Order, Refusal};
 
 use crate::args::{Args, ProgressMode};
 use crate::confinement::SIGNALS;
@@ -236,8 +236,8 @@ impl Monitor {
                     match client.post_progress(id, text) {
                         Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
                         // vmrun has carried it out already.
-                        Err(ClientError::Refused(why)) if why.is_cancelled() => shared.cancel(),
-                        Err(ClientError::Refused(why)) if why.kind == RefusalKind::GivenUp => {
+                        Err(ClientError::Refused(Refusal::Cancelled)) => shared.cancel(),
+                        Err(ClientError::Refused(why @ Refusal::GivenUp { .. })) => {
                             shared.give_up(why);
                         }
                         // Before the migration has begun vmrun knows of none.

@@ -68,7 +68,7 @@ impl Builder {
         let description = description.clone();
         let gone = || {
             let why = "the thread that builds machines is gone: start another vmrun";
-            NotBuilt::Refused(Refusal::new(why))
+            NotBuilt::Refused(Refusal::failed(why))
         };
         self.0.send(Order { description, here, built }).map_err(|_| gone())?;
         loop {

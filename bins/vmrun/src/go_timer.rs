@@ -27,7 +27,7 @@ impl GoTimer {
         // Room for all that can be said, so that nobody waits for the thread.
         let (said, events) = sync_channel(2);
         let (ready, is_ready) = sync_channel(1);
-        let cannot = |error: String| Refusal::new(format!("cannot wait for GO: {error}"));
+        let cannot = |error: String| Refusal::failed(format!("cannot wait for GO: {error}"));
         let spawned = thread::Builder::new().name("go-timer".into()).spawn(move || {
             let _ = ready.send(());
             serve(&events);

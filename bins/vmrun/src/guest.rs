@@ -4,15 +4,14 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockResult, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mig_engine::ownership::{Decision, Denied, Effect, Input, Ownership, State, Transition};
 use migpipe_units::limits::MAX_RELEASED;
 use migpipe_units::{HostId, MigrationId};
-use page_bitmap::GuestBitmap;
 use tracing::{info, warn};
 use vm_control::server::ConnectionId;
-use vm_control::{Event, Handover, Order, Refusal, Status};
+use vm_control::{Balloon, Event, Handover, Refusal, Status};
 use vm_machine::Machine;
 use vm_records::record::{Claim, Record, Records};
 use vm_state::MachineDescription;
@@ -21,6 +20,7 @@ use crate::builder::Builder;
 use crate::departure_writer::DepartureWriter;
 use crate::end::{End, Ending};
 use crate::go_timer::GoTimer;
+use crate::migration::Migration;
 use crate::refusal::refusal;
 use crate::withdrawn::Withdrawn;
 
@@ -80,34 +80,6 @@ pub struct Inner {
     pub held: Option<String>,
     /// The connection without which an incoming vmrun has no purpose.
     pub parent: Option<ConnectionId>,
-}
-
-/// The migration by which the guest leaves.
-pub struct Migration {
-    pub client: ConnectionId,
-    pub began: Instant,
-    pub log: Option<GuestBitmap>,
-    /// The blackout has begun: the migration paused the guest.
-    pub paused: bool,
-    /// The state was saved since, and the guest has not run.
-    pub saved: bool,
-    /// How often its client has said that it lives.
-    pub signs: u64,
-    /// How often the migration has paused the guest.
-    pub pauses: u64,
-    /// In which of these pauses the disks were flushed last.
-    pub flushed_in: Option<u64>,
-    /// The state was given out at all: a destination may be prepared.
-    pub given_out: bool,
-    pub progress: Option<String>,
-    pub orders: Vec<Order>,
-}
-
-impl Migration {
-    /// The pause that lasts: which one it is.
-    pub fn pause(&self) -> Option<u64> {
-        self.paused.then_some(self.pauses)
-    }
 }
 
 impl Guest {
@@ -179,7 +151,7 @@ impl Guest {
     /// 3. The state.
     /// 4. What follows from it, which cannot fail.
     pub fn step(&self, inner: &mut Inner, input: Input) -> Result<(), Refusal> {
-        let transition = inner.ownership.step(input).map_err(Refusal::new)?;
+        let transition = inner.ownership.step(input)?;
         let before = inner.ownership.state();
         let runs = transition.after == Some(Effect::Run);
         let ready = if runs { inner.make_ready() } else { Ok(()) };
@@ -228,7 +200,7 @@ impl Guest {
             Some(Effect::Record(_, decision @ Decision::MayRun)) if saved => {
                 let record = Record::new(decision, &inner.name, &self.socket, true);
                 let claim = inner.claim.as_ref();
-                let claim = claim.ok_or_else(|| Refusal::new("nothing is being restored here"))?;
+                let claim = claim.ok_or_else(|| Refusal::failed("nothing is being restored here"))?;
                 claim.may_run(&record).map_err(refusal)?;
                 inner.claim = None;
                 Ok(())
@@ -296,13 +268,10 @@ impl Guest {
     /// The operator wants the guest to run.
     pub fn resume(&self, inner: &mut Inner) -> Result<(), Refusal> {
         if let State::HandedOver(id) = inner.ownership.state() {
-            return Err(Refusal::new(Denied::HandedOver(id)));
+            return Err(Denied::HandedOver(id).into());
         }
         if !inner.ownership.may_run() {
-            return Err(Refusal::new(format!(
-                "the guest may not run here: it is {}",
-                inner.ownership.state()
-            )));
+            return Err(Refusal::MayNotRun { state: inner.ownership.state() });
         }
         inner.wanted = true;
         if inner.held.take().is_some() {
@@ -364,7 +333,7 @@ impl Guest {
             State::Receiving(id) if inner.receiver == Some(connection) => {
                 if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
                     // Whoever asks finds "may have run", which is safe.
-                    self.end(End::Failed(refusal.message));
+                    self.end(End::Failed(refusal.to_string()));
                 }
             }
             State::Prepared(id)
@@ -372,7 +341,7 @@ impl Guest {
             {
                 // Its GO was to come from there, and nobody else has one.
                 if let Err(refusal) = self.step(&mut inner, Input::Refuse(id)) {
-                    self.end(End::Failed(refusal.message));
+                    self.end(End::Failed(refusal.to_string()));
                 }
             }
             State::Incoming if inner.parent == Some(connection) => self.end(End::NothingCame),
@@ -383,12 +352,17 @@ impl Guest {
 
 impl Inner {
     pub fn machine(&mut self) -> Result<&mut Machine, Refusal> {
-        self.machine.as_mut().ok_or_else(|| Refusal::new("no guest has arrived yet"))
+        self.machine.as_mut().ok_or(Refusal::NoGuest)
+    }
+
+    pub fn described(&self) -> Result<&MachineDescription, Refusal> {
+        self.description.as_ref().ok_or(Refusal::NoGuest)
     }
 
     /// Does all of running the guest that can fail. A guest that its operator paused needs its disks
-    /// too: as far as
-    /// locks reach, two vmruns never write one image, even if both are told that the guest is theirs.
+    /// too:
+    /// as far as locks reach, two vmruns never write one image, even if both are told that the guest
+    /// is theirs.
     fn make_ready(&mut self) -> Result<(), Refusal> {
         let wanted = self.wanted;
         let machine = self.machine()?;
@@ -396,8 +370,34 @@ impl Inner {
         ready.map_err(refusal)
     }
 
+    /// How the guest is.
+    pub fn status(&self) -> Status {
+        Status {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            ownership: self.ownership.state(),
+            running: self.machine.as_ref().is_some_and(Machine::is_running),
+            vcpus: self.description.as_ref().map_or(0, |guest| guest.vcpus),
+            memory: self
+                .description
+                .as_ref()
+                .map_or_else(Default::default, |guest| guest.pages().bytes()),
+            backing: self.machine.as_ref().map(Machine::memory_backing),
+            throttle: self.throttle,
+            held: self.held.clone(),
+            progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
+            balloon: self
+                .machine
+                .as_ref()
+                .and_then(Machine::balloon)
+                .map(|vm_machine::Balloon { target, actual }| Balloon { target, actual }),
+            handover: self.handover(),
+            released: self.released.iter().copied().collect(),
+        }
+    }
+
     /// What is known of the migration by which the guest was handed over.
-    pub fn handover(&self) -> Option<Handover> {
+    fn handover(&self) -> Option<Handover> {
         let State::HandedOver(_) = self.ownership.state() else { return None };
         let age = self.migration.as_ref().map(|migration| migration.began.elapsed());
         Some(Handover {

@@ -60,12 +60,7 @@ impl Guest {
 
     /// The lock for an order of the operator: carried out, or refused and not carried out later.
     pub fn lock_for_order(&self) -> Result<MutexGuard<'_, Inner>, Refusal> {
-        self.lock_within(ORDER_LOCK_TIMEOUT).ok_or_else(|| {
-            Refusal::new(
-                "the guest's storage hangs, and the order is not carried out: try again, or end the \
-                 guest (vmctl quit)",
-            )
-        })
+        self.lock_within(ORDER_LOCK_TIMEOUT).ok_or(Refusal::StorageHangs)
     }
 
     /// The operator ends the guest.
@@ -76,11 +71,8 @@ impl Guest {
         // Without the lock it is an end as by kill -9, which harms no handover; only the last copy of
         // a guest is not thrown away so. Each state is shown before anything that follows from it.
         match self.shown().ownership {
-            State::HandedOver(id) if !force => Err(Refusal::new(Denied::MayBeLastCopy(id))),
-            State::Prepared(_) if !force => Err(Refusal::new(
-                "the guest waits for GO, and its storage hangs so that it cannot be refused: quit \
-                 with --force to throw this copy away",
-            )),
+            State::HandedOver(id) if !force => Err(Denied::MayBeLastCopy(id).into()),
+            State::Prepared(_) if !force => Err(Refusal::CannotRecordRefusal),
             _ => {
                 self.end(End::Quit);
                 Ok(())

@@ -4,5 +4,5 @@ use vm_control::Refusal;
 
 /// An error of the machine as one line.
 pub fn refusal(error: impl std::error::Error + Send + Sync + 'static) -> Refusal {
-    Refusal::new(migpipe_cli::one_line(&error.into()))
+    Refusal::failed(migpipe_cli::one_line(&error.into()))
 }

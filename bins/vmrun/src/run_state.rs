@@ -2,10 +2,8 @@
 //! paused arrives paused.
 
 use serde::{Deserialize, Serialize};
-use vm_control::Refusal;
+use thiserror::Error;
 use vm_state::Section;
-
-use crate::refusal::refusal;
 
 const NAME: &str = "run-state";
 const VERSION: u16 = 1;
@@ -17,30 +15,38 @@ pub struct RunState {
     pub wanted: bool,
 }
 
+/// Why a saved guest has no run state.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum RunStateError {
+    #[error("the saved state has no section {NAME}")]
+    Missing,
+    #[error("section {NAME} has version {0}; this program loads up to {VERSION}")]
+    Version(u16),
+    #[error("section {NAME} does not read")]
+    Damaged(#[from] postcard::Error),
+    #[error("section {NAME} has {0} bytes too many")]
+    LeftOver(usize),
+}
+
 impl RunState {
-    pub fn section(&self) -> Result<Section, Refusal> {
-        let payload = postcard::to_allocvec(self).map_err(refusal)?;
+    pub fn section(&self) -> Result<Section, RunStateError> {
+        let payload = postcard::to_allocvec(self)?;
         Ok(Section { name: NAME.into(), instance: 0, version: VERSION, payload })
     }
 
     /// Takes the section out of `sections`.
-    pub fn take(sections: &mut Vec<Section>) -> Result<Self, Refusal> {
+    pub fn take(sections: &mut Vec<Section>) -> Result<Self, RunStateError> {
         let at = sections
             .iter()
             .position(|section| section.name == NAME && section.instance == 0)
-            .ok_or_else(|| Refusal::new(format!("the saved state has no section {NAME}")))?;
+            .ok_or(RunStateError::Missing)?;
         let section = sections.swap_remove(at);
         if section.version != VERSION {
-            return Err(Refusal::new(format!(
-                "section {NAME} has version {}; this program loads up to {VERSION}",
-                section.version
-            )));
+            return Err(RunStateError::Version(section.version));
         }
-        match postcard::take_from_bytes(&section.payload).map_err(refusal)? {
+        match postcard::take_from_bytes(&section.payload)? {
             (state, []) => Ok(state),
-            (_, rest) => {
-                Err(Refusal::new(format!("section {NAME} has {} bytes too many", rest.len())))
-            }
+            (_, rest) => Err(RunStateError::LeftOver(rest.len())),
         }
     }
 }
@@ -62,8 +68,9 @@ mod tests {
     fn a_bad_section_is_refused_by_name() {
         for (version, payload) in [(2, vec![1]), (1, vec![1, 0]), (1, vec![])] {
             let section = Section { name: NAME.into(), instance: 0, version, payload };
-            assert!(RunState::take(&mut vec![section]).is_err(), "{version}");
+            let error = RunState::take(&mut vec![section]).unwrap_err();
+            assert!(error.to_string().contains(NAME), "{error}");
         }
-        assert!(RunState::take(&mut vec![]).unwrap_err().message.contains(NAME));
+        assert_eq!(RunState::take(&mut vec![]).unwrap_err(), RunStateError::Missing);
     }
 }

@@ -44,12 +44,10 @@ impl Guest {
                 Ok(())
             }
             (State::Migrating(_), Some(_)) => {
-                Err(Refusal::new("mig-send does not take its orders: does it still run?"))
+                Err(Refusal::OrdersPending { most: MAX_ORDERS as u32 })
             }
-            (State::HandedOver(id), _) => Err(Refusal::new(format!(
-                "the guest was handed over ({id}): it is too late for orders"
-            ))),
-            _ => Err(Refusal::new("no migration is under way")),
+            (State::HandedOver(id), _) => Err(Refusal::TooLateForOrders { id }),
+            _ => Err(Refusal::NoMigration),
         }
     }
 

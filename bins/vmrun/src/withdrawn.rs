@@ -25,8 +25,8 @@ pub enum Withdrawal {
 impl Withdrawal {
     pub fn refusal(self) -> Refusal {
         match self {
-            Self::Cancelled => Refusal::cancelled(),
-            Self::Silent => Refusal::given_up(STATUS_POLL_INTERVAL * SILENT_POLLS),
+            Self::Cancelled => Refusal::Cancelled,
+            Self::Silent => Refusal::GivenUp { after: STATUS_POLL_INTERVAL * SILENT_POLLS },
         }
     }
 }

@@ -235,7 +235,6 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Pause,
         Request::FlushDisks,
         Request::SaveState,
-        Request::DirtyLogStop,
         Request::Own(Input::Commit(ID, Some(BY))),
         Request::Own(Input::Confirm(ID)),
     ];
@@ -264,7 +263,6 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Prepare { id: ID, sections: sections.clone(), paused_for: None },
         Request::Go { id: ID, by: Authority::Source(Some(BY.nonce)) },
         Request::MigrationStatus { id: ID, nonce: Some(BY.nonce) },
-        Request::Announce,
         Request::Own(Input::Refuse(ID)),
         Request::Own(Input::Quit { force: true }),
     ];
@@ -304,7 +302,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Reply::Done,
         Reply::MigrationStatus(MigrationStatus::Prepared),
         Reply::Orders(vec![Order::Cancel]),
-        Reply::Refused(Refusal::new("no migration is under way")),
+        Reply::Refused(Refusal::WrongMigration { have: ID, asked: ID }),
         Reply::Received { notes: vec!["the console of web goes to null".to_owned()] },
         Reply::Prepared(Loaded { load: Duration::from_micros(400), acknowledge: Some(BY) }),
         Reply::Started(Started::default()),

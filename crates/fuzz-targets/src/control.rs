@@ -115,7 +115,7 @@ impl Vmrun {
                 ownership.enter(input, &transition);
                 Reply::Done
             }
-            Err(denied) => Reply::Refused(Refusal::new(denied)),
+            Err(denied) => Reply::Refused(denied.into()),
         }
     }
 }
@@ -135,9 +135,9 @@ impl Service for Vmrun {
             }
             Request::Prepare { sections, .. } => Reply::State(sections),
             Request::Receive { overrides, .. } => {
-                Reply::Refused(Refusal::new(overrides.name.unwrap_or_default()))
+                Reply::Refused(Refusal::failed(overrides.name.unwrap_or_default()))
             }
-            Request::PostProgress { progress, .. } => Reply::Refused(Refusal::new(progress)),
+            Request::PostProgress { progress, .. } => Reply::Refused(Refusal::failed(progress)),
             Request::Order(order) => Reply::Orders(vec![order]),
             _ => Reply::Done,
         }

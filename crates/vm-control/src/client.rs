@@ -16,8 +16,9 @@ use vm_state::MachineDescription;
 
 use crate::frame::{self, FrameError};
 use crate::message::{
-    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request, Started, Status,
+    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Reply, Request, Started, Status,
 };
+use crate::refusal::Refusal;
 use vm_mapping::{Access, GuestMemory, MemoryError};
 
 /// A vmrun that has not answered for so long hangs. Loading a large machine's state takes
@@ -253,14 +254,6 @@ impl Client {
         }
     }
 
-    /// Stops the dirty log.
-    ///
-    /// # Errors
-    /// [`ClientError`], as for every request.
-    pub fn dirty_log_stop(&self) -> Result<(), ClientError> {
-        self.done(&Request::DirtyLogStop)
-    }
-
     /// Stops the guest; returns how long that took.
     ///
     /// # Errors
@@ -306,14 +299,6 @@ impl Client {
     /// [`ClientError`], as for every request.
     pub fn throttle(&self, percent: u8) -> Result<(), ClientError> {
         self.done(&Request::Throttle(percent))
-    }
-
-    /// Tells the network where the guest is now.
-    ///
-    /// # Errors
-    /// [`ClientError`], as for every request.
-    pub fn announce(&self) -> Result<(), ClientError> {
-        self.done(&Request::Announce)
     }
 
     /// Asks the guest to do with `target` of its memory.

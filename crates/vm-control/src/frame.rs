@@ -343,7 +343,7 @@ mod tests {
         #[test]
         fn any_refusal_arrives_as_it_was_sent(message in ".{0,300}") {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let reply = Reply::Refused(Refusal::new(message));
+            let reply = Reply::Refused(Refusal::failed(message));
             send(&ours, &reply, &[]).unwrap();
             prop_assert_eq!(receive::<Reply>(&theirs).unwrap().0, reply);
         }

@@ -38,11 +38,13 @@
 mod client;
 mod frame;
 mod message;
+mod refusal;
 pub mod server;
 
 pub use client::{Client, ClientError, Subscription};
 pub use frame::FrameError;
 pub use message::{
-    Balloon, Event, Handover, Loaded, MemoryBacking, Order, Overrides, PROTOCOL_VERSION, Refusal,
-    RefusalKind, Reply, Request, Started, Status,
+    Balloon, Event, Handover, Loaded, MemoryBacking, Order, Overrides, PROTOCOL_VERSION, Reply,
+    Request, Started, Status,
 };
+pub use refusal::Refusal;

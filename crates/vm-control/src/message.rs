@@ -9,9 +9,10 @@ use migpipe_units::limits::{MAX_DESCRIPTION, MAX_FRAME, MAX_SECTIONS};
 use migpipe_units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use thiserror::Error;
 use vm_state::MachineDescription;
 pub use vm_state::MemoryBacking;
+
+use crate::refusal::Refusal;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
@@ -42,8 +43,6 @@ pub enum Request {
     /// exactly once: the client takes it out when it sends the page. What it leaves there, or puts
     /// back, is there after the next harvest too. Answered by [`Reply::Harvested`].
     DirtyLogHarvest,
-    /// Stop to log.
-    DirtyLogStop,
     /// Stop the vCPUs and quiesce the devices. Answered by [`Reply::Paused`] once all have stopped.
     Pause,
     /// Let the vCPUs run. In the blackout of a migration it cancels that, unless it comes from the
@@ -54,8 +53,6 @@ pub enum Request {
     /// Slow the vCPUs down by this many percent, 0 to 99. For the client of a migration, and no longer
     /// than that.
     Throttle(u8),
-    /// Tell the network where the guest is now.
-    Announce,
     /// Ask the guest to do with so much of its memory and give the rest back to the host, or to take
     /// it again: it is asked through its balloon, and does it when it can. How far it has come is in
     /// [`Status::balloon`]. Answered by [`Reply::Done`] once it is asked; refused if it has no
@@ -154,7 +151,7 @@ fn sections<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error
 }
 
 /// The number by which postcard tells a [`Request::Prepare`] from the others: its place among them.
-const PREPARE: u8 = 15;
+const PREPARE: u8 = 13;
 
 /// The longest request but that (bytes): the description of a machine is the largest part of any,
 /// which is at most half of this.
@@ -177,7 +174,7 @@ pub(crate) fn longest_request(first: u8, greeted: bool) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// Give up, with the guest running on the source. vmrun carries it out by itself, and answers
-    /// once the guest is its own again; the client hears of it by [`RefusalKind::Cancelled`].
+    /// once the guest is its own again; the client hears of it by [`Refusal::Cancelled`].
     Cancel,
     /// Send at most this fast; `None` is as fast as it goes.
     SetSpeed(Option<BytesPerSec>),
@@ -311,56 +308,6 @@ pub struct Balloon {
     pub target: Bytes,
     /// What it does with now, by its own word.
     pub actual: Bytes,
-}
-
-/// Why vmrun does not do what it was asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
-#[error("{}", if message.is_empty() { "vmrun refuses and does not say why" } else { message })]
-pub struct Refusal {
-    /// One line: what, on which thing, and what to do.
-    pub message: String,
-    /// What a client makes of it.
-    pub kind: RefusalKind,
-}
-
-/// What a client makes of a refusal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RefusalKind {
-    /// It cannot have what it asked for.
-    #[default]
-    Denied,
-    /// The operator has cancelled its migration, and the guest is its vmrun's again.
-    Cancelled,
-    /// Nothing was heard of it while the guest stood still for it, and the guest is its vmrun's again.
-    GivenUp,
-}
-
-impl Refusal {
-    /// The refusal that says `message`.
-    pub fn new(message: impl ToString) -> Self {
-        Self { message: message.to_string(), kind: RefusalKind::Denied }
-    }
-
-    /// What a client hears whose migration was cancelled.
-    pub fn cancelled() -> Self {
-        let message = "the operator has cancelled this migration".to_owned();
-        Self { message, kind: RefusalKind::Cancelled }
-    }
-
-    /// What a client hears that did nothing for so long while the guest stood still for it.
-    pub fn given_up(after: Duration) -> Self {
-        let message = format!(
-            "nothing was heard of the sender for {} s while the guest stood still for it, and the \
-             guest was given back",
-            after.as_secs()
-        );
-        Self { message, kind: RefusalKind::GivenUp }
-    }
-
-    /// Whether the operator has cancelled the migration that this is about.
-    pub fn is_cancelled(&self) -> bool {
-        self.kind == RefusalKind::Cancelled
-    }
 }
 
 /// What happens to a guest.

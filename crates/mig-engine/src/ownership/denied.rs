@@ -1,12 +1,13 @@
 //! Why a vmrun does not do what it was asked.
 
 use migpipe_units::MigrationId;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::state::State;
 
 /// Why a vmrun does not do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
 pub enum Denied {
     /// The guest is on its way already.
     #[error("a migration of this guest is under way ({0}): wait for it, or cancel it")]

@@ -1,0 +1,240 @@
+//! The requests of a client that brings a guest: the machine is built and filled, the state loaded,
+//! and the guest started.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mig_engine::handover::HandoverMode;
+use mig_engine::ownership::{Authority, Denied, Input};
+use migpipe_units::{Acknowledged, MigrationId, Nonce};
+use tracing::info;
+use vm_control::server::{Answer, ConnectionId, Peer};
+use vm_control::{Loaded, Overrides, Refusal, Reply, Started};
+use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
+use vm_state::{MachineDescription, Section};
+
+use crate::builder::{Builder, NotBuilt};
+use crate::descriptors::copies;
+use crate::end::End;
+use crate::go_timer::GoTimer;
+use crate::go_wait;
+use crate::guest::{Guest, Inner};
+use crate::refusal::refusal;
+use crate::run_state::RunState;
+
+/// How long the first entry of a vCPU is waited for; it takes some 50 us.
+const FIRST_INSTRUCTION_TIMEOUT: Duration = Duration::from_millis(100);
+
+impl Guest {
+    /// Takes a guest up. Its machine is built without the lock: it opens files that a stream has
+    /// named, and that may take for ever.
+    pub fn receive(
+        &self,
+        peer: &Peer<'_>,
+        id: MigrationId,
+        form: HandoverMode,
+        mut description: MachineDescription,
+        overrides: Overrides,
+    ) -> Result<Answer, Refusal> {
+        let arriving = self.begin_to_receive(id, form, &mut description, overrides)?;
+        let Arriving { here, builder, .. } = &arriving;
+        let taken = match builder.build(&description, here.clone(), || peer.is_gone()) {
+            Ok(machine) => self.take_up(peer.id(), &arriving, machine),
+            Err(NotBuilt::Refused(why)) => Err(why),
+            Err(NotBuilt::Abandoned) => {
+                self.end(End::Failed(Refusal::ClientGone.to_string()));
+                return Err(Refusal::ClientGone);
+            }
+        };
+        if taken.is_err() {
+            // For another guest, or the same once what it lacks is there.
+            self.lock().builder = Some(arriving.builder);
+        }
+        taken
+    }
+
+    /// From here on the guest may run here, and its machine is filled.
+    fn take_up(
+        &self,
+        connection: ConnectionId,
+        arriving: &Arriving,
+        machine: Machine,
+    ) -> Result<Answer, Refusal> {
+        let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
+        let notes = placed_elsewhere(&machine, arriving.asked.iter());
+        let backing = machine.memory_backing();
+        // It ends with the machine, if the step is denied.
+        self.watch(&machine).map_err(refusal)?;
+        let this = self.this().ok_or(Denied::Finished)?;
+        let (id, name) = (arriving.id, self.name.clone());
+        let go_timer = GoTimer::start(move |events| go_wait::serve(&this, &name, id, events))?;
+        let inner = &mut *self.lock();
+        self.step(inner, arriving.input())?;
+        inner.acknowledged = arriving.form.is_answered();
+        inner.go_timer = Some(go_timer);
+        // As it is here: its next destination is told where its files are on this host.
+        inner.description = Some(machine.describe());
+        inner.machine = Some(machine);
+        inner.receiver = Some(connection);
+        info!("guest memory: {backing}");
+        for note in &notes {
+            info!("{note}");
+        }
+        Ok(Answer { reply: Reply::Received { notes }, fds })
+    }
+
+    /// What the guest is here, and who builds its machine: for the one who comes first.
+    fn begin_to_receive(
+        &self,
+        id: MigrationId,
+        form: HandoverMode,
+        description: &mut MachineDescription,
+        overrides: Overrides,
+    ) -> Result<Arriving, Refusal> {
+        let inner = &mut *self.lock();
+        inner.ownership.step(arrival(id, form))?;
+        description.name.clone_from(&inner.name);
+        let console = overrides.console.as_ref().unwrap_or(&inner.console);
+        // Whatever else it is to be on this host, as the source's, is among those that follow.
+        let mut device_params = virtio_consoles(description, inner.virtio_console.as_deref());
+        device_params.extend(overrides.device_params.into_iter().map(device_param));
+        let here = vm_machine::Overrides {
+            name: Some(inner.name.clone()),
+            console: Some(console.parse().map_err(refusal)?),
+            device_params: device_params.clone(),
+            ..vm_machine::Overrides::default()
+        };
+        let serial = DeviceParam {
+            kind: "serial".to_owned(),
+            id: "serial0".to_owned(),
+            name: VirtioSpec::CONSOLE_PARAM.to_owned(),
+            value: console.clone(),
+        };
+        device_params.push(serial);
+        let builder = inner.builder.take().ok_or(Refusal::AlreadyReceiving)?;
+        Ok(Arriving { id, form, here, asked: device_params, builder })
+    }
+
+    /// Loads the state of the guest, which waits for GO then.
+    pub fn prepare(
+        &self,
+        inner: &mut Inner,
+        id: MigrationId,
+        sections: &[Vec<u8>],
+        paused_for: Option<Duration>,
+    ) -> Result<Reply, Refusal> {
+        let started = Instant::now();
+        let acknowledge = match (inner.acknowledged, self.host) {
+            (true, Some(host)) => Some(Acknowledged { host, nonce: Nonce::random() }),
+            (true, None) => return Err(Denied::NotIncoming.into()),
+            (false, _) => None,
+        };
+        let prepared = Input::Prepared(id, acknowledge.map(|by| by.nonce));
+        let expected = inner.ownership.step(prepared)?;
+        let mut sections = sections
+            .iter()
+            .map(|section| Section::decode(section).map_err(refusal))
+            .collect::<Result<Vec<_>, _>>()?;
+        inner.wanted = RunState::take(&mut sections).map_err(refusal)?.wanted;
+        inner.machine()?.load_after(sections, paused_for).map_err(refusal)?;
+        debug_assert_eq!(expected.before, None);
+        self.step(inner, prepared)?;
+        if let Some(go_timer) = &inner.go_timer {
+            go_timer.prepared();
+        }
+        Ok(Reply::Prepared(Loaded { load: started.elapsed(), acknowledge }))
+    }
+
+    /// Runs the guest, if it waits for GO.
+    pub fn go(&self, inner: &mut Inner, id: MigrationId, by: Authority) -> Result<Reply, Refusal> {
+        let started = Instant::now();
+        self.step(inner, Input::Go(id, by))?;
+        inner.receiver = None;
+        let go = started.elapsed();
+        let first_instruction = match inner.machine() {
+            Ok(machine) if machine.is_running() => first_instruction(machine),
+            _ => Duration::ZERO,
+        };
+        if let Ok(machine) = inner.machine() {
+            machine.announce();
+        }
+        Ok(Reply::Started(Started { go, first_instruction }))
+    }
+}
+
+/// A guest whose machine is to be built.
+struct Arriving {
+    id: MigrationId,
+    form: HandoverMode,
+    here: vm_machine::Overrides,
+    /// What was asked for otherwise than the description has it.
+    asked: Vec<DeviceParam>,
+    builder: Builder,
+}
+
+impl Arriving {
+    const fn input(&self) -> Input {
+        arrival(self.id, self.form)
+    }
+}
+
+/// The step by which a guest begins to arrive in this way.
+const fn arrival(id: MigrationId, form: HandoverMode) -> Input {
+    match form {
+        HandoverMode::Saved => Input::Restore(id),
+        _ => Input::Receive(id),
+    }
+}
+
+/// Where the virtio consoles of an arriving guest go if mig-recv does not say so.
+fn virtio_consoles(description: &MachineDescription, to: Option<&str>) -> Vec<DeviceParam> {
+    let kind = VirtioKind::Console.name();
+    let consoles = description.devices.iter().filter(|device| device.kind == kind);
+    consoles
+        .map(|device| DeviceParam {
+            kind: kind.to_owned(),
+            id: device.id.clone(),
+            name: VirtioSpec::CONSOLE_PARAM.to_owned(),
+            value: to.unwrap_or("null").to_owned(),
+        })
+        .collect()
+}
+
+/// What to say of the consoles of `machine` that are not where they were to be.
+fn placed_elsewhere<'a>(
+    machine: &Machine,
+    asked: impl Iterator<Item = &'a DeviceParam>,
+) -> Vec<String> {
+    let devices = machine.describe().devices;
+    let consoles = asked.filter(|param| param.name == VirtioSpec::CONSOLE_PARAM);
+    let found = consoles.filter_map(|param| {
+        let mut all = devices.iter();
+        let device = all.find(|device| device.kind == param.kind && device.id == param.id)?;
+        let here = device.params.get(&param.name).filter(|here| **here != param.value)?;
+        let (name, asked) = (machine.name(), &param.value);
+        Some(format!(
+            "the console of {name} goes to {here}: {asked} is where no file of an arriving guest \
+             may be (--files-in)"
+        ))
+    });
+    found.collect()
+}
+
+fn device_param((kind, id, name, value): (String, String, String, String)) -> DeviceParam {
+    DeviceParam { kind, id, name, value }
+}
+
+/// How long it took from the resume until a vCPU entered the guest.
+fn first_instruction(machine: &Machine) -> Duration {
+    let Some(resumed) = machine.resumed_at() else { return Duration::ZERO };
+    let started = Instant::now();
+    loop {
+        if let Some(entered) = machine.first_instruction_after() {
+            return entered.since(resumed);
+        }
+        if started.elapsed() > FIRST_INSTRUCTION_TIMEOUT {
+            return started.elapsed();
+        }
+        thread::yield_now();
+    }
+}
