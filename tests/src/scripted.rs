@@ -172,7 +172,7 @@ fn regions() -> Vec<MemoryRegion> {
 impl Service for Guest {
     fn handle(&self, peer: &Peer<'_>, request: Request) -> Answer {
         match self.fault(&request) {
-            Some(Fault::Refuses) => return Reply::Refused(Refusal::new(REFUSES)).into(),
+            Some(Fault::Refuses) => return Reply::Refused(Refusal::failed(REFUSES)).into(),
             // Its connections end with it; nothing is said of that.
             Some(Fault::Ends) => std::panic::resume_unwind(Box::new(())),
             None => {}

@@ -2,8 +2,7 @@
 //! of this process, not of the vmrun, which may have another working directory.
 
 use anyhow::Context;
-use vm_control::Overrides;
-use vm_state::MachineDescription;
+use vm_state::{DeviceParam, MachineDescription};
 
 use crate::args::{Args, TERMINAL};
 
@@ -12,31 +11,27 @@ const SERIAL_CONSOLE: (&str, &str, &str) = ("serial", "serial0", "console");
 const VIRTIO_CONSOLE: (&str, &str, &str) = ("console", "console0", "console");
 
 /// What replaces what the stream says.
-pub fn of(args: &Args, guest: &MachineDescription) -> anyhow::Result<Overrides> {
-    Ok(Overrides {
-        name: None,
-        console: console(args, guest, &args.console, SERIAL_CONSOLE),
-        device_params: device_params(args, guest)?,
-    })
-}
-
-fn device_params(
-    args: &Args,
-    guest: &MachineDescription,
-) -> anyhow::Result<Vec<(String, String, String, String)>> {
-    let disk = |(id, path): &(String, String)| {
+pub fn of(args: &Args, guest: &MachineDescription) -> anyhow::Result<Vec<DeviceParam>> {
+    let mut overrides = Vec::new();
+    for (id, path) in &args.disks {
         let path = std::path::absolute(path).with_context(|| format!("no such path: {path}"))?;
         let path = path.to_str().context("a path that is no UTF-8 text")?.to_owned();
-        Ok(("block".to_owned(), id.clone(), "path".to_owned(), path))
-    };
-    let tap = |(id, tap): &(String, String)| {
-        Ok(("net".to_owned(), id.clone(), "tap".to_owned(), tap.clone()))
-    };
-    let console = console(args, guest, &args.virtio_console, VIRTIO_CONSOLE).map(|to| {
-        let (kind, id, param) = VIRTIO_CONSOLE;
-        Ok((kind.to_owned(), id.to_owned(), param.to_owned(), to))
-    });
-    args.disks.iter().map(disk).chain(args.nets.iter().map(tap)).chain(console).collect()
+        overrides.push(device_param(("block", id, "path"), path));
+    }
+    for (id, tap) in &args.nets {
+        overrides.push(device_param(("net", id, "tap"), tap.clone()));
+    }
+    for (named, param) in
+        [(&args.console, SERIAL_CONSOLE), (&args.virtio_console, VIRTIO_CONSOLE)]
+    {
+        overrides.extend(console(args, guest, named, param).map(|to| device_param(param, to)));
+    }
+    Ok(overrides)
+}
+
+/// The parameter `name` of the device `id` of this kind.
+fn device_param((kind, id, name): (&str, &str, &str), value: String) -> DeviceParam {
+    DeviceParam { kind: kind.to_owned(), id: id.to_owned(), name: name.to_owned(), value }
 }
 
 /// Where a console goes that is the parameter of a device: as the command line says, or as on the

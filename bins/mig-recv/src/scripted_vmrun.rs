@@ -101,7 +101,7 @@ impl Service for Scripted {
 
 /// What a vmrun answers that does not do it.
 pub fn refused() -> Reply {
-    Reply::Refused(Refusal::new("not on this host"))
+    Reply::Refused(Refusal::failed("not on this host"))
 }
 
 /// What a vmrun that is out of order answers: nothing that could be used.

@@ -360,7 +360,7 @@ mod tests {
         ] {
             assert_eq!(error.kind(), FailureKind::Cancelled, "{error:?}");
         }
-        let denied = ClientError::Refused(Refusal::new("it is paused"));
+        let denied = ClientError::Refused(Refusal::failed("it is paused"));
         assert_eq!(StepError::from(denied).kind(), FailureKind::Failed);
     }
 }

@@ -171,7 +171,8 @@ fn line(value: &Value) -> String {
 mod tests {
     use super::*;
     use migpipe_units::{Bytes, MigrationId};
-    use vm_control::{Balloon, MemoryBacking};
+    use vm_control::MemoryBacking;
+    use vm_state::Balloon;
 
     fn guest(ownership: State, running: bool) -> Status {
         Status {

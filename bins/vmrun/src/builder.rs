@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vm_control::Refusal;
-use vm_machine::{AllowedPaths, Host, HostMemory, Machine, MachineError, Overrides};
+use vm_machine::{AllowedPaths, Host, HostMemory, IncomingConfig, Machine, MachineError};
 use vm_state::MachineDescription;
 
 use crate::confinement;
@@ -29,7 +29,7 @@ pub enum NotBuilt {
 
 struct Order {
     description: MachineDescription,
-    here: Overrides,
+    here: IncomingConfig,
     built: SyncSender<Result<Machine, MachineError>>,
 }
 
@@ -61,7 +61,7 @@ impl Builder {
     pub fn build(
         &self,
         description: &MachineDescription,
-        here: Overrides,
+        here: IncomingConfig,
         abandoned: impl Fn() -> bool,
     ) -> Result<Machine, NotBuilt> {
         let (built, machine) = sync_channel(1);

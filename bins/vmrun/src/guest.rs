@@ -11,7 +11,7 @@ use migpipe_units::limits::MAX_RELEASED;
 use migpipe_units::{HostId, MigrationId};
 use tracing::{info, warn};
 use vm_control::server::ConnectionId;
-use vm_control::{Balloon, Event, Handover, Refusal, Status};
+use vm_control::{Event, Handover, Refusal, Status};
 use vm_machine::Machine;
 use vm_records::record::{Claim, Record, Records};
 use vm_state::MachineDescription;
@@ -386,11 +386,7 @@ impl Inner {
             throttle: self.throttle,
             held: self.held.clone(),
             progress: self.migration.as_ref().and_then(|migration| migration.progress.clone()),
-            balloon: self
-                .machine
-                .as_ref()
-                .and_then(Machine::balloon)
-                .map(|vm_machine::Balloon { target, actual }| Balloon { target, actual }),
+            balloon: self.machine.as_ref().and_then(Machine::balloon),
             handover: self.handover(),
             released: self.released.iter().copied().collect(),
         }

@@ -9,9 +9,9 @@ use mig_engine::ownership::{Authority, Denied, Input};
 use migpipe_units::{Acknowledged, MigrationId, Nonce};
 use tracing::info;
 use vm_control::server::{Answer, ConnectionId, Peer};
-use vm_control::{Loaded, Overrides, Refusal, Reply, Started};
-use vm_machine::{DeviceParam, Machine, VirtioKind, VirtioSpec};
-use vm_state::{MachineDescription, Section};
+use vm_control::{Loaded, Refusal, Reply, Started};
+use vm_machine::{IncomingConfig, Machine, VirtioKind, VirtioSpec};
+use vm_state::{DeviceParam, MachineDescription, Section};
 
 use crate::builder::{Builder, NotBuilt};
 use crate::descriptors::copies;
@@ -21,6 +21,9 @@ use crate::go_wait;
 use crate::guest::{Guest, Inner};
 use crate::refusal::refusal;
 use crate::run_state::RunState;
+
+/// The kind of device that the serial port is.
+const SERIAL: &str = "serial";
 
 /// How long the first entry of a vCPU is waited for; it takes some 50 us.
 const FIRST_INSTRUCTION_TIMEOUT: Duration = Duration::from_millis(100);
@@ -34,7 +37,7 @@ impl Guest {
         id: MigrationId,
         form: HandoverMode,
         mut description: MachineDescription,
-        overrides: Overrides,
+        overrides: Vec<DeviceParam>,
     ) -> Result<Answer, Refusal> {
         let arriving = self.begin_to_receive(id, form, &mut description, overrides)?;
         let Arriving { here, builder, .. } = &arriving;
@@ -61,7 +64,7 @@ impl Guest {
         machine: Machine,
     ) -> Result<Answer, Refusal> {
         let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
-        let notes = placed_elsewhere(&machine, arriving.asked.iter());
+        let notes = placed_elsewhere(&machine.describe(), &arriving.here.overrides);
         let backing = machine.memory_backing();
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
@@ -89,30 +92,26 @@ impl Guest {
         id: MigrationId,
         form: HandoverMode,
         description: &mut MachineDescription,
-        overrides: Overrides,
+        overrides: Vec<DeviceParam>,
     ) -> Result<Arriving, Refusal> {
         let inner = &mut *self.lock();
         inner.ownership.step(arrival(id, form))?;
         description.name.clone_from(&inner.name);
-        let console = overrides.console.as_ref().unwrap_or(&inner.console);
         // Whatever else it is to be on this host, as the source's, is among those that follow.
-        let mut device_params = virtio_consoles(description, inner.virtio_console.as_deref());
-        device_params.extend(overrides.device_params.into_iter().map(device_param));
-        let here = vm_machine::Overrides {
+        let mut wanted = consoles(description, SERIAL, Some(&inner.console));
+        wanted.extend(consoles(
+            description,
+            VirtioKind::Console.name(),
+            inner.virtio_console.as_deref(),
+        ));
+        wanted.extend(overrides);
+        let here = IncomingConfig {
             name: Some(inner.name.clone()),
-            console: Some(console.parse().map_err(refusal)?),
-            device_params: device_params.clone(),
-            ..vm_machine::Overrides::default()
+            overrides: wanted,
+            ..IncomingConfig::default()
         };
-        let serial = DeviceParam {
-            kind: "serial".to_owned(),
-            id: "serial0".to_owned(),
-            name: VirtioSpec::CONSOLE_PARAM.to_owned(),
-            value: console.clone(),
-        };
-        device_params.push(serial);
         let builder = inner.builder.take().ok_or(Refusal::AlreadyReceiving)?;
-        Ok(Arriving { id, form, here, asked: device_params, builder })
+        Ok(Arriving { id, form, here, builder })
     }
 
     /// Loads the state of the guest, which waits for GO then.
@@ -166,9 +165,7 @@ impl Guest {
 struct Arriving {
     id: MigrationId,
     form: HandoverMode,
-    here: vm_machine::Overrides,
-    /// What was asked for otherwise than the description has it.
-    asked: Vec<DeviceParam>,
+    here: IncomingConfig,
     builder: Builder,
 }
 
@@ -186,9 +183,8 @@ const fn arrival(id: MigrationId, form: HandoverMode) -> Input {
     }
 }
 
-/// Where the virtio consoles of an arriving guest go if mig-recv does not say so.
-fn virtio_consoles(description: &MachineDescription, to: Option<&str>) -> Vec<DeviceParam> {
-    let kind = VirtioKind::Console.name();
+/// Where the consoles of this kind go, of an arriving guest, if mig-recv does not say so.
+fn consoles(description: &MachineDescription, kind: &str, to: Option<&str>) -> Vec<DeviceParam> {
     let consoles = description.devices.iter().filter(|device| device.kind == kind);
     consoles
         .map(|device| DeviceParam {
@@ -200,28 +196,25 @@ fn virtio_consoles(description: &MachineDescription, to: Option<&str>) -> Vec<De
         .collect()
 }
 
-/// What to say of the consoles of `machine` that are not where they were to be.
-fn placed_elsewhere<'a>(
-    machine: &Machine,
-    asked: impl Iterator<Item = &'a DeviceParam>,
-) -> Vec<String> {
-    let devices = machine.describe().devices;
-    let consoles = asked.filter(|param| param.name == VirtioSpec::CONSOLE_PARAM);
-    let found = consoles.filter_map(|param| {
-        let mut all = devices.iter();
-        let device = all.find(|device| device.kind == param.kind && device.id == param.id)?;
-        let here = device.params.get(&param.name).filter(|here| **here != param.value)?;
-        let (name, asked) = (machine.name(), &param.value);
-        Some(format!(
-            "the console of {name} goes to {here}: {asked} is where no file of an arriving guest \
-             may be (--files-in)"
-        ))
-    });
-    found.collect()
-}
-
-fn device_param((kind, id, name, value): (String, String, String, String)) -> DeviceParam {
-    DeviceParam { kind, id, name, value }
+/// What to say of the consoles of `machine` that are not where they were wanted.
+fn placed_elsewhere(machine: &MachineDescription, wanted: &[DeviceParam]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for device in &machine.devices {
+        let Some(here) = device.params.get(VirtioSpec::CONSOLE_PARAM) else { continue };
+        // Of those that name it the last counts.
+        let wanted = wanted.iter().rev().find(|param| {
+            let names_it = param.kind == device.kind && param.id == device.id;
+            names_it && param.name == VirtioSpec::CONSOLE_PARAM
+        });
+        if let Some(wanted) = wanted.filter(|wanted| wanted.value != *here) {
+            notes.push(format!(
+                "the console of {} goes to {here}: {} is where no file of an arriving guest may be \
+                 (--files-in)",
+                machine.name, wanted.value
+            ));
+        }
+    }
+    notes
 }
 
 /// How long it took from the resume until a vCPU entered the guest.
@@ -236,5 +229,46 @@ fn first_instruction(machine: &Machine) -> Duration {
             return started.elapsed();
         }
         thread::yield_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use vm_state::{CpuDescription, DeviceDescription, KernelKind};
+
+    use super::*;
+
+    fn machine(console: &str) -> MachineDescription {
+        let params = BTreeMap::from([("console".to_owned(), console.to_owned())]);
+        let device = DeviceDescription {
+            kind: SERIAL.to_owned(),
+            id: "serial0".to_owned(),
+            section_version: 1,
+            params,
+        };
+        MachineDescription {
+            name: "web".to_owned(),
+            vcpus: 1,
+            memory: Vec::new(),
+            hugetlb: false,
+            cpu: CpuDescription::default(),
+            devices: vec![device],
+            kernel: KernelKind::Builtin,
+        }
+    }
+
+    #[test]
+    fn a_console_that_is_not_where_it_was_wanted_last_is_told() {
+        let mut wanted = consoles(&machine("stdio"), SERIAL, None);
+        assert_eq!(wanted[0].value, "null");
+        assert_eq!(placed_elsewhere(&machine("null"), &wanted), [""; 0]);
+        wanted.extend(consoles(&machine("stdio"), SERIAL, Some("file:/etc/passwd")));
+        assert_eq!(placed_elsewhere(&machine("file:/etc/passwd"), &wanted), [""; 0]);
+        let [note] = &placed_elsewhere(&machine("file:/guests/web.log"), &wanted)[..] else {
+            panic!("one console")
+        };
+        assert!(note.contains("goes to file:/guests/web.log: file:/etc/passwd is"), "{note}");
     }
 }

@@ -20,9 +20,9 @@ use migpipe_units::{
 };
 use serde::Serialize;
 use vm_control::{
-    Event, Handover, Loaded, Order, Overrides, Refusal, Reply, Request, Started, Status,
+    Event, Handover, Loaded, Order, Refusal, Reply, Request, Started, Status,
 };
-use vm_state::{MachineDescription, MemoryBacking, MemoryRegion};
+use vm_state::{DeviceParam, MachineDescription, MemoryBacking, MemoryRegion};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -247,12 +247,8 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Resume,
     ];
     let replacement = ["block", "disk0", "path", "/dev/null"].map(str::to_owned);
-    let [kind, device, param, value] = replacement;
-    let overrides = Overrides {
-        name: Some("w2".to_owned()),
-        console: Some("null".to_owned()),
-        device_params: vec![(kind, device, param, value)],
-    };
+    let [kind, id, name, value] = replacement;
+    let overrides = vec![DeviceParam { kind, id, name, value }];
     let destination = [
         Request::Receive {
             id: ID,

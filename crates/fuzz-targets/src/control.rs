@@ -16,7 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{
-    Client, ClientError, Event, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply, Request,
+    Client, ClientError, Event, Order, PROTOCOL_VERSION, Refusal, Reply, Request,
 };
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
@@ -135,7 +135,8 @@ impl Service for Vmrun {
             }
             Request::Prepare { sections, .. } => Reply::State(sections),
             Request::Receive { overrides, .. } => {
-                Reply::Refused(Refusal::failed(overrides.name.unwrap_or_default()))
+                let first = overrides.into_iter().next().map(|param| param.value);
+                Reply::Refused(Refusal::failed(first.unwrap_or_default()))
             }
             Request::PostProgress { progress, .. } => Reply::Refused(Refusal::failed(progress)),
             Request::Order(order) => Reply::Orders(vec![order]),
@@ -207,7 +208,7 @@ fn all_requests(client: Client) -> Result<(), ClientError> {
     heard(client.migration_status(ID, None))?;
     heard(client.post_progress(ID, String::new()))?;
     heard(client.order(Order::Cancel))?;
-    heard(client.receive(ID, machine, Overrides::default(), HandoverMode::BothWays))?;
+    heard(client.receive(ID, machine, Vec::new(), HandoverMode::BothWays))?;
     heard(client.prepare(ID, sections, None))?;
     heard(client.go(ID, Authority::Operator))?;
     if let Some(mut events) = heard(client.subscribe())? {

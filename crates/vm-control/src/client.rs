@@ -12,11 +12,11 @@ use mig_engine::ownership::{Authority, Input, MigrationStatus};
 use migpipe_units::{Bytes, MigrationId, Nonce, Pages};
 use page_bitmap::{BitmapError, GuestBitmap};
 use thiserror::Error;
-use vm_state::MachineDescription;
+use vm_state::{DeviceParam, MachineDescription};
 
 use crate::frame::{self, FrameError};
 use crate::message::{
-    Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Reply, Request, Started, Status,
+    Event, Loaded, Order, PROTOCOL_VERSION, Reply, Request, Started, Status,
 };
 use crate::refusal::Refusal;
 use vm_mapping::{Access, GuestMemory, MemoryError};
@@ -334,7 +334,7 @@ impl Client {
         &self,
         id: MigrationId,
         description: MachineDescription,
-        overrides: Overrides,
+        overrides: Vec<DeviceParam>,
         form: HandoverMode,
     ) -> Result<(GuestMemory, Vec<String>), ClientError> {
         let memory = description.memory.clone();

@@ -44,7 +44,7 @@ pub mod server;
 pub use client::{Client, ClientError, Subscription};
 pub use frame::FrameError;
 pub use message::{
-    Balloon, Event, Handover, Loaded, MemoryBacking, Order, Overrides, PROTOCOL_VERSION, Reply,
-    Request, Started, Status,
+    Event, Handover, Loaded, MemoryBacking, Order, PROTOCOL_VERSION, Reply, Request, Started,
+    Status,
 };
 pub use refusal::Refusal;

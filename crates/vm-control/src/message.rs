@@ -9,8 +9,8 @@ use migpipe_units::limits::{MAX_DESCRIPTION, MAX_FRAME, MAX_SECTIONS};
 use migpipe_units::{Acknowledged, Bytes, BytesPerSec, MigrationId, Nonce, Pages};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use vm_state::MachineDescription;
 pub use vm_state::MemoryBacking;
+use vm_state::{Balloon, DeviceParam, MachineDescription};
 
 use crate::refusal::Refusal;
 
@@ -67,8 +67,8 @@ pub enum Request {
         id: MigrationId,
         /// What the source says the guest is.
         description: MachineDescription,
-        /// What differs on this host.
-        overrides: Overrides,
+        /// What is another on this host; vmrun may replace more.
+        overrides: Vec<DeviceParam>,
         /// How it comes. A guest from a file may be received again until it has run; one whose
         /// source hears of it when it is prepared runs for a GO that says so: see
         /// [`Loaded::acknowledge`].
@@ -182,17 +182,6 @@ pub enum Order {
     SetDowntime(Duration),
 }
 
-/// What the description of an arriving guest says and this host replaces.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overrides {
-    /// Another name.
-    pub name: Option<String>,
-    /// Another console, as `vmrun --console` takes it.
-    pub console: Option<String>,
-    /// Other parameters of devices: (kind, id, parameter, value).
-    pub device_params: Vec<(String, String, String, String)>,
-}
-
 /// What vmrun answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -299,15 +288,6 @@ pub struct Handover {
     pub taken_by: Option<Acknowledged>,
     /// How long ago the migration began.
     pub age: Duration,
-}
-
-/// How much of its memory a guest with a balloon has for itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Balloon {
-    /// What it was last asked to do with; all that it has, if it never was.
-    pub target: Bytes,
-    /// What it does with now, by its own word.
-    pub actual: Bytes,
 }
 
 /// What happens to a guest.

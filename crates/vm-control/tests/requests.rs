@@ -12,10 +12,12 @@ use migpipe_units::{Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, Pages,
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
 use vm_control::{
-    Client, ClientError, Event, Loaded, Order, Overrides, PROTOCOL_VERSION, Refusal, Reply,
-    Request, Started, Status,
+    Client, ClientError, Event, Loaded, Order, PROTOCOL_VERSION, Refusal, Reply, Request, Started,
+    Status,
 };
-use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryBacking, MemoryRegion};
+use vm_state::{
+    CpuDescription, DeviceParam, KernelKind, MachineDescription, MemoryBacking, MemoryRegion,
+};
 
 const ID: MigrationId = MigrationId::from_bytes([5; 16]);
 const NONCE: Nonce = Nonce::from_bytes([6; 16]);
@@ -92,6 +94,11 @@ fn machine() -> MachineDescription {
     }
 }
 
+fn disk() -> DeviceParam {
+    let [kind, id, name, value] = ["block", "disk0", "path", "/web.raw"].map(str::to_owned);
+    DeviceParam { kind, id, name, value }
+}
+
 fn status() -> Status {
     Status {
         name: "web".to_owned(),
@@ -158,7 +165,7 @@ fn calls() -> Vec<(Call, Request, String)> {
     let receive = Request::Receive {
         id: ID,
         description: machine(),
-        overrides: Overrides { name: Some("w2".into()), ..Overrides::default() },
+        overrides: vec![disk()],
         form: HandoverMode::OneWay,
     };
     let sections = vec![vec![4; 5]];
@@ -193,8 +200,7 @@ fn calls() -> Vec<(Call, Request, String)> {
         (|it| text(it.own(Input::Begin(ID))), Request::Own(Input::Begin(ID)), done()),
         (
             |it| {
-                let overrides = Overrides { name: Some("w2".into()), ..Overrides::default() };
-                let received = it.receive(ID, machine(), overrides, HandoverMode::OneWay);
+                let received = it.receive(ID, machine(), vec![disk()], HandoverMode::OneWay);
                 text(received.map(|(memory, notes)| (memory.regions().next(), notes)))
             },
             receive,

@@ -9,7 +9,7 @@ use vm_devices::{ConsoleSpec, SerialSnapshot, VirtioKind, VirtioSpec};
 use vm_state::{DeviceDescription, HostCapabilities, MachineDescription, Snapshot, compat};
 
 use crate::arch::{IoctlError, check_vcpus, describe_cpu, host_capabilities, set_cpuid};
-use crate::config::{HostMemory, MachineConfig, Overrides};
+use crate::config::{HostMemory, IncomingConfig, MachineConfig};
 use crate::devices::OpenedDevices;
 use crate::dirty::DirtyLog;
 use crate::error::MachineError;
@@ -89,7 +89,7 @@ impl Machine {
     /// [`MachineError`] names what this host or program lacks.
     pub fn incoming(
         description: &MachineDescription,
-        overrides: &Overrides,
+        here: &IncomingConfig,
         host: &Host,
     ) -> Result<Machine, MachineError> {
         boot::check_arriving(description)?;
@@ -97,25 +97,22 @@ impl Machine {
         compat::check(&description.cpu, capabilities)?;
         check_vcpus(kvm, description.vcpus)?;
         let mut description = description.clone();
-        virtio::replace(&mut description.devices, &overrides.device_params)?;
+        virtio::replace(&mut description.devices, &here.overrides)?;
         let (serial, mut specs) = devices_of(&description)?;
-        let mut console = match &overrides.console {
-            Some(console) => console.clone(),
-            None => console_of(serial)?,
-        };
-        let name = overrides.name.as_ref().unwrap_or(&description.name);
-        overrides.allowed_paths.move_consoles(name, (&serial.id, &mut console), &mut specs);
-        overrides.allowed_paths.check(&console, &specs)?;
+        let mut console = console_of(serial)?;
+        let name = here.name.as_ref().unwrap_or(&description.name);
+        here.allowed_paths.move_consoles(name, (&serial.id, &mut console), &mut specs);
+        here.allowed_paths.check(&console, &specs)?;
         let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
         let needed = bytes.fold(0, u64::saturating_add);
         if !description.hugetlb {
             // Huge pages are set apart, and the kernel says itself when they do not suffice.
             capacity::check(Bytes(needed))?;
         }
-        if let Some(name) = &overrides.name {
+        if let Some(name) = &here.name {
             description.name.clone_from(name);
         }
-        let source = memory_source(description.hugetlb, &overrides.memory);
+        let source = memory_source(description.hugetlb, &here.memory);
         Parts::new(kvm, description, source, &console, &specs)?.assemble(LoadState::AwaitingState)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use migpipe_units::Bytes;
 use vm_devices::{ConsoleSpec, VirtioSpec};
+use vm_state::DeviceParam;
 
 use crate::allowed_paths::AllowedPaths;
 use crate::boot::Kernel;
@@ -44,28 +45,13 @@ pub struct MachineConfig {
     pub devices: Vec<VirtioSpec>,
 }
 
-/// A parameter of a device that is another on this host, such as the path of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceParam {
-    /// The kind of the device, as the description has it.
-    pub kind: String,
-    /// Its id.
-    pub id: String,
-    /// The parameter.
-    pub name: String,
-    /// Its value here.
-    pub value: String,
-}
-
-/// What a destination says otherwise than the description of a guest that arrives.
+/// What a host makes of a guest that arrives.
 #[derive(Clone, Debug, Default)]
-pub struct Overrides {
+pub struct IncomingConfig {
     /// The name that it has here.
     pub name: Option<String>,
-    /// Where its console goes here.
-    pub console: Option<ConsoleSpec>,
-    /// What else is another here.
-    pub device_params: Vec<DeviceParam>,
+    /// What is another here than its description says.
+    pub overrides: Vec<DeviceParam>,
     /// Where the files may be that it has then.
     pub allowed_paths: AllowedPaths,
     /// Where its memory comes from, if not from hugetlbfs.

@@ -82,8 +82,8 @@ pub enum MachineError {
     /// The arriving guest lacks a device that every machine has.
     #[error("the machine description has no device {0}")]
     MissingDevice(&'static str),
-    /// The arriving guest's console is nothing that we can open.
-    #[error("the console of the machine description cannot be used; name one with --console")]
+    /// The console of a guest that arrives is nothing that can be opened.
+    #[error("the console of the guest cannot be used here; name another with --console")]
     ConsoleSpec(#[source] vm_devices::ConsoleSpecError),
     /// A file of the arriving guest is where none may be.
     #[error(

@@ -9,7 +9,7 @@ use migpipe_units::{Bytes, Pages, RegionId};
 use page_bitmap::{GuestBitmap, TrackedMemory};
 use tracing::warn;
 use vm_devices::DiskFile;
-use vm_state::{MachineDescription, MemoryBacking, Section, SectionSet};
+use vm_state::{Balloon, MachineDescription, MemoryBacking, Section, SectionSet};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -21,15 +21,6 @@ use crate::events::{Events, MachineEvent};
 use crate::memory::Memory;
 use crate::monotonic_time::MonotonicTime;
 use crate::vcpu::Vcpus;
-
-/// How much of its memory a guest with a balloon has for itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Balloon {
-    /// What it was asked to do with.
-    pub target: Bytes,
-    /// What it does with now, by its own word.
-    pub actual: Bytes,
-}
 
 /// Whether a machine has its state. Without it there are no devices that could run.
 pub(crate) enum LoadState {

@@ -9,11 +9,10 @@ use vm_devices::{
     BalloonSize, Device, DeviceError, DiskFile, GuestRam, MmioWindow, OpenedDevice, VirtioDevice,
     VirtioError, VirtioSpec,
 };
-use vm_state::{DeviceDescription, LoadError, SaveError, Section, SectionSet};
+use vm_state::{DeviceDescription, DeviceParam, LoadError, SaveError, Section, SectionSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::IoctlError;
-use crate::config::DeviceParam;
 use crate::error::MachineError;
 use crate::memory::Memory;
 

@@ -4,11 +4,11 @@ mod common;
 
 use std::path::Path;
 
-use common::{Guest, console, has_kvm};
+use common::{Guest, console, has_kvm, serial_console};
 use vm_machine::{
-    DeviceParam, Host, HostMemory, Kernel, Machine, MachineConfig, MachineError, Overrides,
-    VirtioSpec,
+    Host, HostMemory, IncomingConfig, Kernel, Machine, MachineConfig, MachineError, VirtioSpec,
 };
+use vm_state::DeviceParam;
 
 const SPEC: &str = "builtin:dirty,pages=64,rate=1000,fill=random,fill-mb=1";
 
@@ -107,17 +107,16 @@ fn a_destination_names_its_own_path_for_a_disk_and_one_that_is_not_there_is_refu
     let description = boot(dir.path(), vec![image(&dir.path().join("here"))]).unwrap().describe();
     image(&dir.path().join("there"));
     let incoming = |id: &str, path: &str| {
-        let overrides = Overrides {
-            console: Some(console(&dir.path().join("console-there"))),
-            device_params: vec![DeviceParam {
-                kind: "block".to_owned(),
-                id: id.to_owned(),
-                name: "path".to_owned(),
-                value: dir.path().join(path).to_str().unwrap().to_owned(),
-            }],
-            ..Overrides::default()
+        let disk = DeviceParam {
+            kind: "block".to_owned(),
+            id: id.to_owned(),
+            name: "path".to_owned(),
+            value: dir.path().join(path).to_str().unwrap().to_owned(),
         };
-        Machine::incoming(&description, &overrides, &Host::probe().unwrap())
+        let console = serial_console(&dir.path().join("console-there"));
+        let overrides = vec![console, disk];
+        let here = IncomingConfig { overrides, ..IncomingConfig::default() };
+        Machine::incoming(&description, &here, &Host::probe().unwrap())
     };
     let machine = incoming("disk0", "there").unwrap();
     assert!(machine.describe().devices[1].params["path"].ends_with("there"));

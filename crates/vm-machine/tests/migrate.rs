@@ -10,7 +10,7 @@ use common::{Guest, has_kvm};
 use migpipe_units::{Bytes, Pages, RegionId};
 use page_bitmap::GuestBitmap;
 use vm_machine::arch::ClockState;
-use vm_machine::{Host, Machine, MachineError, Overrides};
+use vm_machine::{Host, IncomingConfig, Machine, MachineError};
 use vm_state::{MachineDescription, Section, Snapshot};
 
 /// Pages that the guest writes beside its hot ones: image, stacks, counters, tables.
@@ -220,7 +220,7 @@ fn memory_copied_by_the_dirty_log_alone_is_complete() {
 fn refusal(good: &MachineDescription, change: impl FnOnce(&mut MachineDescription)) -> String {
     let mut bad = good.clone();
     change(&mut bad);
-    match Machine::incoming(&bad, &Overrides::default(), &Host::probe().unwrap()) {
+    match Machine::incoming(&bad, &IncomingConfig::default(), &Host::probe().unwrap()) {
         Ok(_) => panic!("taken"),
         Err(error) => error.to_string(),
     }
@@ -234,7 +234,7 @@ fn a_guest_that_this_host_cannot_take_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let mut good = Guest::boot(dir.path(), "builtin:idle", "16M", 1).machine.describe();
     good.devices[0].params.insert("console".to_owned(), "null".to_owned());
-    assert!(Machine::incoming(&good, &Overrides::default(), &Host::probe().unwrap()).is_ok());
+    assert!(Machine::incoming(&good, &IncomingConfig::default(), &Host::probe().unwrap()).is_ok());
 
     let text = refusal(&good, |bad| bad.devices[0].kind = "floppy".to_owned());
     assert!(text.contains("floppy"), "{text}");

@@ -142,6 +142,20 @@ impl DeviceDescription {
     pub const BALLOON: &str = "balloon";
 }
 
+/// A parameter of a device that is another on this host than its description says, such as the path
+/// of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceParam {
+    /// The kind of the device, as the description has it.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// The parameter.
+    pub name: String,
+    /// Its value here.
+    pub value: String,
+}
+
 /// What a host can give to a guest, held against a [`CpuDescription`] by [`crate::compat`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCapabilities {

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod backing;
+mod balloon;
 pub mod compat;
 mod description;
 mod section;
@@ -13,9 +14,10 @@ mod section_set;
 mod snapshot;
 
 pub use backing::MemoryBacking;
+pub use balloon::Balloon;
 pub use description::{
-    CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, HostCapabilities, KernelKind,
-    MachineDescription, MemoryRegion,
+    CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, DeviceParam, HostCapabilities,
+    KernelKind, MachineDescription, MemoryRegion,
 };
 pub use section::{MAX_ENCODED, MAX_NAME, MAX_PAYLOAD, Section, SectionError};
 pub use section_set::SectionSet;

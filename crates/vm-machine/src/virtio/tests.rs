@@ -9,8 +9,9 @@ use migpipe_units::{Bytes as Size, PAGE_SIZE, Pages};
 use page_bitmap::GuestBitmap;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_memory::{Bytes, GuestAddress};
+use vm_state::Balloon;
 
-use crate::{Balloon, Host, HostMemory, Kernel, Machine, MachineConfig, MachineError, Overrides};
+use crate::{Host, HostMemory, IncomingConfig, Kernel, Machine, MachineConfig, MachineError};
 
 const MEMORY: u64 = 32 << 20;
 /// Where the rings of queue 0 are; each further queue has its own 64 KiB behind.
@@ -47,7 +48,8 @@ fn config(devices: Vec<VirtioSpec>) -> MachineConfig {
 }
 
 fn incoming(machine: &Machine) -> Machine {
-    Machine::incoming(&machine.describe(), &Overrides::default(), &Host::probe().unwrap()).unwrap()
+    let (described, here) = (machine.describe(), IncomingConfig::default());
+    Machine::incoming(&described, &here, &Host::probe().unwrap()).unwrap()
 }
 
 fn register(machine: &Machine, offset: u64, value: u32) {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use migpipe_confine::{Mode, ViolationAction};
 use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
-use vm_machine::{Host, HostMemory, Kernel, Machine, MachineConfig, Overrides};
+use vm_machine::{Host, HostMemory, IncomingConfig, Kernel, Machine, MachineConfig};
 use vm_memory::GuestMemoryBackend;
+use vm_state::DeviceParam;
 
 /// How long anything may take before the test fails.
 pub const HANG_TIMEOUT: Duration = Duration::from_secs(600);
@@ -34,6 +35,12 @@ pub struct Tick {
     pub walks: u64,
     pub gap_us: u64,
     pub max_gap_us: u64,
+}
+
+/// That the serial console goes to this file.
+pub fn serial_console(path: &Path) -> DeviceParam {
+    let [kind, id, name] = ["serial", "serial0", "console"].map(str::to_owned);
+    DeviceParam { kind, id, name, value: console(path).to_string() }
 }
 
 pub struct Guest {
@@ -69,10 +76,12 @@ impl Guest {
     /// A machine that waits for this one, with a console of its own.
     pub fn destination(&self, dir: &Path) -> Self {
         let path = dir.join("console-of-destination");
-        let overrides = Overrides { console: Some(console(&path)), ..Overrides::default() };
-        let machine =
-            Machine::incoming(&self.machine.describe(), &overrides, &Host::probe().unwrap())
-                .unwrap();
+        let here = IncomingConfig {
+            overrides: vec![serial_console(&path)],
+            ..IncomingConfig::default()
+        };
+        let host = Host::probe().unwrap();
+        let machine = Machine::incoming(&self.machine.describe(), &here, &host).unwrap();
         Self { machine, console: path }
     }
 
