@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use migpipe_units::{Acknowledged, HostId};
 use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::{U16, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::bytes::{Malformed, Put, Take};
+use crate::bytes::{AcknowledgedBytes, Malformed, Put, Take, whole};
 use crate::checksum::StreamDigest;
 use crate::preamble::FormatVersion;
 use crate::record::nanoseconds;
@@ -87,6 +89,21 @@ const REFUSED: u16 = 4;
 const FAILED: u16 = 5;
 const RESOLVED: u16 = 6;
 
+/// The numbers of the outcomes.
+const PREPARED: u8 = 1;
+const HAS_RUN: u8 = 2;
+const HAS_REFUSED: u8 = 3;
+const MAY_HAVE_RUN: u8 = 4;
+const OTHER_HOST: u8 = 5;
+
+/// The beginning of an `Ack`, in front of its timings.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct AckBytes {
+    digest: U64,
+    by: AcknowledgedBytes,
+}
+
 impl Message {
     pub(crate) const fn number(&self) -> u16 {
         match self {
@@ -102,33 +119,25 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self {
-            Self::Ready { version } => bytes.u16(version.0),
+            Self::Ready { version } => bytes.put(&U16::new(version.0)),
             Self::Ack { digest, by, timings } => {
-                bytes.u64(digest.0);
-                bytes.acknowledged(by);
+                bytes.put(&AckBytes { digest: digest.0.into(), by: by.into() });
                 encode_timings(&mut bytes, timings);
             }
             Self::Running { timings } => encode_timings(&mut bytes, timings),
             Self::Refused { reason } | Self::Failed { reason } => {
-                bytes.raw(clean(reason, MAX_REASON).as_bytes());
+                bytes.put(clean(reason, MAX_REASON).as_bytes());
             }
-            Self::Resolved(outcome) => {
-                bytes.u8(match outcome {
-                    DestinationOutcome::Prepared => 1,
-                    DestinationOutcome::Running => 2,
-                    DestinationOutcome::Refused => 3,
-                    DestinationOutcome::MayHaveRun { .. } => 4,
-                    DestinationOutcome::OtherHost { .. } => 5,
-                });
-                match outcome {
-                    DestinationOutcome::Prepared
-                    | DestinationOutcome::Running
-                    | DestinationOutcome::Refused => {}
-                    DestinationOutcome::MayHaveRun { why } => {
-                        bytes.raw(clean(why, MAX_REASON).as_bytes())
-                    }
-                    DestinationOutcome::OtherHost { host } => bytes.raw(&host.to_bytes()),
-                }
+            Self::Resolved(DestinationOutcome::Prepared) => bytes.put(&PREPARED),
+            Self::Resolved(DestinationOutcome::Running) => bytes.put(&HAS_RUN),
+            Self::Resolved(DestinationOutcome::Refused) => bytes.put(&HAS_REFUSED),
+            Self::Resolved(DestinationOutcome::MayHaveRun { why }) => {
+                bytes.put(&MAY_HAVE_RUN);
+                bytes.put(clean(why, MAX_REASON).as_bytes());
+            }
+            Self::Resolved(DestinationOutcome::OtherHost { host }) => {
+                bytes.put(&OTHER_HOST);
+                bytes.put(&host.to_bytes());
             }
         }
         bytes
@@ -137,36 +146,35 @@ impl Message {
     /// The message of this number and payload, or nothing for a number that is not known.
     pub(crate) fn decode(number: u16, payload: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut take = Take::new(payload);
-        let message = match number {
-            READY => Self::Ready { version: FormatVersion(take.u16()?) },
-            ACK => Self::Ack {
-                digest: StreamDigest(take.u64()?),
-                by: take.acknowledged()?,
-                timings: decode_timings(&mut take)?,
-            },
-            RUNNING => Self::Running { timings: decode_timings(&mut take)? },
-            REFUSED => {
-                return Ok(Some(Self::Refused { reason: decode_text(payload)? }));
+        Ok(Some(match number {
+            READY => Self::Ready { version: FormatVersion(whole::<U16>(payload)?.get()) },
+            ACK => {
+                let AckBytes { digest, by } = take.read()?;
+                let timings = decode_timings(take)?;
+                Self::Ack { digest: StreamDigest(digest.get()), by: by.into(), timings }
             }
-            FAILED => {
-                return Ok(Some(Self::Failed { reason: decode_text(payload)? }));
-            }
-            RESOLVED => Self::Resolved(match take.u8()? {
-                1 => DestinationOutcome::Prepared,
-                2 => DestinationOutcome::Running,
-                3 => DestinationOutcome::Refused,
-                4 => {
-                    let why = decode_text(&payload[1..])?;
-                    return Ok(Some(Self::Resolved(DestinationOutcome::MayHaveRun { why })));
-                }
-                5 => DestinationOutcome::OtherHost { host: take.host()? },
-                _ => return Err(Malformed("it names an outcome that is not known")),
-            }),
+            RUNNING => Self::Running { timings: decode_timings(take)? },
+            REFUSED => Self::Refused { reason: decode_text(payload)? },
+            FAILED => Self::Failed { reason: decode_text(payload)? },
+            RESOLVED => Self::Resolved(decode_outcome(take)?),
             _ => return Ok(None),
-        };
-        take.finish()?;
-        Ok(Some(message))
+        }))
     }
+}
+
+fn decode_outcome(mut take: Take<'_>) -> Result<DestinationOutcome, Malformed> {
+    let outcome = match take.read()? {
+        PREPARED => DestinationOutcome::Prepared,
+        HAS_RUN => DestinationOutcome::Running,
+        HAS_REFUSED => DestinationOutcome::Refused,
+        MAY_HAVE_RUN => {
+            return Ok(DestinationOutcome::MayHaveRun { why: decode_text(take.rest())? });
+        }
+        OTHER_HOST => DestinationOutcome::OtherHost { host: HostId::from_bytes(take.read()?) },
+        _ => return Err(Malformed("it names an outcome that is not known")),
+    };
+    take.finish()?;
+    Ok(outcome)
 }
 
 fn decode_text(bytes: &[u8]) -> Result<String, Malformed> {
@@ -176,30 +184,31 @@ fn decode_text(bytes: &[u8]) -> Result<String, Malformed> {
 
 fn encode_timings(bytes: &mut Vec<u8>, timings: &Timings) {
     let count = timings.len().min(MAX_PHASES);
-    bytes.u16(count as u16);
+    bytes.put(&U16::new(count as u16));
     for (name, duration) in &timings[..count] {
         let name = clean(name, MAX_PHASE_NAME);
-        bytes.u8(name.len() as u8);
-        bytes.raw(name.as_bytes());
-        bytes.u64(nanoseconds(*duration));
+        bytes.put(&(name.len() as u8));
+        bytes.put(name.as_bytes());
+        bytes.put(&U64::new(nanoseconds(*duration)));
     }
 }
 
-fn decode_timings(take: &mut Take<'_>) -> Result<Timings, Malformed> {
-    let count = usize::from(take.u16()?);
+fn decode_timings(mut take: Take<'_>) -> Result<Timings, Malformed> {
+    let count = usize::from(take.read::<U16>()?.get());
     if count > MAX_PHASES {
         return Err(Malformed("it names more phases than a message may"));
     }
     let mut timings = Vec::with_capacity(count);
     for _ in 0..count {
-        let length = usize::from(take.u8()?);
+        let length = usize::from(take.read::<u8>()?);
         if length > MAX_PHASE_NAME {
             return Err(Malformed("the name of a phase is too long"));
         }
         let name = str::from_utf8(take.bytes(length)?)
             .map_err(|_| Malformed("the name of a phase is not UTF-8"))?;
         let name = clean(name, MAX_PHASE_NAME);
-        timings.push((name, Duration::from_nanos(take.u64()?)));
+        timings.push((name, Duration::from_nanos(take.read::<U64>()?.get())));
     }
+    take.finish()?;
     Ok(timings)
 }

@@ -1,8 +1,9 @@
 //! What went by so far: the writer says it in `End`, the reader compares.
 
 use migpipe_units::{Bytes, Pages};
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::bytes::{Malformed, Put, Take};
 use crate::checksum::{RunningDigest, StreamDigest};
 use crate::frame::{FRAME_BYTES, Frame, RecordType};
 use crate::preamble::PREAMBLE_BYTES;
@@ -24,32 +25,45 @@ pub struct Totals {
     pub digest: StreamDigest,
 }
 
+/// The payload of `End`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct TotalsBytes {
+    records: U64,
+    pages: U64,
+    filled: U64,
+    sections: U64,
+    bytes: U64,
+    digest: U64,
+}
+
+impl From<&Totals> for TotalsBytes {
+    fn from(totals: &Totals) -> Self {
+        Self {
+            records: totals.records.into(),
+            pages: totals.pages.0.into(),
+            filled: totals.filled.0.into(),
+            sections: totals.sections.into(),
+            bytes: totals.bytes.0.into(),
+            digest: totals.digest.0.into(),
+        }
+    }
+}
+
+impl From<TotalsBytes> for Totals {
+    fn from(bytes: TotalsBytes) -> Self {
+        Self {
+            records: bytes.records.get(),
+            pages: Pages(bytes.pages.get()),
+            filled: Pages(bytes.filled.get()),
+            sections: bytes.sections.get(),
+            bytes: Bytes(bytes.bytes.get()),
+            digest: StreamDigest(bytes.digest.get()),
+        }
+    }
+}
+
 impl Totals {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(48);
-        bytes.u64(self.records);
-        bytes.u64(self.pages.0);
-        bytes.u64(self.filled.0);
-        bytes.u64(self.sections);
-        bytes.u64(self.bytes.0);
-        bytes.u64(self.digest.0);
-        bytes
-    }
-
-    pub(crate) fn decode(payload: &[u8]) -> Result<Self, Malformed> {
-        let mut take = Take::new(payload);
-        let totals = Self {
-            records: take.u64()?,
-            pages: Pages(take.u64()?),
-            filled: Pages(take.u64()?),
-            sections: take.u64()?,
-            bytes: Bytes(take.u64()?),
-            digest: StreamDigest(take.u64()?),
-        };
-        take.finish()?;
-        Ok(totals)
-    }
-
     /// The first figure that differs: its name, ours and theirs.
     pub(crate) fn difference(&self, stated: &Self) -> Option<(&'static str, String, String)> {
         let figures: [(&str, u64, u64); 5] = [
@@ -103,14 +117,14 @@ impl Counters {
         self.totals.bytes
     }
 
-    pub(crate) fn record(&mut self, frame: &Frame, encoded: &[u8; FRAME_BYTES]) {
-        self.digest.update(encoded);
+    pub(crate) fn record(&mut self, frame: &Frame) {
+        self.digest.update(frame.as_bytes());
         let totals = &mut self.totals;
         totals.records += 1;
-        totals.bytes.0 += FRAME_BYTES as u64 + u64::from(frame.length);
-        let pages = u64::from(frame.count);
+        totals.bytes.0 += FRAME_BYTES as u64 + u64::from(frame.length.get());
+        let pages = u64::from(frame.count.get());
         // Saturating: a hostile stream may fill the same region for ever.
-        match RecordType::from_number(frame.kind) {
+        match RecordType::from_number(frame.kind.get()) {
             Some(RecordType::Pages) => totals.pages.0 = totals.pages.0.saturating_add(pages),
             Some(RecordType::Fill) => totals.filled.0 = totals.filled.0.saturating_add(pages),
             Some(RecordType::Section) => totals.sections += 1,

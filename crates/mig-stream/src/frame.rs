@@ -3,12 +3,13 @@
 use std::fmt;
 
 use migpipe_units::{PageRange, Pages, RegionId};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
-use crate::bytes::{Put, Take};
-use crate::checksum::crc32c;
+use crate::bytes::crc_of;
 
 /// Length of a frame in bytes.
-pub(crate) const FRAME_BYTES: usize = 32;
+pub(crate) const FRAME_BYTES: usize = size_of::<Frame>();
 
 /// The bit of a type that says: who does not know this record may skip it.
 pub(crate) const OPTIONAL: u16 = 0x8000;
@@ -110,79 +111,90 @@ impl fmt::Display for RecordType {
 
 /// The fields in front of a payload. Its own checksum is found right or wrong before any of them
 /// is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
 pub(crate) struct Frame {
-    pub(crate) kind: u16,
-    pub(crate) region: RegionId,
-    pub(crate) sequence: u32,
-    pub(crate) first: u64,
-    pub(crate) count: u32,
-    pub(crate) length: u32,
-    pub(crate) payload_crc: u32,
+    pub(crate) kind: U16,
+    pub(crate) region: U16,
+    pub(crate) sequence: U32,
+    pub(crate) first: U64,
+    pub(crate) count: U32,
+    pub(crate) length: U32,
+    pub(crate) payload_crc: U32,
+    /// CRC-32C of all that is in front of it.
+    crc: U32,
 }
 
 impl Frame {
-    pub(crate) fn encode(&self) -> [u8; FRAME_BYTES] {
-        let mut bytes = Vec::with_capacity(FRAME_BYTES);
-        bytes.u16(self.kind);
-        bytes.u16(self.region.0);
-        bytes.u32(self.sequence);
-        bytes.u64(self.first);
-        bytes.u32(self.count);
-        bytes.u32(self.length);
-        bytes.u32(self.payload_crc);
-        bytes.u32(crc32c(&bytes));
-        let mut frame = [0; FRAME_BYTES];
-        frame.copy_from_slice(&bytes);
-        frame
+    /// The frame of a record; its count fits a record, whose limit is checked before.
+    pub(crate) fn new(
+        kind: RecordType,
+        sequence: u32,
+        place: &PageRange,
+        length: u32,
+        payload_crc: u32,
+    ) -> Self {
+        let frame = Self {
+            kind: kind.number().into(),
+            region: place.region.0.into(),
+            sequence: sequence.into(),
+            first: place.first.into(),
+            count: (place.count.0 as u32).into(),
+            length: length.into(),
+            payload_crc: payload_crc.into(),
+            crc: U32::ZERO,
+        };
+        Self { crc: crc_of(&frame).into(), ..frame }
     }
 
     /// The fields, or nothing where the checksum does not fit them.
-    pub(crate) fn decode(bytes: &[u8; FRAME_BYTES]) -> Option<Self> {
-        let mut take = Take::new(bytes);
-        let frame = Self {
-            kind: take.u16().ok()?,
-            region: RegionId(take.u16().ok()?),
-            sequence: take.u32().ok()?,
-            first: take.u64().ok()?,
-            count: take.u32().ok()?,
-            length: take.u32().ok()?,
-            payload_crc: take.u32().ok()?,
-        };
-        (take.u32().ok()? == crc32c(&bytes[..FRAME_BYTES - 4])).then_some(frame)
+    pub(crate) fn decode(bytes: [u8; FRAME_BYTES]) -> Option<Self> {
+        let frame: Self = transmute!(bytes);
+        (frame.crc.get() == crc_of(&frame)).then_some(frame)
     }
 
     pub(crate) const fn is_optional(&self) -> bool {
-        self.kind & OPTIONAL != 0
+        self.kind.get() & OPTIONAL != 0
     }
 
     pub(crate) const fn place(&self) -> PageRange {
-        PageRange { region: self.region, first: self.first, count: Pages(self.count as u64) }
+        PageRange {
+            region: RegionId(self.region.get()),
+            first: self.first.get(),
+            count: Pages(self.count.get() as u64),
+        }
     }
 
     /// Whether the fields that place a record in memory are unused.
     pub(crate) const fn is_placeless(&self) -> bool {
-        self.region.0 == 0 && self.first == 0 && self.count == 0
+        self.region.get() == 0 && self.first.get() == 0 && self.count.get() == 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum::crc32c;
 
-    const SAMPLE: Frame = Frame {
-        kind: 0x8102,
-        region: RegionId(0x0304),
-        sequence: 0x0506_0708,
-        first: 0x090a_0b0c_0d0e_0f10,
-        count: 0x1112_1314,
-        length: 0x1516_1718,
-        payload_crc: 0x191a_1b1c,
-    };
+    fn sample() -> Frame {
+        let frame = Frame {
+            kind: 0x8102.into(),
+            region: 0x0304.into(),
+            sequence: 0x0506_0708.into(),
+            first: 0x090a_0b0c_0d0e_0f10.into(),
+            count: 0x1112_1314.into(),
+            length: 0x1516_1718.into(),
+            payload_crc: 0x191a_1b1c.into(),
+            crc: U32::ZERO,
+        };
+        Frame { crc: crc_of(&frame).into(), ..frame }
+    }
 
     #[test]
     fn a_frame_is_these_bytes() {
-        let bytes = SAMPLE.encode();
+        let bytes: [u8; 32] = transmute!(sample());
         assert_eq!(
             bytes[..28],
             [
@@ -191,25 +203,35 @@ mod tests {
             ]
         );
         assert_eq!(bytes[28..], crc32c(&bytes[..28]).to_le_bytes());
-        assert_eq!(Frame::decode(&bytes), Some(SAMPLE));
+        assert_eq!(Frame::decode(bytes), Some(sample()));
+    }
+
+    #[test]
+    fn a_frame_says_what_it_is_given() {
+        let place = PageRange { region: RegionId(3), first: 1 << 40, count: Pages(256) };
+        let frame = Frame::new(RecordType::Pages, 7, &place, 1 << 20, 9);
+        let read = Frame::decode(transmute!(frame)).unwrap();
+        assert_eq!(RecordType::from_number(read.kind.get()), Some(RecordType::Pages));
+        assert_eq!((read.sequence.get(), read.place()), (7, place));
+        assert_eq!((read.length.get(), read.payload_crc.get()), (1 << 20, 9));
     }
 
     #[test]
     fn every_flipped_bit_of_a_frame_is_seen_before_a_field_is_believed() {
         for bit in 0..FRAME_BYTES * 8 {
-            let mut bytes = SAMPLE.encode();
+            let mut bytes: [u8; FRAME_BYTES] = transmute!(sample());
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Frame::decode(&bytes), None, "bit {bit}");
+            assert_eq!(Frame::decode(bytes), None, "bit {bit}");
         }
     }
 
     #[test]
     fn a_record_that_is_nowhere_in_memory_names_no_place_at_all() {
-        let nowhere = Frame { region: RegionId(0), first: 0, count: 0, ..SAMPLE };
+        let nowhere = Frame { region: 0.into(), first: 0.into(), count: 0.into(), ..sample() };
         assert!(nowhere.is_placeless());
-        assert!(!Frame { region: RegionId(1), ..nowhere }.is_placeless());
-        assert!(!Frame { first: 1, ..nowhere }.is_placeless());
-        assert!(!Frame { count: 1, ..nowhere }.is_placeless());
+        assert!(!Frame { region: 1.into(), ..nowhere }.is_placeless());
+        assert!(!Frame { first: 1.into(), ..nowhere }.is_placeless());
+        assert!(!Frame { count: 1.into(), ..nowhere }.is_placeless());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use migpipe_units::limits::{MAX_GUEST_NAME, MAX_HEADER, MAX_RELEASED};
 use migpipe_units::{Gfn, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
 use thiserror::Error;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::bytes::{Malformed, Put, Take};
+use crate::bytes::{Malformed, Put, Take, list};
 use crate::preamble::Kind;
 use crate::question::Question;
 
@@ -19,7 +21,7 @@ const ID_BYTES: usize = 16;
 const END_OF_FRAMES: u64 = (1 << 52) / PAGE_SIZE;
 
 /// Length of one region in a header (bytes).
-const REGION_BYTES: usize = 18;
+const REGION_BYTES: usize = size_of::<RegionBytes>();
 
 /// A range of guest memory that pages of the stream belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,29 @@ pub struct Region {
     pub base: Gfn,
     /// Its length.
     pub pages: Pages,
+}
+
+/// One region in a header.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RegionBytes {
+    id: U16,
+    base: U64,
+    pages: U64,
+}
+
+impl From<&Region> for RegionBytes {
+    fn from(region: &Region) -> Self {
+        let Region { id, base, pages } = region;
+        Self { id: id.0.into(), base: base.0.into(), pages: pages.0.into() }
+    }
+}
+
+impl From<&RegionBytes> for Region {
+    fn from(bytes: &RegionBytes) -> Self {
+        let RegionBytes { id, base, pages } = bytes;
+        Self { id: RegionId(id.get()), base: Gfn(base.get()), pages: Pages(pages.get()) }
+    }
 }
 
 /// What a destination must know before the first page.
@@ -186,18 +211,16 @@ impl Header {
             return Err(HeaderError::TooLong(length));
         }
         let mut bytes = Vec::with_capacity(length);
-        bytes.u16(self.guest.len() as u16);
-        bytes.raw(self.guest.as_bytes());
-        bytes.u32(self.machine.len() as u32);
-        bytes.raw(&self.machine);
-        bytes.u16(self.regions.len() as u16);
+        bytes.put(&U16::new(self.guest.len() as u16));
+        bytes.put(self.guest.as_bytes());
+        bytes.put(&U32::new(self.machine.len() as u32));
+        bytes.put(&self.machine[..]);
+        bytes.put(&U16::new(self.regions.len() as u16));
         for region in &self.regions {
-            bytes.u16(region.id.0);
-            bytes.u64(region.base.0);
-            bytes.u64(region.pages.0);
+            bytes.put(&RegionBytes::from(region));
         }
         for id in &self.released {
-            bytes.raw(&id.to_bytes());
+            bytes.put(&id.to_bytes());
         }
         Ok(bytes)
     }
@@ -210,31 +233,26 @@ impl Header {
 
     fn decode_fields(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut take = Take::new(bytes);
-        let length = take.u16()?;
+        let length = take.read::<U16>()?.get();
         let guest = str::from_utf8(take.bytes(length.into())?)
             .map_err(|_| Malformed("the guest's name is not UTF-8"))?;
-        let length = take.u32()?;
+        let length = take.read::<U32>()?.get();
         let machine = take.bytes(length as usize)?;
-        let count = take.u16()?;
-        if usize::from(count) > MAX_REGIONS {
+        let count = usize::from(take.read::<U16>()?.get());
+        if count > MAX_REGIONS {
             return Err(Malformed("it names more regions than a guest can have"));
         }
-        let mut regions = Vec::with_capacity(count.into());
-        for _ in 0..count {
-            regions.push(Region {
-                id: RegionId(take.u16()?),
-                base: Gfn(take.u64()?),
-                pages: Pages(take.u64()?),
-            });
+        let regions = list::<RegionBytes>(take.bytes(count * REGION_BYTES)?)?;
+        let released = list::<[u8; ID_BYTES]>(take.rest())?;
+        if released.len() > MAX_RELEASED {
+            return Err(Malformed("it names more earlier migrations than a header may"));
         }
-        let mut released = Vec::new();
-        while !take.is_empty() {
-            if released.len() == MAX_RELEASED {
-                return Err(Malformed("it names more earlier migrations than a header may"));
-            }
-            released.push(take.id()?);
-        }
-        Ok(Self { guest: guest.to_owned(), machine: machine.to_owned(), regions, released })
+        Ok(Self {
+            guest: guest.to_owned(),
+            machine: machine.to_owned(),
+            regions: regions.iter().map(Region::from).collect(),
+            released: released.iter().map(|id| MigrationId::from_bytes(*id)).collect(),
+        })
     }
 }
 

@@ -189,6 +189,7 @@ mod record;
 mod return_path;
 mod text;
 mod unrecognised;
+mod write_error;
 mod writer;
 
 pub use answer::{DestinationOutcome, MAX_PHASE_NAME, MAX_PHASES, Message, Timings};
@@ -208,4 +209,5 @@ pub use record::{MAX_EXTENTS, Record, RoundStats};
 pub use return_path::{ReturnError, ReturnReader, ReturnWriter};
 pub use text::MAX_REASON;
 pub use unrecognised::UnrecognisedStream;
-pub use writer::{StreamWriter, WriteError};
+pub use write_error::WriteError;
+pub use writer::StreamWriter;

@@ -91,19 +91,19 @@ fn open_inner(
     if came < PREAMBLE_BYTES {
         return Err(OpenProblem::Truncated { inside: "preamble", after: came });
     }
-    let raw = RawPreamble::decode(&leading).ok_or(PreambleError::Damaged)?;
+    let raw = RawPreamble::decode(leading).ok_or(PreambleError::Damaged)?;
     if raw.has_return_path() {
-        *answer_to = Some(raw.id);
+        *answer_to = Some(raw.id());
     }
     let preamble = raw.check()?;
-    let body = read_growing(from, raw.header_length).map_err(OpenProblem::Io)?;
-    if body.len() < raw.header_length as usize {
+    let body = read_growing(from, raw.header_length()).map_err(OpenProblem::Io)?;
+    if body.len() < raw.header_length() as usize {
         return Err(OpenProblem::Truncated {
             inside: "header",
             after: PREAMBLE_BYTES + body.len(),
         });
     }
-    if crc32c(&body) != raw.header_crc {
+    if crc32c(&body) != raw.header_crc() {
         return Err(OpenProblem::HeaderDamaged);
     }
     let header = Header::decode(&body).map_err(OpenProblem::Header)?;

@@ -5,8 +5,10 @@ use std::fmt;
 use migpipe_units::MigrationId;
 use migpipe_units::limits::MAX_HEADER;
 use thiserror::Error;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
-use crate::bytes::{Put, Take};
+use crate::bytes::crc_of;
 use crate::checksum::crc32c;
 
 /// First bytes of a stream. Like PNG's: no text file starts so, a 7-bit channel would clear the
@@ -17,7 +19,7 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x89MIG\r\n\x1a\n";
 pub(crate) const RETURN_MAGIC: [u8; 8] = *b"\x89MIR\r\n\x1a\n";
 
 /// Length of the preamble in bytes.
-pub(crate) const PREAMBLE_BYTES: usize = 48;
+pub(crate) const PREAMBLE_BYTES: usize = size_of::<RawPreamble>();
 
 /// A version of the format of everything behind the preamble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,15 +174,21 @@ pub enum PreambleError {
 }
 
 /// A preamble as it travels: with the length and the checksum of the header behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
 pub(crate) struct RawPreamble {
-    pub(crate) oldest: FormatVersion,
-    pub(crate) written: FormatVersion,
-    flags: u32,
-    kind: u16,
-    pub(crate) id: MigrationId,
-    pub(crate) header_length: u32,
-    pub(crate) header_crc: u32,
+    magic: [u8; 8],
+    oldest: U16,
+    written: U16,
+    flags: U32,
+    kind: U16,
+    /// Zero: a later version may give it a meaning that old readers can ignore.
+    reserved: U16,
+    id: [u8; 16],
+    header_length: U32,
+    header_crc: U32,
+    /// CRC-32C of all that is in front of it.
+    crc: U32,
 }
 
 impl Preamble {
@@ -251,88 +259,77 @@ impl Preamble {
     }
 
     pub(crate) fn encode(&self, header: &[u8]) -> [u8; PREAMBLE_BYTES] {
-        RawPreamble {
-            oldest: self.oldest,
-            written: self.written,
-            flags: self.flags.to_bits(),
-            kind: match self.kind {
-                Kind::Migrate => 1,
-                Kind::Resolve => 2,
-                Kind::Release => 3,
-            },
-            id: self.id,
-            header_length: header.len() as u32,
-            header_crc: crc32c(header),
-        }
-        .encode()
+        let kind: u16 = match self.kind {
+            Kind::Migrate => 1,
+            Kind::Resolve => 2,
+            Kind::Release => 3,
+        };
+        let raw = RawPreamble {
+            magic: MAGIC,
+            oldest: self.oldest.0.into(),
+            written: self.written.0.into(),
+            flags: self.flags.to_bits().into(),
+            kind: kind.into(),
+            reserved: U16::ZERO,
+            id: self.id.to_bytes(),
+            header_length: (header.len() as u32).into(),
+            header_crc: crc32c(header).into(),
+            crc: U32::ZERO,
+        };
+        raw.encode()
     }
 }
 
 impl RawPreamble {
-    fn encode(&self) -> [u8; PREAMBLE_BYTES] {
-        let mut bytes = Vec::with_capacity(PREAMBLE_BYTES);
-        bytes.raw(&MAGIC);
-        bytes.u16(self.oldest.0);
-        bytes.u16(self.written.0);
-        bytes.u32(self.flags);
-        bytes.u16(self.kind);
-        bytes.u16(0);
-        bytes.raw(&self.id.to_bytes());
-        bytes.u32(self.header_length);
-        bytes.u32(self.header_crc);
-        bytes.u32(crc32c(&bytes));
-        let mut preamble = [0; PREAMBLE_BYTES];
-        preamble.copy_from_slice(&bytes);
-        preamble
+    fn encode(self) -> [u8; PREAMBLE_BYTES] {
+        transmute!(Self { crc: crc_of(&self).into(), ..self })
     }
 
-    /// Reads the fields behind the magic, which the caller has looked at; nothing where the
-    /// checksum does not fit.
-    pub(crate) fn decode(bytes: &[u8; PREAMBLE_BYTES]) -> Option<Self> {
-        let mut take = Take::new(&bytes[MAGIC.len()..]);
-        let oldest = FormatVersion(take.u16().ok()?);
-        let written = FormatVersion(take.u16().ok()?);
-        let flags = take.u32().ok()?;
-        let kind = take.u16().ok()?;
-        // Reserved: a later version may give it a meaning that old readers can ignore.
-        take.u16().ok()?;
-        let raw = Self {
-            oldest,
-            written,
-            flags,
-            kind,
-            id: take.id().ok()?,
-            header_length: take.u32().ok()?,
-            header_crc: take.u32().ok()?,
-        };
-        (take.u32().ok()? == crc32c(&bytes[..PREAMBLE_BYTES - 4])).then_some(raw)
+    /// The fields, whose magic the caller has looked at; nothing where the checksum does not fit.
+    pub(crate) fn decode(bytes: [u8; PREAMBLE_BYTES]) -> Option<Self> {
+        let raw: Self = transmute!(bytes);
+        (raw.crc.get() == crc_of(&raw)).then_some(raw)
     }
 
     /// Whether somebody listens on the return path, whatever else the preamble says.
     pub(crate) const fn has_return_path(&self) -> bool {
-        self.flags & RETURN_PATH != 0
+        self.flags.get() & RETURN_PATH != 0
+    }
+
+    pub(crate) const fn id(&self) -> MigrationId {
+        MigrationId::from_bytes(self.id)
+    }
+
+    /// Length of the header behind it (bytes).
+    pub(crate) const fn header_length(&self) -> u32 {
+        self.header_length.get()
+    }
+
+    pub(crate) const fn header_crc(&self) -> u32 {
+        self.header_crc.get()
     }
 
     pub(crate) fn check(&self) -> Result<Preamble, PreambleError> {
         // The version first: what else looks wrong may just be new.
-        if self.oldest > FormatVersion::NEWEST {
-            return Err(PreambleError::TooNew { oldest: self.oldest });
+        let oldest = FormatVersion(self.oldest.get());
+        if oldest > FormatVersion::NEWEST {
+            return Err(PreambleError::TooNew { oldest });
         }
         let preamble = Preamble {
-            oldest: self.oldest,
-            written: self.written,
-            flags: Flags::from_bits(self.flags)?,
-            kind: match self.kind {
+            oldest,
+            written: FormatVersion(self.written.get()),
+            flags: Flags::from_bits(self.flags.get())?,
+            kind: match self.kind.get() {
                 1 => Kind::Migrate,
                 2 => Kind::Resolve,
                 3 => Kind::Release,
                 other => return Err(PreambleError::UnknownKind(other)),
             },
-            id: self.id,
+            id: self.id(),
         };
         preamble.check()?;
-        if self.header_length > MAX_HEADER {
-            return Err(PreambleError::HeaderTooLong(self.header_length));
+        if self.header_length() > MAX_HEADER {
+            return Err(PreambleError::HeaderTooLong(self.header_length()));
         }
         Ok(preamble)
     }
@@ -345,7 +342,7 @@ mod tests {
     fn raw() -> RawPreamble {
         let flags = Flags { return_path: true, page_sums: true, ..Flags::default() };
         let id = MigrationId::from_bytes(*b"0123456789abcdef");
-        RawPreamble::decode(&Preamble::migrate(id, flags).encode(b"header")).unwrap()
+        RawPreamble::decode(Preamble::migrate(id, flags).encode(b"header")).unwrap()
     }
 
     #[test]
@@ -364,39 +361,39 @@ mod tests {
         type Change = fn(&mut RawPreamble);
         let cases: [(Change, PreambleError); 10] = [
             (
-                |raw| (raw.oldest, raw.written) = (FormatVersion(3), FormatVersion(4)),
+                |raw| (raw.oldest, raw.written) = (3.into(), 4.into()),
                 PreambleError::TooNew { oldest: FormatVersion(3) },
             ),
-            (|raw| raw.kind = 7, PreambleError::UnknownKind(7)),
+            (|raw| raw.kind = 7.into(), PreambleError::UnknownKind(7)),
             (|raw| raw.flags |= 0x8000, PreambleError::UnknownFlags { bits: 0x8000 }),
             (
-                |raw| raw.header_length = MAX_HEADER + 1,
+                |raw| raw.header_length = (MAX_HEADER + 1).into(),
                 PreambleError::HeaderTooLong(MAX_HEADER + 1),
             ),
             (
-                |raw| raw.oldest = FormatVersion(0),
+                |raw| raw.oldest = 0.into(),
                 PreambleError::Contradiction(
                     "its oldest version is not one of those up to the version written",
                 ),
             ),
             (
-                |raw| raw.flags = SEPARATE_COMMIT,
+                |raw| raw.flags = SEPARATE_COMMIT.into(),
                 PreambleError::Contradiction("a separate commit needs a return path"),
             ),
             (
-                |raw| (raw.kind, raw.flags) = (2, 0),
+                |raw| (raw.kind, raw.flags) = (2.into(), 0.into()),
                 PreambleError::Contradiction("a question needs a return path"),
             ),
             (
-                |raw| (raw.kind, raw.flags) = (3, 0),
+                |raw| (raw.kind, raw.flags) = (3.into(), 0.into()),
                 PreambleError::Contradiction("a question needs a return path"),
             ),
             (
-                |raw| (raw.kind, raw.flags) = (2, RETURN_PATH | VERIFY),
+                |raw| (raw.kind, raw.flags) = (2.into(), (RETURN_PATH | VERIFY).into()),
                 PreambleError::Contradiction("a question carries no memory to verify"),
             ),
             (
-                |raw| raw.flags = RETURN_PATH | SAVED,
+                |raw| raw.flags = (RETURN_PATH | SAVED).into(),
                 PreambleError::Contradiction("nobody waits for answers to a saved guest"),
             ),
         ];
@@ -423,7 +420,7 @@ mod tests {
             assert_eq!(Flags::from_bits(bits), Ok(flags));
             // Through the 48 bytes too, where they do not contradict each other.
             let preamble = Preamble::migrate(MigrationId::from_bytes([7; 16]), flags);
-            let read = RawPreamble::decode(&preamble.encode(b"header")).unwrap();
+            let read = RawPreamble::decode(preamble.encode(b"header")).unwrap();
             assert_eq!(read.has_return_path(), flags.return_path);
             let alone = flags.separate_commit && !flags.return_path;
             let contradicts = alone || (flags.saved && flags.return_path);
@@ -445,7 +442,7 @@ mod tests {
     #[test]
     fn a_newer_stream_that_we_can_read_is_read_in_our_version() {
         let mut raw = raw();
-        raw.written = FormatVersion(9);
+        raw.written = 9.into();
         raw.flags |= 0x0001_0000;
         let preamble = raw.check().unwrap();
         assert_eq!(preamble.negotiate(), Ok(FormatVersion::NEWEST));

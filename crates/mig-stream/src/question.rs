@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use migpipe_units::Acknowledged;
+use zerocopy::little_endian::U64;
 
-use crate::bytes::{Malformed, Put, Take};
+use crate::bytes::{AcknowledgedBytes, Malformed, Put, Take};
 use crate::record::nanoseconds;
 
 /// What a question carries beside the id of the migration.
@@ -20,22 +21,22 @@ pub struct Question {
 impl Question {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        bytes.u8(self.to.is_some().into());
+        bytes.put(&u8::from(self.to.is_some()));
         if let Some(to) = &self.to {
-            bytes.acknowledged(to);
+            bytes.put(&AcknowledgedBytes::from(to));
         }
-        bytes.u64(nanoseconds(self.age));
+        bytes.put(&U64::new(nanoseconds(self.age)));
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut take = Take::new(bytes);
-        let to = match take.u8()? {
+        let to = match take.read::<u8>()? {
             0 => None,
-            1 => Some(take.acknowledged()?),
+            1 => Some(take.read::<AcknowledgedBytes>()?.into()),
             _ => return Err(Malformed("it is not told whether the guest was acknowledged")),
         };
-        let age = Duration::from_nanos(take.u64()?);
+        let age = Duration::from_nanos(take.read::<U64>()?.get());
         take.finish()?;
         Ok(Self { to, age })
     }

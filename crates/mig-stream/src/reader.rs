@@ -148,29 +148,24 @@ impl<R: Read> StreamReader<R> {
                 FRAME_BYTES => {}
                 came => return Err(self.truncated(Inside::Frame, came)),
             }
-            let frame = Frame::decode(&encoded).ok_or(ReadError::FrameDamaged { at })?;
-            let expected = self.counters.sequence();
-            if frame.sequence != expected {
-                return Err(ReadError::Sequence { expected, found: frame.sequence, at });
+            let frame = Frame::decode(encoded).ok_or(ReadError::FrameDamaged { at })?;
+            let (expected, found) = (self.counters.sequence(), frame.sequence.get());
+            if found != expected {
+                return Err(ReadError::Sequence { expected, found, at });
             }
-            let Some(kind) = RecordType::from_number(frame.kind) else {
-                self.skip(&frame, &encoded)?;
+            let Some(kind) = RecordType::from_number(frame.kind.get()) else {
+                self.skip(&frame)?;
                 continue;
             };
-            return self.record(kind, &frame, &encoded).map(Some);
+            return self.record(kind, &frame).map(Some);
         }
     }
 
-    fn record(
-        &mut self,
-        kind: RecordType,
-        frame: &Frame,
-        encoded: &[u8; FRAME_BYTES],
-    ) -> Result<Record, ReadError> {
-        let at = self.counters.bytes();
+    fn record(&mut self, kind: RecordType, frame: &Frame) -> Result<Record, ReadError> {
+        let (at, length) = (self.counters.bytes(), frame.length.get());
         self.check_length(frame, kind.max_payload())?;
         self.order
-            .admit(kind, frame.length.into())
+            .admit(kind, length.into())
             .map_err(|source| ReadError::Order { at, source })?;
         self.check_frame(kind, frame)?;
         if kind == RecordType::Fill {
@@ -179,25 +174,25 @@ impl<R: Read> StreamReader<R> {
         }
         self.current = (kind, at);
         let totals = self.counters.totals();
-        self.counters.record(frame, encoded);
+        self.counters.record(frame);
         if kind == RecordType::Pages {
             let sums = self.preamble.flags.page_sums;
             self.pending = Some(Pending {
-                left: frame.length as usize,
-                length: frame.length as usize,
-                sums: sums.then(|| (Crc32c::new(), frame.payload_crc)),
+                left: length as usize,
+                length: length as usize,
+                sums: sums.then(|| (Crc32c::new(), frame.payload_crc.get())),
             });
             return Ok(Record::Pages(frame.place()));
         }
-        let payload = read_growing(&mut self.from, frame.length)
+        let payload = read_growing(&mut self.from, length)
             .map_err(|source| ReadError::Io { inside: Inside::Record(kind), at, source })?;
-        if payload.len() < frame.length as usize {
+        if payload.len() < length as usize {
             return Err(ReadError::Truncated {
                 inside: Inside::Record(kind),
                 at: Bytes(at.0 + (FRAME_BYTES + payload.len()) as u64),
             });
         }
-        if crc32c(&payload) != frame.payload_crc {
+        if crc32c(&payload) != frame.payload_crc.get() {
             return Err(ReadError::PayloadDamaged { kind, at });
         }
         let record = Record::decode(kind, frame, payload)
@@ -223,10 +218,10 @@ impl<R: Read> StreamReader<R> {
             return Err(malformed("it fills more pages than one record may"));
         }
         if kind == RecordType::Pages {
-            if u64::from(frame.length) != place.len().0 {
+            if u64::from(frame.length.get()) != place.len().0 {
                 return Err(malformed("its length is not that of its pages"));
             }
-            if !self.preamble.flags.page_sums && frame.payload_crc != 0 {
+            if !self.preamble.flags.page_sums && frame.payload_crc.get() != 0 {
                 return Err(malformed("it has a checksum in a stream without page checksums"));
             }
         }
@@ -260,41 +255,38 @@ impl<R: Read> StreamReader<R> {
     }
 
     fn check_length(&self, frame: &Frame, max: u32) -> Result<(), ReadError> {
-        if frame.length > max {
-            return Err(ReadError::TooLong {
-                number: frame.kind,
-                length: frame.length,
-                max,
-                at: self.counters.bytes(),
-            });
+        let (number, length) = (frame.kind.get(), frame.length.get());
+        if length > max {
+            return Err(ReadError::TooLong { number, length, max, at: self.counters.bytes() });
         }
         Ok(())
     }
 
-    fn skip(&mut self, frame: &Frame, encoded: &[u8; FRAME_BYTES]) -> Result<(), ReadError> {
-        let at = self.counters.bytes();
+    fn skip(&mut self, frame: &Frame) -> Result<(), ReadError> {
+        let (at, number) = (self.counters.bytes(), frame.kind.get());
         if !frame.is_optional() {
-            return Err(ReadError::Unknown { number: frame.kind, at });
+            return Err(ReadError::Unknown { number, at });
         }
         self.check_length(frame, MAX_PAYLOAD)?;
         self.order.admit_unknown().map_err(|source| ReadError::Order { at, source })?;
         let mut sum = Crc32c::new();
-        let mut scratch = vec![0; DRAIN_BYTES.min(frame.length as usize)];
-        let mut left = frame.length as usize;
+        let length = frame.length.get() as usize;
+        let mut scratch = vec![0; DRAIN_BYTES.min(length)];
+        let mut left = length;
         while left > 0 {
             let piece = left.min(scratch.len());
             let came = self.fill(&mut scratch[..piece], Inside::Skipped)?;
             if came < piece {
-                let before = FRAME_BYTES + frame.length as usize - left;
+                let before = FRAME_BYTES + length - left;
                 return Err(self.truncated(Inside::Skipped, before + came));
             }
             sum.update(&scratch[..piece]);
             left -= piece;
         }
-        if sum.value() != frame.payload_crc {
-            return Err(ReadError::SkippedDamaged { number: frame.kind, at });
+        if sum.value() != frame.payload_crc.get() {
+            return Err(ReadError::SkippedDamaged { number, at });
         }
-        self.counters.record(frame, encoded);
+        self.counters.record(frame);
         self.skipped += 1;
         Ok(())
     }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use migpipe_units::{Bytes, MigrationId, Nonce, PageRange, Pages, RegionId};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::bytes::{Malformed, Put, Take};
-use crate::counters::Totals;
+use crate::bytes::{Malformed, Put, list, whole};
+use crate::counters::{Totals, TotalsBytes};
 use crate::frame::{Frame, RecordType};
 use crate::memory::MemoryDigest;
 use crate::text::{MAX_REASON, clean};
@@ -14,7 +16,7 @@ use crate::text::{MAX_REASON, clean};
 pub const MAX_EXTENTS: usize = 65_536;
 
 /// Length of one run in an `Extents` record (bytes).
-pub(crate) const EXTENT_BYTES: usize = 18;
+pub(crate) const EXTENT_BYTES: usize = size_of::<ExtentBytes>();
 
 /// Statistics of the round that just ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,51 +98,68 @@ impl Record {
         frame: &Frame,
         payload: Vec<u8>,
     ) -> Result<Self, Malformed> {
-        let mut take = Take::new(&payload);
-        let record = match kind {
-            RecordType::Pages => return Ok(Self::Pages(frame.place())),
-            RecordType::Section => return Ok(Self::Section(payload)),
-            RecordType::End => return Totals::decode(&payload).map(Self::End),
+        Ok(match kind {
+            RecordType::Pages => Self::Pages(frame.place()),
+            RecordType::Section => Self::Section(payload),
+            RecordType::End => Self::End(whole::<TotalsBytes>(&payload)?.into()),
             RecordType::Abort => {
                 let reason =
                     str::from_utf8(&payload).map_err(|_| Malformed("its reason is not UTF-8"))?;
-                return Ok(Self::Abort { reason: clean(reason, MAX_REASON) });
+                Self::Abort { reason: clean(reason, MAX_REASON) }
             }
-            RecordType::Extents => return decode_extents(&payload).map(Self::Extents),
-            RecordType::Fill => Self::Fill { range: frame.place(), pattern: take.u64()? },
-            RecordType::Round => Self::Round(RoundStats {
-                number: take.u32()?,
-                pages: Pages(take.u64()?),
-                filled: Pages(take.u64()?),
-                bytes: Bytes(take.u64()?),
-                dirty_next: Pages(take.u64()?),
-                duration: Duration::from_nanos(take.u64()?),
-            }),
-            RecordType::Blackout => Self::Blackout,
+            RecordType::Extents => Self::Extents(decode_extents(&payload)?),
+            RecordType::Fill => {
+                Self::Fill { range: frame.place(), pattern: whole::<U64>(&payload)?.get() }
+            }
+            RecordType::Round => Self::Round(whole::<RoundBytes>(&payload)?.into()),
+            RecordType::Blackout => {
+                whole::<()>(&payload)?;
+                Self::Blackout
+            }
             RecordType::Digest => {
-                let mut regions = Vec::new();
-                while !take.is_empty() {
-                    regions.push(take.u64()?);
-                }
+                let regions = list::<U64>(&payload)?.iter().map(|value| value.get()).collect();
                 Self::Digest(MemoryDigest { regions })
             }
-            RecordType::Go => Self::Go { id: take.id()?, nonce: take.nonce()? },
-        };
-        take.finish()?;
-        Ok(record)
+            RecordType::Go => whole::<GoBytes>(&payload)?.into(),
+        })
     }
 }
 
-impl RoundStats {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(44);
-        bytes.u32(self.number);
-        bytes.u64(self.pages.0);
-        bytes.u64(self.filled.0);
-        bytes.u64(self.bytes.0);
-        bytes.u64(self.dirty_next.0);
-        bytes.u64(nanoseconds(self.duration));
-        bytes
+/// The payload of `Round`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RoundBytes {
+    number: U32,
+    pages: U64,
+    filled: U64,
+    bytes: U64,
+    dirty_next: U64,
+    nanoseconds: U64,
+}
+
+impl From<&RoundStats> for RoundBytes {
+    fn from(stats: &RoundStats) -> Self {
+        Self {
+            number: stats.number.into(),
+            pages: stats.pages.0.into(),
+            filled: stats.filled.0.into(),
+            bytes: stats.bytes.0.into(),
+            dirty_next: stats.dirty_next.0.into(),
+            nanoseconds: nanoseconds(stats.duration).into(),
+        }
+    }
+}
+
+impl From<RoundBytes> for RoundStats {
+    fn from(bytes: RoundBytes) -> Self {
+        Self {
+            number: bytes.number.get(),
+            pages: Pages(bytes.pages.get()),
+            filled: Pages(bytes.filled.get()),
+            bytes: Bytes(bytes.bytes.get()),
+            dirty_next: Pages(bytes.dirty_next.get()),
+            duration: Duration::from_nanos(bytes.nanoseconds.get()),
+        }
     }
 }
 
@@ -149,32 +168,58 @@ pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     duration.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
+/// The payload of `Go`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct GoBytes {
+    id: [u8; 16],
+    nonce: [u8; 16],
+}
+
+impl GoBytes {
+    pub(crate) const fn new(id: MigrationId, nonce: Nonce) -> Self {
+        Self { id: id.to_bytes(), nonce: nonce.to_bytes() }
+    }
+}
+
+impl From<GoBytes> for Record {
+    fn from(bytes: GoBytes) -> Self {
+        Self::Go { id: MigrationId::from_bytes(bytes.id), nonce: Nonce::from_bytes(bytes.nonce) }
+    }
+}
+
+/// One run of an `Extents` record.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct ExtentBytes {
+    region: U16,
+    first: U64,
+    count: U64,
+}
+
 pub(crate) fn encode_extents(extents: &[PageRange]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(extents.len() * EXTENT_BYTES);
     for extent in extents {
-        bytes.u16(extent.region.0);
-        bytes.u64(extent.first);
-        bytes.u64(extent.count.0);
+        bytes.put(&ExtentBytes {
+            region: extent.region.0.into(),
+            first: extent.first.into(),
+            count: extent.count.0.into(),
+        });
     }
     bytes
 }
 
 fn decode_extents(payload: &[u8]) -> Result<Vec<PageRange>, Malformed> {
-    let count = payload.len() / EXTENT_BYTES;
-    if count > MAX_EXTENTS {
+    let extents = list::<ExtentBytes>(payload)?;
+    if extents.len() > MAX_EXTENTS {
         return Err(Malformed("it holds more extents than one record may"));
     }
-    let mut extents = Vec::with_capacity(count);
-    let mut take = Take::new(payload);
-    for _ in 0..count {
-        extents.push(PageRange {
-            region: RegionId(take.u16()?),
-            first: take.u64()?,
-            count: Pages(take.u64()?),
-        });
-    }
-    take.finish()?;
-    Ok(extents)
+    let range = |extent: &ExtentBytes| PageRange {
+        region: RegionId(extent.region.get()),
+        first: extent.first.get(),
+        count: Pages(extent.count.get()),
+    };
+    Ok(extents.iter().map(range).collect())
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ use std::io::{self, Read, Write};
 
 use migpipe_units::MigrationId;
 use thiserror::Error;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
 use crate::answer::Message;
-use crate::bytes::{Malformed, Put, Take};
+use crate::bytes::{Malformed, crc_of};
 use crate::checksum::crc32c;
 use crate::frame::OPTIONAL;
 use crate::io_util::{read_full, read_growing, write_both};
@@ -14,10 +16,10 @@ use crate::preamble::RETURN_MAGIC;
 use crate::unrecognised::UnrecognisedStream;
 
 /// Length of what stands in front of the first message (bytes).
-const OPENING_BYTES: usize = 32;
+const OPENING_BYTES: usize = size_of::<Opening>();
 
 /// Length of the frame in front of each message (bytes).
-const FRAME_BYTES: usize = 16;
+const FRAME_BYTES: usize = size_of::<MessageFrame>();
 
 /// The longest payload of a message (bytes); the longest one known has less than 5 KiB.
 const MAX_MESSAGE: u32 = 64 << 10;
@@ -91,12 +93,7 @@ impl<W: Write> ReturnWriter<W> {
     /// # Errors
     /// Those of the channel.
     pub fn new(mut out: W, id: MigrationId) -> io::Result<Self> {
-        let mut opening = Vec::with_capacity(OPENING_BYTES);
-        opening.raw(&RETURN_MAGIC);
-        opening.raw(&id.to_bytes());
-        opening.u32(0);
-        opening.u32(crc32c(&opening));
-        out.write_all(&opening)?;
+        out.write_all(Opening::new(id).as_bytes())?;
         out.flush()?;
         Ok(Self { out, sequence: 0 })
     }
@@ -107,13 +104,8 @@ impl<W: Write> ReturnWriter<W> {
     /// Those of the channel; nothing should be sent behind one.
     pub fn send(&mut self, message: &Message) -> io::Result<()> {
         let payload = message.encode();
-        let mut frame = Vec::with_capacity(FRAME_BYTES);
-        frame.u16(message.number());
-        frame.u16(self.sequence);
-        frame.u32(payload.len() as u32);
-        frame.u32(crc32c(&payload));
-        frame.u32(crc32c(&frame));
-        write_both(&mut self.out, &frame, &payload)?;
+        let frame = MessageFrame::new(message.number(), self.sequence, &payload);
+        write_both(&mut self.out, frame.as_bytes(), &payload)?;
         self.sequence = self.sequence.wrapping_add(1);
         self.out.flush()
     }
@@ -154,10 +146,8 @@ impl<R: Read> ReturnReader<R> {
         if came < OPENING_BYTES {
             return Err(ReturnError::Truncated { after: came as u64 });
         }
-        let (found, sum) = decode_opening(&opening).map_err(ReturnError::Malformed)?;
-        if sum != crc32c(&opening[..OPENING_BYTES - 4]) {
-            return Err(ReturnError::Damaged);
-        }
+        let opening: Opening = transmute!(opening);
+        let found = opening.id().ok_or(ReturnError::Damaged)?;
         if found != expected {
             return Err(ReturnError::WrongId { found, expected });
         }
@@ -188,29 +178,29 @@ impl<R: Read> ReturnReader<R> {
                 FRAME_BYTES => {}
                 _ => return Err(ReturnError::Truncated { after: self.bytes }),
             }
-            let frame = Frame::decode(&frame).ok_or(ReturnError::Damaged)?;
-            if frame.sequence != self.sequence {
-                return Err(ReturnError::Sequence {
-                    expected: self.sequence,
-                    found: frame.sequence,
-                });
+            let frame = MessageFrame::decode(frame).ok_or(ReturnError::Damaged)?;
+            let (expected, found) = (self.sequence, frame.sequence.get());
+            if found != expected {
+                return Err(ReturnError::Sequence { expected, found });
             }
-            if frame.length > MAX_MESSAGE {
-                return Err(ReturnError::TooLong(frame.length));
+            let length = frame.length.get();
+            if length > MAX_MESSAGE {
+                return Err(ReturnError::TooLong(length));
             }
-            let payload = read_growing(&mut self.from, frame.length).map_err(ReturnError::Io)?;
+            let payload = read_growing(&mut self.from, length).map_err(ReturnError::Io)?;
             self.bytes += payload.len() as u64;
-            if payload.len() < frame.length as usize {
+            if payload.len() < length as usize {
                 return Err(ReturnError::Truncated { after: self.bytes });
             }
-            if crc32c(&payload) != frame.payload_crc {
+            if crc32c(&payload) != frame.payload_crc.get() {
                 return Err(ReturnError::Damaged);
             }
             self.sequence = self.sequence.wrapping_add(1);
-            match Message::decode(frame.kind, &payload).map_err(ReturnError::Malformed)? {
+            let kind = frame.kind.get();
+            match Message::decode(kind, &payload).map_err(ReturnError::Malformed)? {
                 Some(message) => return Ok(Some(message)),
-                None if frame.kind & OPTIONAL != 0 => {}
-                None => return Err(ReturnError::Unknown(frame.kind)),
+                None if kind & OPTIONAL != 0 => {}
+                None => return Err(ReturnError::Unknown(kind)),
             }
         }
     }
@@ -228,31 +218,58 @@ impl<R> ReturnReader<R> {
     }
 }
 
-fn decode_opening(bytes: &[u8; OPENING_BYTES]) -> Result<(MigrationId, u32), Malformed> {
-    let mut take = Take::new(&bytes[RETURN_MAGIC.len()..]);
-    let id = take.id()?;
-    // Reserved: a later version may give it a meaning that old readers can ignore.
-    take.u32()?;
-    Ok((id, take.u32()?))
+/// What stands in front of the first message.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Opening {
+    magic: [u8; 8],
+    id: [u8; 16],
+    /// Zero: a later version may give it a meaning that old readers can ignore.
+    reserved: U32,
+    /// CRC-32C of all that is in front of it.
+    crc: U32,
 }
 
-struct Frame {
-    kind: u16,
-    sequence: u16,
-    length: u32,
-    payload_crc: u32,
+impl Opening {
+    fn new(id: MigrationId) -> Self {
+        let (id, zero) = (id.to_bytes(), U32::ZERO);
+        let opening = Self { magic: RETURN_MAGIC, id, reserved: zero, crc: zero };
+        Self { crc: crc_of(&opening).into(), ..opening }
+    }
+
+    /// The migration that is answered, where the checksum fits.
+    fn id(&self) -> Option<MigrationId> {
+        (self.crc.get() == crc_of(self)).then(|| MigrationId::from_bytes(self.id))
+    }
 }
 
-impl Frame {
-    fn decode(bytes: &[u8; FRAME_BYTES]) -> Option<Self> {
-        let mut take = Take::new(bytes);
+/// What stands in front of a message.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct MessageFrame {
+    kind: U16,
+    sequence: U16,
+    length: U32,
+    payload_crc: U32,
+    /// CRC-32C of all that is in front of it.
+    crc: U32,
+}
+
+impl MessageFrame {
+    fn new(kind: u16, sequence: u16, payload: &[u8]) -> Self {
         let frame = Self {
-            kind: take.u16().ok()?,
-            sequence: take.u16().ok()?,
-            length: take.u32().ok()?,
-            payload_crc: take.u32().ok()?,
+            kind: kind.into(),
+            sequence: sequence.into(),
+            length: (payload.len() as u32).into(),
+            payload_crc: crc32c(payload).into(),
+            crc: U32::ZERO,
         };
-        (take.u32().ok()? == crc32c(&bytes[..FRAME_BYTES - 4])).then_some(frame)
+        Self { crc: crc_of(&frame).into(), ..frame }
+    }
+
+    fn decode(bytes: [u8; FRAME_BYTES]) -> Option<Self> {
+        let frame: Self = transmute!(bytes);
+        (frame.crc.get() == crc_of(&frame)).then_some(frame)
     }
 }
 
@@ -373,13 +390,8 @@ mod tests {
     }
 
     fn framed(kind: u16, payload: &[u8]) -> Vec<u8> {
-        let mut frame = Vec::new();
-        frame.u16(kind);
-        frame.u16(0);
-        frame.u32(payload.len() as u32);
-        frame.u32(crc32c(payload));
-        frame.u32(crc32c(&frame));
-        [written(&[]), frame, payload.to_owned()].concat()
+        let frame = MessageFrame::new(kind, 0, payload);
+        [&written(&[]), frame.as_bytes(), payload].concat()
     }
 
     #[test]

@@ -3,75 +3,20 @@
 use std::io::{self, Write};
 
 use migpipe_units::{Bytes, Nonce, PAGE_SIZE, PageRange, Pages, RegionId};
-use thiserror::Error;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
 use crate::checksum::crc32c;
-use crate::counters::{Counters, Totals};
+use crate::counters::{Counters, Totals, TotalsBytes};
 use crate::frame::{Frame, MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
-use crate::header::{Header, HeaderError, RangeError};
+use crate::header::Header;
 use crate::io_util::write_both;
 use crate::memory::MemoryDigest;
-use crate::order::{Order, OrderError};
-use crate::preamble::{Preamble, PreambleError};
-use crate::record::{MAX_EXTENTS, RoundStats, encode_extents};
+use crate::order::Order;
+use crate::preamble::Preamble;
+use crate::record::{GoBytes, MAX_EXTENTS, RoundBytes, RoundStats, encode_extents};
 use crate::text::{MAX_REASON, clean};
-
-/// Why a record was not written. After [`Self::Io`] the stream is broken off in the middle of a
-/// record and takes no more; after any other error it is as it was before the call.
-#[derive(Debug, Error)]
-pub enum WriteError {
-    /// The channel took no more.
-    #[error("writing {what} failed {at} bytes into the stream: the tunnel or the receiver is gone", at = .at.0)]
-    Io {
-        /// What was being written.
-        what: &'static str,
-        /// Where in the stream it begins.
-        at: Bytes,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// An earlier write failed in the middle of a record.
-    #[error("the stream broke off earlier and takes no more records")]
-    BrokenOff,
-    /// The preamble contradicts itself.
-    #[error("the stream was not begun")]
-    Preamble(#[source] PreambleError),
-    /// The header is none that a reader takes.
-    #[error("the stream was not begun")]
-    Header(#[source] HeaderError),
-    /// The pages are not the guest's.
-    #[error("pages were not sent")]
-    Range(#[source] RangeError),
-    /// The record may not stand here.
-    #[error("a record at the wrong place was not sent")]
-    Order(#[source] OrderError),
-    /// The bytes are not as long as the run.
-    #[error("a run of {pages} was given {bytes} bytes")]
-    WrongLength {
-        /// Length of the run.
-        pages: Pages,
-        /// Length of the bytes given.
-        bytes: usize,
-    },
-    /// The run is longer than one record may be.
-    #[error("a run of {0} is longer than one record may be, {MAX_RUN}")]
-    RunTooLong(Pages),
-    /// The section is longer than one record may be.
-    #[error("a section of {0} bytes is longer than one record may be, {MAX_PAYLOAD} bytes")]
-    SectionTooLong(usize),
-    /// Pages without a checksum in a stream that promised checksums.
-    #[error("the stream promised checksums of pages; this run would have none")]
-    SumsPromised,
-    /// The digest does not cover the guest's regions.
-    #[error("a digest of {found} regions for a guest that has {expected}")]
-    WrongDigest {
-        /// How many regions it covers.
-        found: usize,
-        /// How many regions there are.
-        expected: usize,
-    },
-}
+use crate::write_error::WriteError;
 
 /// Writes one stream.
 ///
@@ -222,7 +167,7 @@ impl<W: Write> StreamWriter<W> {
     /// # Errors
     /// [`WriteError::Order`], [`WriteError::Io`].
     pub fn round(&mut self, stats: &RoundStats) -> Result<(), WriteError> {
-        self.put_payload(RecordType::Round, &stats.encode())
+        self.put_payload(RecordType::Round, RoundBytes::from(stats).as_bytes())
     }
 
     /// Says that the guest is paused from here on.
@@ -253,9 +198,8 @@ impl<W: Write> StreamWriter<W> {
         if found != expected {
             return Err(WriteError::WrongDigest { found, expected });
         }
-        let payload: Vec<u8> =
-            digest.regions.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.put_payload(RecordType::Digest, &payload)
+        let values: Vec<U64> = digest.regions.iter().copied().map(U64::new).collect();
+        self.put_payload(RecordType::Digest, values.as_bytes())
     }
 
     /// Says that everything was sent, and flushes. The destination's `Ack` echoes the digest of
@@ -265,7 +209,7 @@ impl<W: Write> StreamWriter<W> {
     /// [`WriteError::Order`] where an announced digest is missing, [`WriteError::Io`].
     pub fn end(&mut self) -> Result<Totals, WriteError> {
         let totals = self.counters.totals();
-        self.put_payload(RecordType::End, &totals.encode())?;
+        self.put_payload(RecordType::End, TotalsBytes::from(&totals).as_bytes())?;
         self.flush()?;
         Ok(totals)
     }
@@ -277,8 +221,7 @@ impl<W: Write> StreamWriter<W> {
     /// [`WriteError::Order`] before [`Self::end`] or in a stream that has no place for it,
     /// [`WriteError::Io`].
     pub fn go(&mut self, nonce: Nonce) -> Result<(), WriteError> {
-        let payload = [self.preamble.id.to_bytes(), nonce.to_bytes()].concat();
-        self.put_payload(RecordType::Go, &payload)?;
+        self.put_payload(RecordType::Go, GoBytes::new(self.preamble.id, nonce).as_bytes())?;
         self.flush()
     }
 
@@ -340,19 +283,10 @@ impl<W: Write> StreamWriter<W> {
             order.admit_fill(place.count).map_err(WriteError::Order)?;
         }
         self.order = order;
-        let frame = Frame {
-            kind: kind.number(),
-            region: place.region,
-            sequence: self.counters.sequence(),
-            first: place.first,
-            count: place.count.0 as u32,
-            length,
-            payload_crc,
-        };
-        let encoded = frame.encode();
-        let written = write_both(&mut self.out, &encoded, payload);
+        let frame = Frame::new(kind, self.counters.sequence(), &place, length, payload_crc);
+        let written = write_both(&mut self.out, frame.as_bytes(), payload);
         self.io("a record", written)?;
-        self.counters.record(&frame, &encoded);
+        self.counters.record(&frame);
         Ok(())
     }
 
@@ -398,7 +332,7 @@ mod tests {
     use migpipe_units::{Gfn, MigrationId};
 
     use super::*;
-    use crate::header::Region;
+    use crate::header::{HeaderError, Region};
     use crate::preamble::Flags;
     use crate::question::Question;
 
