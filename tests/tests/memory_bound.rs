@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::{ChildStdin, Stdio};
 use std::time::Instant;
 
-use mig_stream::{Flags, Header, Preamble, Region, RoundStats, StreamReader, StreamWriter};
+use mig_stream::{Flags, Header, Preamble, RoundStats, StreamReader, StreamWriter};
 use migpipe_tests::{Done, Frame, Host, finish, frame_of, needs_kvm, saved_guest};
 use migpipe_units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -31,7 +31,6 @@ const UNKNOWN: u16 = 0x8123;
 
 struct Bench {
     machine: MachineDescription,
-    regions: Vec<Region>,
 }
 
 type Out = StreamWriter<ChildStdin>;
@@ -41,27 +40,23 @@ impl Bench {
         let host = Host::new();
         let bytes = fs::read(saved_guest(&host)).unwrap();
         let reader = StreamReader::open(&bytes[..]).unwrap();
-        let machine = MachineDescription::decode(&reader.header().machine).unwrap();
-        Self { machine, regions: reader.header().regions.clone() }
+        let header = reader.header();
+        let machine = MachineDescription::decode(&header.machine, &header.regions).unwrap();
+        Self { machine }
     }
 
     /// All of the guest's memory.
     fn all(&self) -> PageRange {
-        PageRange { region: RegionId(0), first: 0, count: self.regions[0].pages }
+        PageRange { region: RegionId(0), first: 0, count: self.machine.memory[0].pages }
     }
 
     /// The same guest with this memory.
     fn with_memory(&self, regions: &[(u64, u64)]) -> Self {
         let numbered = (0..).map(RegionId).zip(regions);
-        let regions: Vec<_> = numbered
-            .map(|(id, &(base, pages))| Region { id, base: Gfn(base), pages: Pages(pages) })
+        let memory = numbered
+            .map(|(id, &(base, pages))| MemoryRegion { id, base: Gfn(base), pages: Pages(pages) })
             .collect();
-        let memory = |region: &Region| {
-            let Region { id, base, pages } = *region;
-            MemoryRegion { id, base, pages }
-        };
-        let memory = regions.iter().map(memory).collect();
-        Self { machine: MachineDescription { memory, ..self.machine.clone() }, regions }
+        Self { machine: MachineDescription { memory, ..self.machine.clone() } }
     }
 
     /// Has a mig-recv read a stream of this guest that `write` goes on with, and checks what it
@@ -84,7 +79,7 @@ impl Bench {
         let header = Header {
             guest: "web".to_owned(),
             machine,
-            regions: self.regions.clone(),
+            regions: self.machine.memory.clone(),
             released: vec![],
         };
         if let Ok(mut out) = StreamWriter::new(out, preamble, header) {
@@ -187,7 +182,7 @@ fn no_description_makes_its_receiver_hold_or_think_more_than_it_should() {
     let described = |change: fn(&mut MachineDescription)| {
         let mut machine = guest.machine.clone();
         change(&mut machine);
-        Bench { machine, regions: guest.regions.clone() }
+        Bench { machine }
     };
     let nothing = |_: &mut Out| Some(());
     described(|machine| machine.cpu.msrs = (0..200_000).collect()).expect(
@@ -218,7 +213,7 @@ fn no_description_makes_its_receiver_hold_or_think_more_than_it_should() {
     );
     for name in ["../../escaped", "/tmp/escaped", "--incoming", "a\nb", ""] {
         let machine = MachineDescription { name: name.to_owned(), ..guest.machine.clone() };
-        let named = Bench { machine, regions: guest.regions.clone() };
+        let named = Bench { machine };
         named.expect("a name that leads elsewhere", &["is no name for a guest"], nothing);
     }
 }

@@ -124,9 +124,10 @@ fn crc32c(bytes: &[u8]) -> u32 {
 /// The start of that stream, of a machine that differs from its own by `change`.
 fn described(file: &Path, change: impl FnOnce(&mut MachineDescription)) {
     let stream = StreamReader::open(fs::File::open(file).unwrap()).unwrap();
-    let mut machine = MachineDescription::decode(&stream.header().machine).unwrap();
+    let header = stream.header().clone();
+    let mut machine = MachineDescription::decode(&header.machine, &header.regions).unwrap();
     change(&mut machine);
-    let header = Header { machine: machine.encode().unwrap(), ..stream.header().clone() };
+    let header = Header { machine: machine.encode().unwrap(), ..header };
     let mut bytes = Vec::new();
     let mut writer = StreamWriter::new(&mut bytes, *stream.preamble(), header).unwrap();
     writer.flush().unwrap();

@@ -19,25 +19,18 @@ pub enum MachineError {
         /// The name in the description.
         machine: String,
     },
-    /// Its memory is not that of the stream.
-    #[error("the regions of the stream are not the memory of the machine")]
-    Memory,
 }
 
 /// Reads the machine description and holds it against the header around it.
 pub fn read(header: &Header) -> Result<MachineDescription, MachineError> {
-    let machine = MachineDescription::decode(&header.machine)?;
+    let machine = MachineDescription::decode(&header.machine, &header.regions)?;
     if machine.name != header.guest {
         return Err(MachineError::Name {
             header: header.guest.clone(),
             machine: printable(&machine.name),
         });
     }
-    let same = machine.memory.len() == header.regions.len()
-        && machine.memory.iter().zip(&header.regions).all(|(memory, region)| {
-            (memory.id, memory.base, memory.pages) == (region.id, region.base, region.pages)
-        });
-    if same { Ok(machine) } else { Err(MachineError::Memory) }
+    Ok(machine)
 }
 
 /// The name of the processor that the guest sees: the brand string, else the vendor (AMD64

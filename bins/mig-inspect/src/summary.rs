@@ -2,7 +2,7 @@
 //! sizes say what they are.
 
 use mig_stream::{Kind, RoundStats, StreamReader, Totals};
-use migpipe_units::{Bytes, Gfn, Pages, RegionId};
+use migpipe_units::{Bytes, MemoryRegion, Pages};
 use serde::Serialize;
 use vm_state::MachineDescription;
 
@@ -17,7 +17,7 @@ pub struct Summary {
     pub guest: String,
     /// Nothing where it could not be read.
     pub machine: Option<MachineDescription>,
-    pub regions: Vec<Region>,
+    pub regions: Vec<MemoryRegion>,
     pub rounds: Vec<Round>,
     pub extents: Extents,
     pub sections: Vec<Section>,
@@ -43,13 +43,6 @@ pub struct Flags {
     pub separate_commit: bool,
     pub verify: bool,
     pub saved: bool,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Region {
-    pub id: RegionId,
-    pub base: Gfn,
-    pub pages: Pages,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,11 +113,7 @@ impl Summary {
             },
             guest: header.guest.clone(),
             machine: None,
-            regions: header
-                .regions
-                .iter()
-                .map(|region| Region { id: region.id, base: region.base, pages: region.pages })
-                .collect(),
+            regions: header.regions.clone(),
             rounds: vec![],
             extents: Extents::default(),
             sections: vec![],

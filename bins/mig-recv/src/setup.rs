@@ -17,7 +17,7 @@ use crate::args::Args;
 use crate::error::StepError;
 use crate::host::LocalHost;
 use crate::incoming::{Guest, IncomingMigration};
-use crate::memory::{Incoming, check_regions};
+use crate::memory::{Incoming, check_memory};
 use crate::overrides;
 
 /// Takes up a migration whose header can be used. One that cannot is answered at once.
@@ -76,8 +76,9 @@ fn check(
     mode: HandoverMode,
     stream: &StreamReader<ChannelReader>,
 ) -> anyhow::Result<(MachineDescription, FormatVersion)> {
-    let description = MachineDescription::decode(&stream.header().machine)?;
-    check_regions(&stream.header().regions, &description.memory)?;
+    let header = stream.header();
+    let description = MachineDescription::decode(&header.machine, &header.regions)?;
+    check_memory(&header.regions)?;
     vm_paths::check_name(&description.name)
         .context("the guest's name cannot be used on this host")?;
     check_limits(args, &description)?;

@@ -7,7 +7,7 @@ use mig_channel::{SenderChannel, open_sender};
 use mig_engine::handover::HandoverMode;
 use mig_engine::precopy::{Pacer, Policy, RateMeter, Wws};
 use mig_engine::report::Mode;
-use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
+use mig_stream::{Flags, Header, Preamble, StreamWriter};
 use migpipe_units::MigrationId;
 use vm_control::Client;
 use vm_mapping::PipePages;
@@ -130,11 +130,7 @@ fn header_of(
     Ok(Header {
         guest: machine.name.clone(),
         machine: machine.encode().map_err(StepError::other)?,
-        regions: machine
-            .memory
-            .iter()
-            .map(|region| Region { id: region.id, base: region.base, pages: region.pages })
-            .collect(),
+        regions: machine.memory.clone(),
         released,
     })
 }

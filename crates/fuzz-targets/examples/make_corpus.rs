@@ -63,7 +63,7 @@ impl Guest {
         let bytes = fs::read(saved)?;
         let mut reader = StreamReader::open(&bytes[..])?;
         let header = reader.header().clone();
-        let machine = MachineDescription::decode(&header.machine)?;
+        let machine = MachineDescription::decode(&header.machine, &header.regions)?;
         let (mut pages, mut sections) = (Vec::new(), Vec::new());
         while let Some(record) = reader.next_record()? {
             match record {

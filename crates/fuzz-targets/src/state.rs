@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
+use migpipe_units::{Gfn, MemoryRegion, Pages, RegionId};
 use page_bitmap::TrackedMemory;
 use vm_devices::{Console, ConsoleSpec, Device, GuestRam, OpenedDevice, Serial, VirtioSpec};
 use vm_machine::arch::MachineState;
@@ -17,6 +18,10 @@ use crate::sums::repair_section;
 /// As for a stream: a description of many small devices is the worst, with its copy beside it.
 const PER_BYTE: usize = 80;
 const FIXED: usize = 1 << 20;
+
+/// What the machine of the seeds has, and old descriptions must agree with.
+const MEMORY: MemoryRegion =
+    MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) };
 
 /// The virtio devices of the machine, one of each kind that needs no network.
 struct Devices {
@@ -60,9 +65,9 @@ pub fn state(bytes: &[u8]) {
 /// Reads a description and holds it against a host that can do nothing, and one that can do the
 /// same.
 fn describe(bytes: &[u8]) -> Option<MachineDescription> {
-    let description = MachineDescription::decode(bytes).ok()?;
+    let description = MachineDescription::decode(bytes, &[MEMORY]).ok()?;
     let again = description.encode().expect("what was decoded can be encoded");
-    assert_eq!(MachineDescription::decode(&again).as_ref().ok(), Some(&description));
+    assert_eq!(MachineDescription::decode(&again, &[MEMORY]).as_ref().ok(), Some(&description));
     let cpu = &description.cpu;
     if let Err(incompatible) = compat::check(cpu, &HostCapabilities::default()) {
         let text = incompatible.to_string();

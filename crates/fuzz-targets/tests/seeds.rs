@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use mig_stream::{DestinationOutcome, Message, Record, ReturnReader, StreamReader};
-use migpipe_units::MigrationId;
+use migpipe_units::{Gfn, MemoryRegion, MigrationId, Pages, RegionId};
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
@@ -15,6 +15,10 @@ use vm_control::{Event, Order, Reply, Request};
 use vm_state::{MachineDescription, Section};
 
 const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
+
+/// What the guest of the seeds has.
+const MEMORY: MemoryRegion =
+    MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) };
 
 /// So many answers the target waits for; events follow.
 const ANSWERS: usize = 16;
@@ -192,13 +196,15 @@ fn every_answer_is_in_a_seed() {
 fn the_saved_state_is_written_as_it_would_be_today() {
     let bytes = seed("state", "saved");
     let parts = parts(&bytes);
-    let machine = MachineDescription::decode(parts[0]).unwrap();
+    let machine = MachineDescription::decode(parts[0], &[MEMORY]).unwrap();
     assert_eq!(machine.encode().unwrap(), parts[0]);
     assert!(machine.devices.len() >= 4, "{machine:?}");
     for part in &parts[1..] {
         assert_eq!(Section::decode(part).unwrap().encode().unwrap(), *part);
     }
-    // One of the version before.
-    let bytes = seed("state", "saved-1");
-    MachineDescription::decode(self::parts(&bytes)[0]).unwrap();
+    // Of the versions before.
+    for old in ["saved-1", "saved-2"] {
+        let bytes = seed("state", old);
+        MachineDescription::decode(self::parts(&bytes)[0], &[MEMORY]).unwrap();
+    }
 }

@@ -8,10 +8,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use mig_stream::{
-    Flags, Header, MAX_RUN, Preamble, Record, Region, RegionDigest, StreamReader, StreamWriter,
+    Flags, Header, MAX_RUN, Preamble, Record, RegionDigest, StreamReader, StreamWriter,
     checksum_implementation,
 };
-use migpipe_units::{Bytes, Gfn, MigrationId, PageRange, Pages, RegionId};
+use migpipe_units::{Bytes, Gfn, MemoryRegion, MigrationId, PageRange, Pages, RegionId};
 
 /// More than the caches hold.
 const AMOUNT: usize = 256 << 20;
@@ -34,7 +34,7 @@ fn report(what: &str, mut work: impl FnMut()) {
 fn parts(page_sums: bool) -> (Preamble, Header) {
     let flags = Flags { page_sums, ..Flags::default() };
     let pages = Bytes(AMOUNT as u64).pages();
-    let regions = vec![Region { id: RegionId(0), base: Gfn(0), pages }];
+    let regions = vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages }];
     let header = Header { guest: "speed".into(), machine: vec![], regions, released: vec![] };
     (Preamble::migrate(MigrationId::from_bytes([1; 16]), flags), header)
 }

@@ -1,7 +1,7 @@
 //! The header behind the preamble: which guest, which machine, which memory.
 
 use migpipe_units::limits::{MAX_GUEST_NAME, MAX_HEADER, MAX_RELEASED};
-use migpipe_units::{Gfn, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
+use migpipe_units::{Gfn, MemoryRegion, MigrationId, PAGE_SIZE, PageRange, Pages, RegionId};
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -23,17 +23,6 @@ const END_OF_FRAMES: u64 = (1 << 52) / PAGE_SIZE;
 /// Length of one region in a header (bytes).
 const REGION_BYTES: usize = size_of::<RegionBytes>();
 
-/// A range of guest memory that pages of the stream belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// Its number: regions are numbered from 0 in address order.
-    pub id: RegionId,
-    /// Its first guest frame.
-    pub base: Gfn,
-    /// Its length.
-    pub pages: Pages,
-}
-
 /// One region in a header.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -43,14 +32,14 @@ struct RegionBytes {
     pages: U64,
 }
 
-impl From<&Region> for RegionBytes {
-    fn from(region: &Region) -> Self {
-        let Region { id, base, pages } = region;
+impl From<&MemoryRegion> for RegionBytes {
+    fn from(region: &MemoryRegion) -> Self {
+        let MemoryRegion { id, base, pages } = region;
         Self { id: id.0.into(), base: base.0.into(), pages: pages.0.into() }
     }
 }
 
-impl From<&RegionBytes> for Region {
+impl From<&RegionBytes> for MemoryRegion {
     fn from(bytes: &RegionBytes) -> Self {
         let RegionBytes { id, base, pages } = bytes;
         Self { id: RegionId(id.get()), base: Gfn(base.get()), pages: Pages(pages.get()) }
@@ -62,11 +51,12 @@ impl From<&RegionBytes> for Region {
 pub struct Header {
     /// The guest's name on the source: 1 to 255 bytes without control characters.
     pub guest: String,
-    /// The encoded machine description, which this crate carries and does not read; in a question
+    /// The encoded machine description without the memory, which this crate carries and does not
+    /// read; in a question
     /// the encoded [`Question`].
     pub machine: Vec<u8>,
     /// Guest memory, in address order.
-    pub regions: Vec<Region>,
+    pub regions: Vec<MemoryRegion>,
     /// Earlier migrations of this guest, [`MAX_RELEASED`] at most, that the source took back before
     /// its commit: a destination that still waits for the GO of one has it refused.
     pub released: Vec<MigrationId>,
@@ -250,7 +240,7 @@ impl Header {
         Ok(Self {
             guest: guest.to_owned(),
             machine: machine.to_owned(),
-            regions: regions.iter().map(Region::from).collect(),
+            regions: regions.iter().map(MemoryRegion::from).collect(),
             released: released.iter().map(|id| MigrationId::from_bytes(*id)).collect(),
         })
     }
@@ -267,8 +257,8 @@ impl From<&Question> for Header {
 mod tests {
     use super::*;
 
-    fn region(id: u16, base: u64, pages: u64) -> Region {
-        Region { id: RegionId(id), base: Gfn(base), pages: Pages(pages) }
+    fn region(id: u16, base: u64, pages: u64) -> MemoryRegion {
+        MemoryRegion { id: RegionId(id), base: Gfn(base), pages: Pages(pages) }
     }
 
     fn header() -> Header {

@@ -74,7 +74,7 @@
 //! | size | field |
 //! | --- | --- |
 //! | 2 + n | length and bytes of the guest's name: UTF-8, 1 to 255 bytes, no control characters |
-//! | 4 + n | length and bytes of the encoded machine description, opaque; of kinds 2 and 3, the question |
+//! | 4 + n | length and bytes of the encoded machine description without its memory, opaque; of kinds 2 and 3, the question |
 //! | 2 | number of regions, at most 256 |
 //! | 18 each | region: number (2), first guest frame (8), pages (8); numbered from 0, in address order, apart |
 //! | 16 each | to the end of the header, at most 16: earlier migrations of this guest that the source released. A destination that still waits for the GO of one refuses it |
@@ -197,7 +197,7 @@ pub use bytes::Malformed;
 pub use checksum::{StreamDigest, checksum_implementation};
 pub use counters::Totals;
 pub use frame::{MAX_FILL, MAX_PAYLOAD, MAX_RUN, RecordType};
-pub use header::{Header, HeaderError, MAX_REGIONS, RangeError, Region};
+pub use header::{Header, HeaderError, MAX_REGIONS, RangeError};
 pub use memory::{MemoryDigest, RegionDigest};
 pub use open::{OpenError, OpenProblem};
 pub use order::{MOST_FILLS, OrderError};

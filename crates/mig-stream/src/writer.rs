@@ -25,14 +25,14 @@ use crate::write_error::WriteError;
 /// under it gathers small records and passes large ones on; [`Self::flush`] empties it.
 ///
 /// ```
-/// use mig_stream::{Flags, Header, Preamble, Region, StreamWriter};
-/// use migpipe_units::{Gfn, MigrationId, PageRange, Pages, RegionId};
+/// use mig_stream::{Flags, Header, Preamble, StreamWriter};
+/// use migpipe_units::{Gfn, MemoryRegion, MigrationId, PageRange, Pages, RegionId};
 ///
 /// let flags = Flags { page_sums: true, ..Flags::default() };
 /// let header = Header {
 ///     guest: "web".into(),
 ///     machine: vec![],
-///     regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: Pages(16) }],
+///     regions: vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(16) }],
 ///     ..Header::default()
 /// };
 /// let preamble = Preamble::migrate(MigrationId::random(), flags);
@@ -329,16 +329,16 @@ const _: () = assert!(MAX_RUN.0 * PAGE_SIZE <= MAX_PAYLOAD as u64);
 
 #[cfg(test)]
 mod tests {
-    use migpipe_units::{Gfn, MigrationId};
+    use migpipe_units::{Gfn, MemoryRegion, MigrationId};
 
     use super::*;
-    use crate::header::{HeaderError, Region};
+    use crate::header::HeaderError;
     use crate::preamble::Flags;
     use crate::question::Question;
 
     fn writer<W: Write>(out: W, flags: Flags) -> StreamWriter<W> {
         let region =
-            |id, base, pages| Region { id: RegionId(id), base: Gfn(base), pages: Pages(pages) };
+            |id, base, pages| MemoryRegion { id: RegionId(id), base: Gfn(base), pages: Pages(pages) };
         let header = Header {
             guest: "web".into(),
             machine: vec![],
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_sender_knows_when_it_may_fill_no_more() {
-        let region = Region { id: RegionId(0), base: Gfn(0), pages: Pages(8) };
+        let region = MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(8) };
         let header = Header {
             guest: "web".into(),
             machine: vec![],
@@ -436,7 +436,7 @@ mod tests {
         for header in [
             Header { guest: "web".into(), machine: vec![1], ..Header::default() },
             Header {
-                regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: Pages(1) }],
+                regions: vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(1) }],
                 ..Header::from(&Question::default())
             },
             Header {

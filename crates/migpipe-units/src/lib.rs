@@ -13,7 +13,7 @@ mod range;
 
 pub use id::{Acknowledged, HostId, MigrationId, Nonce};
 pub use quantity::{Bytes, BytesPerSec, Pages, ParseQuantityError};
-pub use range::{Gfn, PageRange, RegionId};
+pub use range::{Gfn, MemoryRegion, PageRange, RegionId};
 
 /// Size of a page in bytes. A page is 4 KiB everywhere in the project, whatever the host maps.
 pub const PAGE_SIZE: u64 = 4096;

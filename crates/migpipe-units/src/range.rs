@@ -37,6 +37,17 @@ impl fmt::Display for RegionId {
     }
 }
 
+/// A range of guest memory with one memory file behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRegion {
+    /// Its number.
+    pub id: RegionId,
+    /// Its first guest frame.
+    pub base: Gfn,
+    /// Its length.
+    pub pages: Pages,
+}
+
 /// A run of pages inside one region; `first` counts pages from the start of that region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRange {

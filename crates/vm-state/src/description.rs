@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use migpipe_units::limits::MAX_DESCRIPTION;
-use migpipe_units::{Gfn, Pages, RegionId};
+use migpipe_units::{MemoryRegion, Pages, RegionId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The version that [`MachineDescription::encode`] writes. Version 1 did not say which kernel the
-/// guest booted.
-const VERSION: u16 = 2;
+/// The version that [`MachineDescription::encode`] writes. Versions 1 and 2 had the memory as well,
+/// and version 1 did not say which kernel the guest booted.
+const VERSION: u16 = 3;
 
 /// Everything a destination must know to build the same machine. It travels in the header of a
 /// stream, so that a host which cannot take the guest says so before the first page.
@@ -77,15 +77,15 @@ impl From<Version1> for MachineDescription {
     }
 }
 
-/// A range of guest memory, backed by one memory file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryRegion {
-    /// Its number.
-    pub id: RegionId,
-    /// Its first guest frame.
-    pub base: Gfn,
-    /// Its length.
-    pub pages: Pages,
+/// The description as version 3 has it: without the memory, which stands beside it.
+#[derive(Serialize, Deserialize)]
+struct Version3<Name, Cpu, Devices> {
+    name: Name,
+    vcpus: u32,
+    hugetlb: bool,
+    cpu: Cpu,
+    devices: Devices,
+    kernel: KernelKind,
 }
 
 /// The processor that a guest sees, as far as a host must have it too.
@@ -193,6 +193,9 @@ pub enum DescriptionError {
     /// It decodes, with something behind it.
     #[error("machine description has {0} bytes too many")]
     LeftOver(usize),
+    /// It has memory in it, and another than stands beside it.
+    #[error("the memory in the machine description is not the guest's")]
+    OtherMemory,
 }
 
 /// What these bytes are, all of them.
@@ -204,34 +207,43 @@ fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, DescriptionError> {
 }
 
 impl MachineDescription {
-    /// The description as bytes: version (u16, little-endian), then postcard.
+    /// All of the description but the memory as bytes: version (u16, little-endian), then postcard.
     ///
     /// # Errors
     /// [`DescriptionError::Damaged`] if a field cannot be encoded.
     pub fn encode(&self) -> Result<Vec<u8>, DescriptionError> {
-        postcard::to_extend(self, VERSION.to_le_bytes().to_vec()).map_err(DescriptionError::Damaged)
+        let Self { name, vcpus, memory: _, hugetlb, cpu, devices, kernel } = self;
+        let (vcpus, hugetlb, kernel) = (*vcpus, *hugetlb, *kernel);
+        let body = Version3 { name, vcpus, hugetlb, cpu, devices, kernel };
+        postcard::to_extend(&body, VERSION.to_le_bytes().to_vec())
+            .map_err(DescriptionError::Damaged)
     }
 
-    /// Reads what [`Self::encode`] wrote.
+    /// Reads what [`Self::encode`] wrote, of a guest that has this memory.
     ///
     /// # Errors
     /// One of [`DescriptionError`] for any other bytes; never panics.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DescriptionError> {
+    pub fn decode(bytes: &[u8], memory: &[MemoryRegion]) -> Result<Self, DescriptionError> {
         if bytes.len() > MAX_DESCRIPTION {
             return Err(DescriptionError::TooLong(bytes.len()));
         }
         let Some((version, body)) = bytes.split_first_chunk() else {
             return Err(DescriptionError::Damaged(postcard::Error::DeserializeUnexpectedEnd));
         };
-        let found = u16::from_le_bytes(*version);
-        if found > VERSION {
-            return Err(DescriptionError::Newer { found });
+        let description = match u16::from_le_bytes(*version) {
+            0 => return Err(DescriptionError::NoVersion),
+            1 => whole::<Version1>(body)?.into(),
+            2 => whole(body)?,
+            VERSION => {
+                let Version3 { name, vcpus, hugetlb, cpu, devices, kernel } = whole(body)?;
+                Self { name, vcpus, memory: memory.to_vec(), hugetlb, cpu, devices, kernel }
+            }
+            found => return Err(DescriptionError::Newer { found }),
+        };
+        if description.memory != memory {
+            return Err(DescriptionError::OtherMemory);
         }
-        match found {
-            0 => Err(DescriptionError::NoVersion),
-            1 => whole::<Version1>(body).map(Self::from),
-            _ => whole(body),
-        }
+        Ok(description)
     }
 
     /// Whether a page that the guest has written may be given back to the host while the guest
@@ -253,6 +265,8 @@ impl MachineDescription {
 
 #[cfg(test)]
 mod tests {
+    use migpipe_units::Gfn;
+
     use super::*;
 
     fn golden(kernel: KernelKind) -> MachineDescription {
@@ -279,18 +293,31 @@ mod tests {
         }
     }
 
+    const V1: &[u8] = include_bytes!("../tests/golden/description-1.bin");
+    const V2: &[u8] = include_bytes!("../tests/golden/description-2.bin");
+
+    #[test]
+    fn memory_that_an_old_description_has_must_be_the_guests() {
+        for bytes in [V1, V2] {
+            let other = MachineDescription::decode(bytes, &[]).unwrap_err();
+            assert!(matches!(other, DescriptionError::OtherMemory), "{other}");
+        }
+    }
+
     #[test]
     fn every_version_of_a_description_that_was_released_is_read() {
-        let v1 = include_bytes!("../tests/golden/description-1.bin");
-        let v2 = include_bytes!("../tests/golden/description-2.bin");
-        assert_eq!(MachineDescription::decode(v1).unwrap(), golden(KernelKind::Unknown));
-        assert_eq!(MachineDescription::decode(v2).unwrap(), golden(KernelKind::Linux));
-        assert_eq!(golden(KernelKind::Linux).encode().unwrap(), v2);
+        let linux = golden(KernelKind::Linux);
+        let v3 = include_bytes!("../tests/golden/description-3.bin");
+        let decode = |bytes| MachineDescription::decode(bytes, &linux.memory).unwrap();
+        assert_eq!(decode(V1), golden(KernelKind::Unknown));
+        assert_eq!(decode(V2), linux);
+        assert_eq!(decode(v3), linux);
+        assert_eq!(linux.encode().unwrap(), v3);
     }
 
     #[test]
     fn the_longest_description_is_read_and_one_byte_more_is_not() {
-        let of = |bytes| MachineDescription::decode(&vec![0; bytes]).unwrap_err();
+        let of = |bytes| MachineDescription::decode(&vec![0; bytes], &[]).unwrap_err();
         assert!(matches!(of(MAX_DESCRIPTION), DescriptionError::NoVersion));
         assert!(
             matches!(of(MAX_DESCRIPTION + 1), DescriptionError::TooLong(it) if it == MAX_DESCRIPTION + 1)
@@ -325,11 +352,12 @@ mod tests {
         let bytes = golden(KernelKind::Pvh).encode().unwrap();
         let versioned = |version: u16| {
             let bytes = [&version.to_le_bytes(), &bytes[2..]].concat();
-            MachineDescription::decode(&bytes).unwrap_err()
+            MachineDescription::decode(&bytes, &[]).unwrap_err()
         };
         assert!(matches!(versioned(0), DescriptionError::NoVersion));
-        // What version 2 has more is left over in version 1.
-        assert!(matches!(versioned(1), DescriptionError::LeftOver(1)));
-        assert!(matches!(versioned(3), DescriptionError::Newer { found: 3 }));
+        assert!(matches!(versioned(4), DescriptionError::Newer { found: 4 }));
+        let long = [bytes, vec![0]].concat();
+        let error = MachineDescription::decode(&long, &[]).unwrap_err();
+        assert!(matches!(error, DescriptionError::LeftOver(1)), "{error}");
     }
 }

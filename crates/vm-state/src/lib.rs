@@ -17,8 +17,10 @@ pub use backing::MemoryBacking;
 pub use balloon::Balloon;
 pub use description::{
     CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, DeviceParam, HostCapabilities,
-    KernelKind, MachineDescription, MemoryRegion,
+    KernelKind, MachineDescription,
 };
+/// A part of the machine like its devices and its processor.
+pub use migpipe_units::MemoryRegion;
 pub use section::{MAX_ENCODED, MAX_NAME, MAX_PAYLOAD, Section, SectionError};
 pub use section_set::SectionSet;
 pub use snapshot::{LoadError, PayloadError, SaveError, SectionId, Snapshot, read_payload};

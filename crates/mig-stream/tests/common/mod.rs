@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use mig_stream::{
-    Flags, Header, MemoryDigest, Preamble, ReadError, Record, Region, RegionDigest, RoundStats,
+    Flags, Header, MemoryDigest, Preamble, ReadError, Record, RegionDigest, RoundStats,
     StreamReader, StreamWriter,
 };
 use migpipe_units::{
-    Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId,
+    Acknowledged, Bytes, Gfn, HostId, MemoryRegion, MigrationId, Nonce, PageRange, Pages, RegionId,
 };
 
 pub const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
@@ -43,7 +43,7 @@ pub fn run(region: u16, first: u64, count: u64) -> PageRange {
 
 pub fn header() -> Header {
     let region =
-        |id, base, pages| Region { id: RegionId(id), base: Gfn(base), pages: Pages(pages) };
+        |id, base, pages| MemoryRegion { id: RegionId(id), base: Gfn(base), pages: Pages(pages) };
     Header {
         guest: "web".into(),
         machine: b"a machine".to_vec(),
