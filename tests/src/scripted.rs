@@ -216,8 +216,8 @@ impl Service for Guest {
                 Reply::State(Vec::new()).into()
             }
             Request::Own(input) => self.own(input, || Reply::Done.into()),
-            Request::Receive { id, form, .. } => {
-                self.acknowledged.store(form.is_answered(), Ordering::SeqCst);
+            Request::Receive { id, mode, .. } => {
+                self.acknowledged.store(mode.is_answered(), Ordering::SeqCst);
                 self.own(Input::Receive(id), || Answer {
                     reply: Reply::Received { notes: Vec::new() },
                     ..self.memory()

@@ -35,11 +35,11 @@ impl Guest {
         &self,
         peer: &Peer<'_>,
         id: MigrationId,
-        form: HandoverMode,
+        mode: HandoverMode,
         mut description: MachineDescription,
         overrides: Vec<DeviceParam>,
     ) -> Result<Answer, Refusal> {
-        let arriving = self.begin_to_receive(id, form, &mut description, overrides)?;
+        let arriving = self.begin_to_receive(id, mode, &mut description, overrides)?;
         let Arriving { here, builder, .. } = &arriving;
         let taken = match builder.build(&description, here.clone(), || peer.is_gone()) {
             Ok(machine) => self.take_up(peer.id(), &arriving, machine),
@@ -73,7 +73,7 @@ impl Guest {
         let go_timer = GoTimer::start(move |events| go_wait::serve(&this, &name, id, events))?;
         let inner = &mut *self.lock();
         self.step(inner, arriving.input())?;
-        inner.acknowledged = arriving.form.is_answered();
+        inner.acknowledged = arriving.mode.is_answered();
         inner.go_timer = Some(go_timer);
         // As it is here: its next destination is told where its files are on this host.
         inner.description = Some(machine.describe());
@@ -90,12 +90,12 @@ impl Guest {
     fn begin_to_receive(
         &self,
         id: MigrationId,
-        form: HandoverMode,
+        mode: HandoverMode,
         description: &mut MachineDescription,
         overrides: Vec<DeviceParam>,
     ) -> Result<Arriving, Refusal> {
         let inner = &mut *self.lock();
-        inner.ownership.step(arrival(id, form))?;
+        inner.ownership.step(arrival(id, mode))?;
         description.name.clone_from(&inner.name);
         // Whatever else it is to be on this host, as the source's, is among those that follow.
         let mut wanted = consoles(description, SERIAL, Some(&inner.console));
@@ -111,7 +111,7 @@ impl Guest {
             ..IncomingConfig::default()
         };
         let builder = inner.builder.take().ok_or(Refusal::AlreadyReceiving)?;
-        Ok(Arriving { id, form, here, builder })
+        Ok(Arriving { id, mode, here, builder })
     }
 
     /// Loads the state of the guest, which waits for GO then.
@@ -164,20 +164,20 @@ impl Guest {
 /// A guest whose machine is to be built.
 struct Arriving {
     id: MigrationId,
-    form: HandoverMode,
+    mode: HandoverMode,
     here: IncomingConfig,
     builder: Builder,
 }
 
 impl Arriving {
     const fn input(&self) -> Input {
-        arrival(self.id, self.form)
+        arrival(self.id, self.mode)
     }
 }
 
 /// The step by which a guest begins to arrive in this way.
-const fn arrival(id: MigrationId, form: HandoverMode) -> Input {
-    match form {
+const fn arrival(id: MigrationId, mode: HandoverMode) -> Input {
+    match mode {
         HandoverMode::Saved => Input::Restore(id),
         _ => Input::Receive(id),
     }

@@ -32,8 +32,8 @@ impl Service for Guest {
             Request::Status => Ok(Reply::Status(self.status()).into()),
             Request::Own(Input::Quit { force }) => self.quit(force).map(|()| Reply::Done.into()),
             Request::FlushDisks => self.flush_disks().map(|()| Reply::Done.into()),
-            Request::Receive { id, description, overrides, form } => {
-                self.receive(peer, id, form, description, overrides)
+            Request::Receive { id, description, overrides, mode } => {
+                self.receive(peer, id, mode, description, overrides)
             }
             Request::Order(_) => self
                 .lock_for_order()

@@ -254,7 +254,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
             id: ID,
             description: machine.clone(),
             overrides,
-            form: HandoverMode::BothWays,
+            mode: HandoverMode::BothWays,
         },
         Request::Prepare { id: ID, sections: sections.clone(), paused_for: None },
         Request::Go { id: ID, by: Authority::Source(Some(BY.nonce)) },

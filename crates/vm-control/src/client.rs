@@ -335,10 +335,10 @@ impl Client {
         id: MigrationId,
         description: MachineDescription,
         overrides: Vec<DeviceParam>,
-        form: HandoverMode,
+        mode: HandoverMode,
     ) -> Result<(GuestMemory, Vec<String>), ClientError> {
         let memory = description.memory.clone();
-        match self.call_with_fds(&Request::Receive { id, description, overrides, form })? {
+        match self.call_with_fds(&Request::Receive { id, description, overrides, mode })? {
             (Reply::Received { notes }, fds) => {
                 Ok((GuestMemory::map(&memory, fds, Access::ReadWrite)?, notes))
             }

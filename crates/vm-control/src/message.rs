@@ -72,7 +72,7 @@ pub enum Request {
         /// How it comes. A guest from a file may be received again until it has run; one whose
         /// source hears of it when it is prepared runs for a GO that says so: see
         /// [`Loaded::acknowledge`].
-        form: HandoverMode,
+        mode: HandoverMode,
     },
     /// Load this state into the machine being received: it is prepared then. Answered by
     /// [`Reply::Prepared`].

@@ -166,7 +166,7 @@ fn calls() -> Vec<(Call, Request, String)> {
         id: ID,
         description: machine(),
         overrides: vec![disk()],
-        form: HandoverMode::OneWay,
+        mode: HandoverMode::OneWay,
     };
     let sections = vec![vec![4; 5]];
     let paused_for = Some(Duration::from_millis(3));
