@@ -14,7 +14,7 @@ use migpipe_tests::{Done, Guest, HANG_TIMEOUT, Host, needs_kvm, run};
 use migpipe_units::MigrationId;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::geteuid;
-use vm_control::{PROTOCOL_VERSION, Reply, Request};
+use vm_control::{PROTOCOL_VERSION, Refusal, Reply, Request};
 
 /// A client that behaves is answered, whatever the others do, in no more than so many times what it
 /// takes to start its program, which other work on this machine slows as well. Who waits for a client
@@ -95,8 +95,11 @@ impl Abused {
 }
 
 fn frame(request: &Request) -> Vec<u8> {
-    let body = postcard::to_stdvec(request).unwrap();
-    [&(body.len() as u32).to_le_bytes()[..], &body].concat()
+    framed(&postcard::to_stdvec(request).unwrap())
+}
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    [&(body.len() as u32).to_le_bytes()[..], body].concat()
 }
 
 fn hello() -> Vec<u8> {
@@ -309,7 +312,7 @@ os.setgid(65534); os.setuid(65534)
 s = socket.socket(socket.AF_UNIX)
 try:
     s.connect(sys.argv[1])
-    print(s.recv(4096))
+    print(s.recv(4096).hex())
 except PermissionError:
     print('no permission')";
     let attempt = || {
@@ -322,7 +325,11 @@ except PermissionError:
         let mode = if path == socket { 0o666 } else { 0o755 };
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
-    let said = attempt();
-    assert!(said.contains("uid 65534 may not control it"), "{said}");
+    let refusal = Refusal::OtherUser { owner: geteuid().as_raw(), client: 65_534 };
+    let told: String = framed(&postcard::to_stdvec(&Reply::Refused(refusal)).unwrap())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(attempt().trim(), told);
     abused.is_unharmed("another user");
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::ensure;
 use mig_stream::{MemoryDigest, ReadError, StreamReader};
-use migpipe_units::{MemoryRegion, PAGE_SIZE, PageRange, Pages};
+use migpipe_units::{MemoryRegion, PageRange, Pages};
 use page_bitmap::GuestBitmap;
 use vm_mapping::GuestMemory;
 

@@ -11,8 +11,8 @@ use clap::Parser;
 use mig_channel::{Endpoint, Interrupt, ReceiverChannel, prepare_receiver};
 use mig_engine::ownership::{Decision, MigrationStatus};
 use mig_stream::{
-    Flags, Header, MemoryDigest, Message, Preamble, Region, ReturnReader, StreamDigest,
-    StreamReader, StreamWriter,
+    Flags, Header, MemoryDigest, Message, Preamble, ReturnReader, StreamDigest, StreamReader,
+    StreamWriter,
 };
 use migpipe_units::{Gfn, MigrationId, Nonce, PAGE_SIZE, PageRange, Pages, RegionId};
 use vm_control::{Client, ClientError, Reply, Request};
@@ -171,7 +171,7 @@ fn header() -> Header {
     Header {
         guest: "web".to_owned(),
         machine: machine().encode().unwrap(),
-        regions: vec![Region { id: RegionId(0), base: Gfn(0), pages: MEMORY }],
+        regions: vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages: MEMORY }],
         released: vec![RELEASED],
     }
 }

@@ -21,8 +21,7 @@ pub fn of(args: &Args, guest: &MachineDescription) -> anyhow::Result<Vec<DeviceP
     for (id, tap) in &args.nets {
         overrides.push(device_param(("net", id, "tap"), tap.clone()));
     }
-    for (named, param) in
-        [(&args.console, SERIAL_CONSOLE), (&args.virtio_console, VIRTIO_CONSOLE)]
+    for (named, param) in [(&args.console, SERIAL_CONSOLE), (&args.virtio_console, VIRTIO_CONSOLE)]
     {
         overrides.extend(console(args, guest, named, param).map(|to| device_param(param, to)));
     }

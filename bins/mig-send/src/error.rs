@@ -350,7 +350,7 @@ mod tests {
         let interrupted = || io::Error::from(ChannelError::Interrupted { doing: doing() });
         let written =
             WriteError::Io { what: "a page", at: migpipe_units::Bytes(0), source: interrupted() };
-        let refused = ClientError::Refused(Refusal::cancelled());
+        let refused = ClientError::Refused(Refusal::Cancelled);
         for error in [
             StepError::from(interrupted()),
             written.into(),

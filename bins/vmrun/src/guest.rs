@@ -200,7 +200,8 @@ impl Guest {
             Some(Effect::Record(_, decision @ Decision::MayRun)) if saved => {
                 let record = Record::new(decision, &inner.name, &self.socket, true);
                 let claim = inner.claim.as_ref();
-                let claim = claim.ok_or_else(|| Refusal::failed("nothing is being restored here"))?;
+                let claim =
+                    claim.ok_or_else(|| Refusal::failed("nothing is being restored here"))?;
                 claim.may_run(&record).map_err(refusal)?;
                 inner.claim = None;
                 Ok(())

@@ -38,7 +38,11 @@ impl Guest {
         Ok(())
     }
 
-    pub fn start_log(&self, inner: &mut Inner, connection: ConnectionId) -> Result<Answer, Refusal> {
+    pub fn start_log(
+        &self,
+        inner: &mut Inner,
+        connection: ConnectionId,
+    ) -> Result<Answer, Refusal> {
         inner.migration_of(connection)?;
         let (log, fd) = GuestBitmap::share(inner.described()?.region_pages()).map_err(refusal)?;
         inner.machine()?.dirty_log_start().map_err(refusal)?;

@@ -19,9 +19,7 @@ use migpipe_units::{
     Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId,
 };
 use serde::Serialize;
-use vm_control::{
-    Event, Handover, Loaded, Order, Refusal, Reply, Request, Started, Status,
-};
+use vm_control::{Event, Handover, Loaded, Order, Refusal, Reply, Request, Started, Status};
 use vm_state::{DeviceParam, MachineDescription, MemoryBacking, MemoryRegion};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

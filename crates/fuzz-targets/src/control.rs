@@ -15,9 +15,7 @@ use migpipe_units::{Gfn, MigrationId, Pages, RegionId};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vm_control::server::{Answer, ConnectionId, Peer, Server, Service};
-use vm_control::{
-    Client, ClientError, Event, Order, PROTOCOL_VERSION, Refusal, Reply, Request,
-};
+use vm_control::{Client, ClientError, Event, Order, PROTOCOL_VERSION, Refusal, Reply, Request};
 use vm_state::{CpuDescription, KernelKind, MachineDescription, MemoryRegion};
 
 use crate::memory::within;

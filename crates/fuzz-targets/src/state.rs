@@ -20,8 +20,7 @@ const PER_BYTE: usize = 80;
 const FIXED: usize = 1 << 20;
 
 /// What the machine of the seeds has, and old descriptions must agree with.
-const MEMORY: MemoryRegion =
-    MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) };
+const MEMORY: MemoryRegion = MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) };
 
 /// The virtio devices of the machine, one of each kind that needs no network.
 struct Devices {

@@ -81,9 +81,14 @@ fn forward(bytes: &[u8]) {
 /// of pages. Nothing if it is refused.
 fn read(bytes: &[u8], mut each: impl FnMut(Record, Vec<u8>)) -> Option<(Preamble, Header, u64)> {
     let mut reader = StreamReader::open(bytes).map_err(said).ok()?;
-    if let Ok(machine) = MachineDescription::decode(&reader.header().machine, &reader.header().regions) {
+    if let Ok(machine) =
+        MachineDescription::decode(&reader.header().machine, &reader.header().regions)
+    {
         let again = machine.encode().expect("what was decoded can be encoded");
-        assert_eq!(MachineDescription::decode(&again, &machine.memory).expect("it can be decoded"), machine);
+        assert_eq!(
+            MachineDescription::decode(&again, &machine.memory).expect("it can be decoded"),
+            machine
+        );
     }
     while let Some(record) = reader.next_record().map_err(said).ok()? {
         let mut payload = Vec::new();

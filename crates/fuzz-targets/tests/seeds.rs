@@ -17,8 +17,7 @@ use vm_state::{MachineDescription, Section};
 const ID: MigrationId = MigrationId::from_bytes(*b"0123456789abcdef");
 
 /// What the guest of the seeds has.
-const MEMORY: MemoryRegion =
-    MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) };
+const MEMORY: MemoryRegion = MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(4096) };
 
 /// So many answers the target waits for; events follow.
 const ANSWERS: usize = 16;

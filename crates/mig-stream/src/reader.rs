@@ -164,9 +164,7 @@ impl<R: Read> StreamReader<R> {
     fn record(&mut self, kind: RecordType, frame: &Frame) -> Result<Record, ReadError> {
         let (at, length) = (self.counters.bytes(), frame.length.get());
         self.check_length(frame, kind.max_payload())?;
-        self.order
-            .admit(kind, length.into())
-            .map_err(|source| ReadError::Order { at, source })?;
+        self.order.admit(kind, length.into()).map_err(|source| ReadError::Order { at, source })?;
         self.check_frame(kind, frame)?;
         if kind == RecordType::Fill {
             let count = frame.place().count;
@@ -184,8 +182,11 @@ impl<R: Read> StreamReader<R> {
             });
             return Ok(Record::Pages(frame.place()));
         }
-        let payload = read_growing(&mut self.from, length)
-            .map_err(|source| ReadError::Io { inside: Inside::Record(kind), at, source })?;
+        let payload = read_growing(&mut self.from, length).map_err(|source| ReadError::Io {
+            inside: Inside::Record(kind),
+            at,
+            source,
+        })?;
         if payload.len() < length as usize {
             return Err(ReadError::Truncated {
                 inside: Inside::Record(kind),

@@ -337,8 +337,11 @@ mod tests {
     use crate::question::Question;
 
     fn writer<W: Write>(out: W, flags: Flags) -> StreamWriter<W> {
-        let region =
-            |id, base, pages| MemoryRegion { id: RegionId(id), base: Gfn(base), pages: Pages(pages) };
+        let region = |id, base, pages| MemoryRegion {
+            id: RegionId(id),
+            base: Gfn(base),
+            pages: Pages(pages),
+        };
         let header = Header {
             guest: "web".into(),
             machine: vec![],

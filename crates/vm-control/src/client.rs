@@ -15,9 +15,7 @@ use thiserror::Error;
 use vm_state::{DeviceParam, MachineDescription};
 
 use crate::frame::{self, FrameError};
-use crate::message::{
-    Event, Loaded, Order, PROTOCOL_VERSION, Reply, Request, Started, Status,
-};
+use crate::message::{Event, Loaded, Order, PROTOCOL_VERSION, Reply, Request, Started, Status};
 use crate::refusal::Refusal;
 use vm_mapping::{Access, GuestMemory, MemoryError};
 

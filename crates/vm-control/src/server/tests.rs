@@ -2,8 +2,8 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use unix_socket::Taken;
 use super::listener::MAX_CONNECTIONS;
 use super::*;
 use crate::frame;
-use crate::message::PROTOCOL_VERSION;
+use crate::message::{Event, PROTOCOL_VERSION, Reply, Request};
 use crate::{Client, ClientError, Refusal};
 
 /// Ends what hangs, and measures nothing.

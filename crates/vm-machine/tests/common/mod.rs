@@ -76,10 +76,8 @@ impl Guest {
     /// A machine that waits for this one, with a console of its own.
     pub fn destination(&self, dir: &Path) -> Self {
         let path = dir.join("console-of-destination");
-        let here = IncomingConfig {
-            overrides: vec![serial_console(&path)],
-            ..IncomingConfig::default()
-        };
+        let here =
+            IncomingConfig { overrides: vec![serial_console(&path)], ..IncomingConfig::default() };
         let host = Host::probe().unwrap();
         let machine = Machine::incoming(&self.machine.describe(), &here, &host).unwrap();
         Self { machine, console: path }
