@@ -11,20 +11,28 @@ import time
 
 from console import Console
 
+TICK = os.sysconf("SC_CLK_TCK")
+
 
 def cpu_seconds(pid, guests):
-    """CPU time of a process without that of the threads whose names begin with one of `guests`."""
-    total = 0
+    """CPU time of a process, also of threads that ended, without that of the threads whose names
+    begin with one of `guests`."""
     try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        if fields[0] == "Z":
+            # The time of its threads can be told apart no more.
+            return 0.0
+        total = (int(fields[11]) + int(fields[12])) / TICK
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/comm") as file:
-                if file.read().startswith(guests):
+                if not file.read().startswith(guests):
                     continue
             with open(f"/proc/{pid}/task/{task}/schedstat") as file:
-                total += int(file.read().split()[0])
+                total -= int(file.read().split()[0]) / 1e9
+        return total
     except (FileNotFoundError, ProcessLookupError):
-        pass
-    return total / 1e9
+        return 0.0
 
 
 class Sampler:
