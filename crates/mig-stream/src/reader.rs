@@ -93,20 +93,6 @@ impl<R: Read> StreamReader<R> {
         self.guarded(|reader| reader.read_pending(buf))
     }
 
-    /// Hands out the channel in front of the payload of the run of pages that was handed out
-    /// last, in a stream without page checksums: the caller takes exactly so many bytes from it by
-    /// itself, say with splice(2). Nothing in a stream with page checksums, or without such a
-    /// payload. The channel must not be one that reads ahead.
-    pub fn take_unsummed_payload(&mut self) -> Option<(&mut R, Bytes)> {
-        match self.pending {
-            Some(Pending { left, sums: None, .. }) if !self.given_up => {
-                self.pending = None;
-                Some((&mut self.from, Bytes(left as u64)))
-            }
-            _ => None,
-        }
-    }
-
     /// Makes sure that nothing follows.
     ///
     /// # Errors

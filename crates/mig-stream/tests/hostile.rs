@@ -225,32 +225,6 @@ fn more_payload_than_there_is_cannot_be_taken() {
 }
 
 #[test]
-fn payload_without_a_checksum_can_be_moved_by_the_caller() {
-    let flags = Flags { page_sums: false, ..ONE_WAY };
-    let bytes = common::sample(flags);
-    let mut reader = StreamReader::open(&bytes[..]).unwrap();
-    let mut payloads: Vec<u8> = vec![];
-    while let Some(record) = reader.next_record().unwrap() {
-        if let Record::Pages(_) = record {
-            let (from, length) = reader.take_unsummed_payload().unwrap();
-            let (payload, rest) = from.split_at(length.0 as usize);
-            payloads.extend(payload);
-            *from = rest;
-        }
-        assert!(reader.take_unsummed_payload().is_none());
-    }
-    assert_eq!(payloads, [page(1), page(2), page(3)].concat());
-
-    let bytes = common::sample(ONE_WAY);
-    let mut reader = StreamReader::open(&bytes[..]).unwrap();
-    while let Some(record) = reader.next_record().unwrap() {
-        if let Record::Pages(_) = record {
-            assert!(reader.take_unsummed_payload().is_none());
-        }
-    }
-}
-
-#[test]
 fn a_sum_in_a_stream_without_page_sums_is_refused() {
     let flags = Flags { page_sums: false, ..ONE_WAY };
     refused(Raw::new(flags).record(PAGES, at(0, 0, 1), &page(1)));

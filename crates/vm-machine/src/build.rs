@@ -96,6 +96,8 @@ impl Machine {
         let Host { kvm, capabilities } = host;
         compat::check(&description.cpu, capabilities)?;
         check_vcpus(kvm, description.vcpus)?;
+        // A device that nobody knows is named before a parameter that none has.
+        devices_of(description)?;
         let mut description = description.clone();
         virtio::replace(&mut description.devices, &here.overrides)?;
         let (serial, mut specs) = devices_of(&description)?;

@@ -88,13 +88,6 @@ impl Pacer {
         self.blackout = true;
     }
 
-    /// The limit holds again, after a blackout that was given up.
-    pub fn end_blackout(&mut self, now: Duration) {
-        self.blackout = false;
-        self.level = 0;
-        self.refilled = self.refilled.max(now);
-    }
-
     fn full(&self) -> i128 {
         match self.limit {
             None => 0,
@@ -189,8 +182,6 @@ mod tests {
         assert_eq!(pacer.wait(ms(0)), ms(0));
         pacer.set_limit(Some(BytesPerSec(1)), ms(1));
         assert_eq!(pacer.take(Bytes(1 << 30), ms(1)), ms(0));
-        pacer.end_blackout(ms(2));
-        assert_eq!(pacer.take(Bytes(1), ms(2)), SECOND);
     }
 
     #[test]
