@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mig_channel::Endpoint;
-use mig_engine::handover::{FailureKind, HandoverMode, Query};
+use mig_engine::handover::{FailureKind, Query};
 use mig_stream::DestinationOutcome;
 
 use crate::args::Args;
@@ -16,12 +16,6 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Whether what became of a migration can be found out.
 pub fn can_be_asked(args: &Args) -> bool {
     can_be_opened_again(args.commit.as_ref().unwrap_or(&args.destination))
-}
-
-/// Whether a migration may have to ask, or send GO, by a channel of its own.
-pub fn needs_helper(args: &Args, mode: HandoverMode) -> bool {
-    let asks = !args.resolve_for.is_zero() || mode == HandoverMode::SeparateCommit;
-    asks && can_be_asked(args)
 }
 
 fn can_be_opened_again(destination: &Endpoint) -> bool {

@@ -50,7 +50,7 @@ pub fn open<'a>(
     let mode = mode_of(args, &channel)?;
     let SenderChannel { mut forward, back, mut tunnel } = channel;
     forward.set_stall_limit(Some(args.timeout));
-    let helper = match attempts::needs_helper(args, mode) {
+    let helper = match attempts::can_be_asked(args) {
         true => Some(ResolveHelper::start(args, id)?),
         false => None,
     };
