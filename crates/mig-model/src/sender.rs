@@ -202,6 +202,7 @@ impl HandoverModel {
             },
             // With a separate commit nobody has waited for READY.
             Some(Back::Ready) => return true,
+            Some(Back::Failed) => SourceStepOutcome::Failed(FailureKind::GivenUp),
             Some(_) => FAILED,
             None if state.back[source_tool].open => return false,
             None => FAILED,
