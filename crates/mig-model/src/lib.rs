@@ -65,25 +65,25 @@
 //!
 //! | migrations | resolvers | crashes | records lost | ends by the operator | faults | states | steps | depth |
 //! | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 233,891 | 1,996,066 | 44 |
-//! | both ways | 1 | 1 | 0 | 1 | any | 1,344,194 | 12,109,956 | 43 |
-//! | both ways | 1 | 2 | 0 | 0 | 2 | 410,119 | 2,512,595 | 40 |
-//! | both ways | 2 | 0 | 0 | 0 | any | 339,048 | 3,068,036 | 42 |
-//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 278,137 | 1,415,811 | 39 |
-//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 73,786 | 270,717 | 38 |
-//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 10,421 | 36,073 | 31 |
-//! | both ways | 1 | 1 | 1 | 0 | 1 | 134,138 | 523,692 | 36 |
-//! | separate commit | 1 | 1 | 0 | 1 | any | 606,283 | 4,971,900 | 41 |
-//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 45,371 | 331,643 | 35 |
+//! | both ways, cuts spelled out, a time limit for GO | 1 | 0 | 0 | 0 | any | 233,911 | 1,996,126 | 44 |
+//! | both ways | 1 | 1 | 0 | 1 | any | 1,342,638 | 12,100,609 | 43 |
+//! | both ways | 1 | 2 | 0 | 0 | 2 | 408,434 | 2,503,656 | 40 |
+//! | both ways | 2 | 0 | 0 | 0 | any | 338,947 | 3,067,611 | 42 |
+//! | both ways, another host may be asked | 1 | 1 | 0 | 0 | 2 | 276,712 | 1,409,982 | 39 |
+//! | both ways, copied to another host | 1 | 0 | 0 | 0 | 1 | 72,056 | 265,654 | 38 |
+//! | both ways, copied on the same host | 1 | 0 | 0 | 0 | 1 | 10,220 | 35,516 | 31 |
+//! | both ways | 1 | 1 | 1 | 0 | 1 | 133,176 | 520,796 | 36 |
+//! | separate commit | 1 | 1 | 0 | 1 | any | 604,103 | 4,959,084 | 41 |
+//! | separate commit, another host may be asked | 1 | 0 | 0 | 0 | any | 45,130 | 330,642 | 35 |
 //! | one way, delivered twice | 1 | 0 | 0 | 0 | any | 552,324 | 4,185,937 | 40 |
 //! | one way, delivered twice | 1 | 1 | 0 | 0 | 1 | 261,617 | 1,119,347 | 40 |
 //! | one way | 2 | 1 | 0 | 1 | 1 | 1,267,093 | 6,414,324 | 40 |
 //! | one way | 1 | 1 | 1 | 0 | 1 | 101,766 | 378,102 | 38 |
 //! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 943,252 | 4,709,186 | 42 |
 //! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 344,000 | 1,565,306 | 45 |
-//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 250,771 | 1,005,050 | 45 |
-//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 37,704 | 149,543 | 49 |
-//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 119,068 | 463,412 | 54 |
+//! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 219,475 | 874,344 | 45 |
+//! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 38,804 | 153,560 | 48 |
+//! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 118,063 | 460,091 | 54 |
 //!
 //! All of it, mistakes included, takes some minutes on 2 cores.
 //!
