@@ -11,8 +11,8 @@ use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, info};
 use vm_machine::{
-    AllowedPaths, ConsoleSpec, HostMemory, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
-    VirtioSpec,
+    AllowedPaths, ConsoleSpec, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
+    MemorySource, VirtioSpec,
 };
 use vm_records::departure::{Departure, Departures};
 use vm_records::known_files;
@@ -24,7 +24,7 @@ use crate::guest::{Guest, Inner};
 
 /// The guest of this command line, before anything of it runs.
 pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
-    let memory = host_memory(args);
+    let memory = memory_source(args);
     let machine = match &args.kernel {
         Some(kernel) => Some(boot(args, kernel, memory.clone())?),
         None => None,
@@ -55,17 +55,17 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
     })
 }
 
-/// Where the guest's memory comes from, if not from hugetlbfs: a tmpfs with huge pages, where this
-/// host lets this user have one.
-fn host_memory(args: &Args) -> HostMemory {
-    if args.small_pages {
-        return HostMemory::SmallPages;
-    }
+/// Where the guest's memory comes from: as the command line says, or else a tmpfs with huge pages,
+/// where this host lets this user have one.
+fn memory_source(args: &Args) -> MemorySource {
     if args.hugepages {
-        return HostMemory::Memfd;
+        return MemorySource::HugeTlb;
+    }
+    if args.small_pages {
+        return MemorySource::Memfd { huge: false };
     }
     match HugeTmpfs::mount() {
-        Ok(tmpfs) => HostMemory::Tmpfs(Arc::new(tmpfs)),
+        Ok(tmpfs) => MemorySource::Tmpfs(Arc::new(tmpfs)),
         Err(error) => {
             info!(
                 "no tmpfs with huge pages for guest memory: {}; a memfd has them where \
@@ -73,7 +73,7 @@ fn host_memory(args: &Args) -> HostMemory {
                  where vm.nr_hugepages sets them apart (--hugepages)",
                 migpipe_cli::one_line(&error.into())
             );
-            HostMemory::Memfd
+            MemorySource::default()
         }
     }
 }
@@ -105,7 +105,7 @@ fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
     })
 }
 
-fn boot(args: &Args, kernel: &str, memory: HostMemory) -> anyhow::Result<Machine> {
+fn boot(args: &Args, kernel: &str, memory: MemorySource) -> anyhow::Result<Machine> {
     let kernel = match kernel.strip_prefix("builtin:") {
         Some(_) if args.initrd.is_some() => {
             let why = anyhow!("the built-in guest is not Linux, and only Linux takes an initrd");
@@ -122,7 +122,6 @@ fn boot(args: &Args, kernel: &str, memory: HostMemory) -> anyhow::Result<Machine
         mem: args.mem,
         cpus: args.cpus,
         console: console_spec(&args.console)?,
-        hugetlb: args.hugepages,
         memory,
         devices: devices(args)?,
     };

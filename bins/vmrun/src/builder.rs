@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use vm_control::Refusal;
-use vm_machine::{AllowedPaths, Host, HostMemory, IncomingConfig, Machine, MachineError};
+use vm_machine::{AllowedPaths, Host, IncomingConfig, Machine, MachineError, MemorySource};
 use vm_state::MachineDescription;
 
 use crate::confinement;
@@ -39,7 +39,7 @@ pub struct Builder(Sender<Order>);
 impl Builder {
     /// Starts the thread, and waits until it is confined. The files of what it builds are in
     /// `allowed`, and its memory comes from `memory`.
-    pub fn start(allowed: AllowedPaths, memory: HostMemory) -> anyhow::Result<Self> {
+    pub fn start(allowed: AllowedPaths, memory: MemorySource) -> anyhow::Result<Self> {
         let (orders, to_build) = channel();
         let (confined, is_confined) = sync_channel(1);
         let body = move || {
@@ -82,23 +82,17 @@ impl Builder {
     }
 }
 
-fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths, memory: &HostMemory) {
+fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths, memory: &MemorySource) {
     // While nobody waits for it yet. What is in the way now may be gone when somebody does.
     let mut host = Host::probe().ok();
     for Order { description, mut here, built } in orders {
         here.allowed_paths = allowed.clone();
         here.memory = memory.clone();
-        if host.is_none() {
-            match Host::probe() {
-                Ok(probed) => host = Some(probed),
-                Err(error) => {
-                    let _ = built.send(Err(error));
-                    continue;
-                }
-            }
-        }
-        let Some(host) = &host else { continue };
-        // A machine that nobody waits for ends here.
-        let _ = built.send(Machine::incoming(&description, &here, host));
+        let machine = match host.take().map_or_else(Host::probe, Ok) {
+            Ok(known) => Machine::incoming(&description, &here, host.insert(known)),
+            Err(error) => Err(error),
+        };
+        // One that nobody waits for ends here.
+        let _ = built.send(machine);
     }
 }

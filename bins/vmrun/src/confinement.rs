@@ -11,7 +11,7 @@ use migpipe_confine::sets::{OPEN_FILES, OPENING, RUNTIME, SOCKET, THREADS};
 use migpipe_confine::{Access, Files, Filter, calls};
 use vm_control::server;
 use vm_machine::confinement::{BUILDER, CONSOLE, DISKS, OWNER, REGISTERS, THROTTLE, VCPU, WORKER};
-use vm_machine::{AllowedPaths, HostMemory};
+use vm_machine::{AllowedPaths, MemorySource};
 use vm_records::departure::Departures;
 use vm_records::record;
 use vm_records::record::Records;
@@ -58,9 +58,9 @@ pub fn service(
 
 /// Confines the thread that builds the machine of a guest that arrives: it opens any file that this
 /// user may, or those at `allowed` and what every machine needs, and the files of its memory.
-pub fn builder(allowed: &AllowedPaths, memory: &HostMemory) -> anyhow::Result<()> {
+pub fn builder(allowed: &AllowedPaths, memory: &MemorySource) -> anyhow::Result<()> {
     let mut files = Files::none();
-    if let HostMemory::Tmpfs(tmpfs) = memory {
+    if let MemorySource::Tmpfs(tmpfs) = memory {
         // It has no path but this one.
         let root = format!("/proc/self/fd/{}", tmpfs.root().as_raw_fd());
         files = files.and(root, Access::ReadWrite);

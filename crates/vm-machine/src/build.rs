@@ -9,7 +9,7 @@ use vm_devices::{ConsoleSpec, SerialSnapshot, VirtioKind, VirtioSpec};
 use vm_state::{DeviceDescription, HostCapabilities, MachineDescription, Snapshot, compat};
 
 use crate::arch::{IoctlError, check_vcpus, describe_cpu, host_capabilities, set_cpuid};
-use crate::config::{HostMemory, IncomingConfig, MachineConfig};
+use crate::config::{IncomingConfig, MachineConfig};
 use crate::devices::OpenedDevices;
 use crate::dirty::DirtyLog;
 use crate::error::MachineError;
@@ -66,13 +66,13 @@ impl Machine {
             name: config.name.clone(),
             vcpus: config.cpus,
             memory: layout::regions(config.mem),
-            hugetlb: config.hugetlb,
+            hugetlb: config.memory.is_hugetlb(),
             cpu,
             devices: Vec::new(),
             kernel: config.kernel.kind(),
         };
-        let source = memory_source(config.hugetlb, &config.memory);
-        let parts = Parts::new(&kvm, description, source, &config.console, &config.devices)?;
+        let (console, devices) = (&config.console, &config.devices);
+        let parts = Parts::new(&kvm, description, &config.memory, console, devices)?;
         let tsc_khz = parts.description.cpu.tsc_khz;
         let (memory, vcpus) = (&parts.memory, &parts.vcpus);
         let windows = parts.devices.windows();
@@ -114,18 +114,11 @@ impl Machine {
         if let Some(name) = &here.name {
             description.name.clone_from(name);
         }
-        let source = memory_source(description.hugetlb, &here.memory);
-        Parts::new(kvm, description, source, &console, &specs)?.assemble(LoadState::AwaitingState)
-    }
-}
-
-/// What the memory is asked from.
-fn memory_source(hugetlb: bool, memory: &HostMemory) -> MemorySource<'_> {
-    match (hugetlb, memory) {
-        (true, _) => MemorySource::HugeTlb,
-        (false, HostMemory::Tmpfs(tmpfs)) => MemorySource::Tmpfs(tmpfs),
-        (false, HostMemory::Memfd) => MemorySource::Memfd { huge: true },
-        (false, HostMemory::SmallPages) => MemorySource::Memfd { huge: false },
+        let memory = match description.hugetlb {
+            true => &MemorySource::HugeTlb,
+            false => &here.memory,
+        };
+        Parts::new(kvm, description, memory, &console, &specs)?.assemble(LoadState::AwaitingState)
     }
 }
 
@@ -200,12 +193,12 @@ impl Parts {
     fn new(
         kvm: &Kvm,
         mut description: MachineDescription,
-        source: MemorySource<'_>,
+        memory: &MemorySource,
         console: &ConsoleSpec,
         specs: &[VirtioSpec],
     ) -> Result<Self, MachineError> {
         check_devices(console, specs, description.hugetlb)?;
-        let memory = Memory::new(&description.memory, source)?;
+        let memory = Memory::new(&description.memory, memory)?;
         let vm = named("KVM_CREATE_VM", kvm.create_vm())?;
         named("KVM_SET_TSS_ADDR", vm.set_tss_address(KVM_TSS as usize))?;
         let identity_map = vm.set_identity_map_address(KVM_IDENTITY_MAP);

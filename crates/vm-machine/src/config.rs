@@ -1,26 +1,12 @@
 //! What a machine is to be: for a guest that begins here, and for one that arrives.
 
-use std::sync::Arc;
-
 use migpipe_units::Bytes;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_state::DeviceParam;
 
 use crate::allowed_paths::AllowedPaths;
 use crate::boot::Kernel;
-use crate::memory::HugeTmpfs;
-
-/// Where memory comes from that is not to be hugetlbfs, which whoever boots the guest asks for.
-#[derive(Clone, Debug, Default)]
-pub enum HostMemory {
-    /// A tmpfs of huge pages.
-    Tmpfs(Arc<HugeTmpfs>),
-    /// A memfd, with huge pages where the host gives them.
-    #[default]
-    Memfd,
-    /// A memfd in pages of 4 KiB.
-    SmallPages,
-}
+use crate::memory::MemorySource;
 
 /// A machine that begins here.
 #[derive(Clone, Debug)]
@@ -37,10 +23,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// Where its serial console goes.
     pub console: ConsoleSpec,
-    /// Whether its memory comes from hugetlbfs.
-    pub hugetlb: bool,
-    /// Where its memory comes from otherwise.
-    pub memory: HostMemory,
+    /// Where its memory comes from.
+    pub memory: MemorySource,
     /// Its virtio devices, in the order in which it finds them.
     pub devices: Vec<VirtioSpec>,
 }
@@ -54,6 +38,6 @@ pub struct IncomingConfig {
     pub overrides: Vec<DeviceParam>,
     /// Where the files may be that it has then.
     pub allowed_paths: AllowedPaths,
-    /// Where its memory comes from, if not from hugetlbfs.
-    pub memory: HostMemory,
+    /// Where its memory comes from, unless it had hugetlbfs at its source.
+    pub memory: MemorySource,
 }

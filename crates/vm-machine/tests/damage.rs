@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Guest, HANG_TIMEOUT, has_kvm};
 use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
-use vm_machine::{HostMemory, Kernel, Machine, MachineConfig, MachineError, MachineEvent};
+use vm_machine::{Kernel, Machine, MachineConfig, MachineError, MachineEvent, MemorySource};
 use vm_memory::{Bytes as _, GuestAddress};
 
 /// Pauses the guest, changes one byte of its memory, and returns the error that it prints.
@@ -90,8 +90,7 @@ fn boot(kernel: Kernel, console: &Path, cmdline: &str, mem: Bytes) -> Result<Mac
         mem,
         cpus: 1,
         console: ConsoleSpec::File(console.to_owned()),
-        hugetlb: false,
-        memory: HostMemory::Memfd,
+        memory: MemorySource::default(),
         devices: Vec::new(),
     };
     Machine::boot(&config).map_err(|error| error.to_string())
@@ -170,8 +169,7 @@ fn huge_pages_are_used_or_their_lack_is_named() {
         mem,
         cpus: 1,
         console: common::console(&console),
-        hugetlb: true,
-        memory: HostMemory::Memfd,
+        memory: MemorySource::HugeTlb,
         devices: Vec::new(),
     };
     let text = Machine::boot(&config(Bytes((32 << 20) + 4096))).err().unwrap().to_string();

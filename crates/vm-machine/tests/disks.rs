@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{Guest, console, has_kvm, serial_console};
 use vm_machine::{
-    Host, HostMemory, IncomingConfig, Kernel, Machine, MachineConfig, MachineError, VirtioSpec,
+    Host, IncomingConfig, Kernel, Machine, MachineConfig, MachineError, MemorySource, VirtioSpec,
 };
 use vm_state::DeviceParam;
 
@@ -25,8 +25,7 @@ fn config(dir: &Path, devices: Vec<VirtioSpec>) -> MachineConfig {
         mem: "32M".parse().unwrap(),
         cpus: 1,
         console: console(&dir.join("console")),
-        hugetlb: false,
-        memory: HostMemory::Memfd,
+        memory: MemorySource::default(),
         devices,
     }
 }

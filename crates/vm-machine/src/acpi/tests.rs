@@ -87,14 +87,12 @@ fn the_madt_has_one_enabled_local_apic_per_vcpu_and_the_ioapic() {
 
 #[test]
 fn more_vcpus_than_apic_ids_are_refused_and_the_most_of_all_fit() {
-    let memory =
-        Memory::new(&layout::regions(Size(16 << 20)), MemorySource::Memfd { huge: true }).unwrap();
+    let memory = Memory::new(&layout::regions(Size(16 << 20)), &MemorySource::default()).unwrap();
     let write = |vcpus, devices| write(memory.mapped(), vcpus, &windows(devices));
     assert_eq!(write(255, 19).unwrap(), ACPI.start);
     assert!(matches!(write(256, 0), Err(AcpiError::TooManyVcpus(256))));
     assert!(matches!(write(1, 4000), Err(AcpiError::TooLarge { devices: 4000, .. })));
-    let small =
-        Memory::new(&layout::regions(Size(512 << 10)), MemorySource::Memfd { huge: true }).unwrap();
+    let small = Memory::new(&layout::regions(Size(512 << 10)), &MemorySource::default()).unwrap();
     assert!(matches!(super::write(small.mapped(), 1, &[]), Err(AcpiError::NoMemory)));
 }
 

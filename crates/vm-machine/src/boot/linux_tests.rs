@@ -56,8 +56,7 @@ fn boot(image: &[u8], initrd: Option<&[u8]>, line: &str, memory: u64) -> Booted 
     };
     let image = put("vmlinuz", image);
     let initrd = initrd.map(|bytes| put("initrd.img", bytes));
-    let memory =
-        Memory::new(&layout::regions(Bytes(memory)), MemorySource::Memfd { huge: true }).unwrap();
+    let memory = Memory::new(&layout::regions(Bytes(memory)), &MemorySource::default()).unwrap();
     let result = load(&image, initrd.as_deref(), line, &memory, RSDP);
     Booted { memory, result, _dir: dir }
 }
@@ -165,8 +164,7 @@ fn a_missing_initrd_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("vmlinuz");
     std::fs::write(&image, bzimage(|_| {})).unwrap();
-    let memory =
-        Memory::new(&layout::regions(Bytes(MEMORY)), MemorySource::Memfd { huge: true }).unwrap();
+    let memory = Memory::new(&layout::regions(Bytes(MEMORY)), &MemorySource::default()).unwrap();
     let missing = dir.path().join("no-such-initrd");
     let error = load(&image, Some(&missing), "", &memory, RSDP).unwrap_err().to_string();
     assert!(error.contains("initrd") && error.contains("no-such-initrd"), "{error}");

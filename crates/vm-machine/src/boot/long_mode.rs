@@ -192,8 +192,7 @@ mod tests {
     #[test]
     fn every_address_below_4_gib_is_mapped_to_itself() {
         let memory =
-            Memory::new(&layout::regions(Size(16 << 20)), MemorySource::Memfd { huge: true })
-                .unwrap();
+            Memory::new(&layout::regions(Size(16 << 20)), &MemorySource::default()).unwrap();
         write(&memory).unwrap();
         for address in (0..4 << 30).step_by(123_456_789).chain([0, 0xffff_ffff, ZERO_PAGE]) {
             assert_eq!(translate(&memory, address), address);

@@ -52,7 +52,7 @@ impl Kernel {
         memory: Bytes,
         vcpus: u32,
     ) -> Result<u64, crate::MachineError> {
-        let memory = Memory::new(&layout::regions(memory), MemorySource::Memfd { huge: true })?;
+        let memory = Memory::new(&layout::regions(memory), &MemorySource::default())?;
         let around = BootParams { vcpus, windows: &[], tsc_khz: 1_000_000 };
         match load(self, command_line, &memory, around)? {
             Entry::Pvh { address, .. } | Entry::Linux(address) => Ok(address),

@@ -39,8 +39,7 @@ mod tests {
     #[test]
     fn the_code_is_where_real_mode_looks_for_it_and_clear_of_the_tables() {
         let memory =
-            Memory::new(&layout::regions(Size(16 << 20)), MemorySource::Memfd { huge: true })
-                .unwrap();
+            Memory::new(&layout::regions(Size(16 << 20)), &MemorySource::default()).unwrap();
         write(&memory).unwrap();
         let found: [u8; 9] = memory.mapped().read_obj(GuestAddress(0xffff << 4)).unwrap();
         assert_eq!(found, [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd]);

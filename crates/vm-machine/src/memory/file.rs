@@ -17,13 +17,13 @@ use vm_state::MemoryBacking;
 
 use super::{HUGE_PAGE, HugeTmpfs};
 
-/// What the memory is asked from.
-#[derive(Clone, Copy, Debug)]
-pub enum MemorySource<'a> {
-    /// Huge pages that the administrator has set apart.
+/// Where a guest's memory comes from.
+#[derive(Clone, Debug)]
+pub enum MemorySource {
+    /// Huge pages that the administrator has set apart (hugetlbfs).
     HugeTlb,
-    /// A tmpfs of our own.
-    Tmpfs(&'a HugeTmpfs),
+    /// A tmpfs of huge pages.
+    Tmpfs(Arc<HugeTmpfs>),
     /// A memfd.
     Memfd {
         /// Whether it is to have huge pages where the host gives them.
@@ -31,18 +31,24 @@ pub enum MemorySource<'a> {
     },
 }
 
-impl MemorySource<'_> {
-    pub(super) const fn is_hugetlb(self) -> bool {
+impl Default for MemorySource {
+    fn default() -> Self {
+        Self::Memfd { huge: true }
+    }
+}
+
+impl MemorySource {
+    pub(crate) const fn is_hugetlb(&self) -> bool {
         matches!(self, Self::HugeTlb)
     }
 
     /// Whether transparent huge pages are to be asked for.
-    pub(super) const fn asks_for_huge_pages(self) -> bool {
+    pub(super) const fn asks_for_huge_pages(&self) -> bool {
         matches!(self, Self::Tmpfs(_) | Self::Memfd { huge: true })
     }
 
     /// What memory of it is made of. Whether a memfd has huge pages is found out by one.
-    pub(super) fn backing(self) -> MemoryBacking {
+    pub(super) fn backing(&self) -> MemoryBacking {
         match self {
             Self::HugeTlb => MemoryBacking::HugeTlb,
             Self::Tmpfs(_) => MemoryBacking::HugeTmpfs,
@@ -61,7 +67,7 @@ impl MemorySource<'_> {
     /// be SIGBUS. A file of a tmpfs takes no seals. Whoever gets its descriptor for writing is the
     /// user that this process belongs to, or root, either of which can end it anyway; and those are
     /// the programs that fill an arriving guest, no others.
-    pub(super) fn file(self, name: &str, bytes: u64) -> io::Result<OwnedFd> {
+    pub(super) fn file(&self, name: &str, bytes: u64) -> io::Result<OwnedFd> {
         let memfd = |flags| memfd_create(name, MFdFlags::MFD_CLOEXEC | flags);
         let file = match self {
             Self::HugeTlb => {

@@ -114,7 +114,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`MemoryError`] if the regions are none or the kernel refuses.
-    pub fn new(regions: &[MemoryRegion], from: MemorySource<'_>) -> Result<Self, MemoryError> {
+    pub fn new(regions: &[MemoryRegion], from: &MemorySource) -> Result<Self, MemoryError> {
         let hugetlb = from.is_hugetlb();
         check(regions, hugetlb)?;
         // Huge pages are reserved here: without, a host that has too few of them would kill us with
@@ -229,8 +229,7 @@ mod tests {
     #[test]
     fn what_is_written_to_a_file_is_in_the_guests_memory() {
         let memory =
-            Memory::new(&layout::regions(Bytes(5 << 30)), MemorySource::Memfd { huge: true })
-                .unwrap();
+            Memory::new(&layout::regions(Bytes(5 << 30)), &MemorySource::default()).unwrap();
         let files: Vec<_> = memory.files().collect();
         assert_eq!(files.len(), 2);
         let file = File::from(files[1].1.try_clone_to_owned().unwrap());
@@ -243,7 +242,7 @@ mod tests {
 
     #[test]
     fn nobody_can_take_memory_away_from_under_the_guest() {
-        let memory = Memory::new(&[region(0, 0, 16)], MemorySource::Memfd { huge: true }).unwrap();
+        let memory = Memory::new(&[region(0, 0, 16)], &MemorySource::default()).unwrap();
         let (_, fd) = memory.files().next().unwrap();
         let file = File::from(fd.try_clone_to_owned().unwrap());
         assert!(file.set_len(4096).is_err());
@@ -253,7 +252,7 @@ mod tests {
     #[test]
     fn one_who_reads_the_guests_memory_cannot_write_it() {
         use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-        let memory = Memory::new(&[region(0, 0, 16)], MemorySource::Memfd { huge: true }).unwrap();
+        let memory = Memory::new(&[region(0, 0, 16)], &MemorySource::default()).unwrap();
         let (_, writer) = memory.files().next().unwrap();
         let reader = memory.readers().next().unwrap();
         let map = |fd, protection| {
@@ -272,8 +271,7 @@ mod tests {
     #[test]
     fn guest_memory_is_in_no_core_dump() {
         let memory =
-            Memory::new(&layout::regions(Bytes(5 << 30)), MemorySource::Memfd { huge: true })
-                .unwrap();
+            Memory::new(&layout::regions(Bytes(5 << 30)), &MemorySource::default()).unwrap();
         for (region, map) in memory.mappings() {
             assert!(flags_of(map.as_ptr() as u64).contains(" dd"), "{:?}", region.id);
         }
@@ -289,9 +287,8 @@ mod tests {
 
     #[test]
     fn regions_that_no_machine_has_are_refused() {
-        let refused = |regions: &[MemoryRegion]| {
-            Memory::new(regions, MemorySource::Memfd { huge: true }).is_err()
-        };
+        let refused =
+            |regions: &[MemoryRegion]| Memory::new(regions, &MemorySource::default()).is_err();
         assert!(refused(&[]));
         assert!(refused(&[region(0, 0, 0)]));
         assert!(refused(&[region(1, 0, 16)]));

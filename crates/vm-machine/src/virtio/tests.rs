@@ -11,7 +11,7 @@ use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_memory::{Bytes, GuestAddress};
 use vm_state::Balloon;
 
-use crate::{Host, HostMemory, IncomingConfig, Kernel, Machine, MachineConfig, MachineError};
+use crate::{Host, IncomingConfig, Kernel, Machine, MachineConfig, MachineError, MemorySource};
 
 const MEMORY: u64 = 32 << 20;
 /// Where the rings of queue 0 are; each further queue has its own 64 KiB behind.
@@ -41,8 +41,7 @@ fn config(devices: Vec<VirtioSpec>) -> MachineConfig {
         mem: Size(MEMORY),
         cpus: 1,
         console: ConsoleSpec::Null,
-        hugetlb: false,
-        memory: HostMemory::Memfd,
+        memory: MemorySource::default(),
         devices,
     }
 }
@@ -204,7 +203,8 @@ fn devices_that_exclude_each_other_are_refused_before_there_is_a_machine() {
     if !has_kvm("devices_that_exclude_each_other_are_refused_before_there_is_a_machine") {
         return;
     }
-    let huge = MachineConfig { hugetlb: true, ..config(vec![VirtioSpec::balloon()]) };
+    let huge =
+        MachineConfig { memory: MemorySource::HugeTlb, ..config(vec![VirtioSpec::balloon()]) };
     assert!(matches!(Machine::boot(&huge), Err(MachineError::BalloonOnHugePages)));
     let twice = MachineConfig {
         console: ConsoleSpec::Stdio,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use migpipe_confine::{Mode, ViolationAction};
 use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
-use vm_machine::{Host, HostMemory, IncomingConfig, Kernel, Machine, MachineConfig};
+use vm_machine::{Host, IncomingConfig, Kernel, Machine, MachineConfig, MemorySource};
 use vm_memory::GuestMemoryBackend;
 use vm_state::DeviceParam;
 
@@ -65,8 +65,7 @@ impl Guest {
             mem: mem.parse::<Bytes>().unwrap(),
             cpus,
             console: console(&path),
-            hugetlb: false,
-            memory: HostMemory::Memfd,
+            memory: MemorySource::default(),
             devices: Vec::new(),
         })
         .unwrap();
