@@ -1,6 +1,7 @@
 //! From guest memory to records: pages as they are, and pages that repeat one pattern.
 
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 
 use mig_channel::ChannelWriter;
 use mig_engine::precopy::SentHistogram;
@@ -57,70 +58,28 @@ impl PageSender {
         range: PageRange,
         stream: &mut StreamWriter<ChannelWriter>,
     ) -> Result<Sent, WriteError> {
-        let mut room = None;
-        if let Some(pipe_pages) = &mut self.pipe_pages
-            && range.count >= LEAST_SPLICE
-            && stream.get_mut().as_pipe_fd().is_some()
-        {
-            room = pipe_pages.alloc(range.len().0 as usize).ok();
-        }
-        let is_spliced = room.is_some();
-        let bytes = &*memory.copy_pages(range, room.unwrap_or(&mut self.buffer));
-        let mut sent = Sent::default();
-        for piece in pieces(bytes) {
-            let place = PageRange {
-                region: range.region,
-                first: range.first + piece.first as u64,
-                count: Pages(piece.count as u64),
-            };
-            match piece.pattern.filter(|_| stream.has_room_for_fill(place.count)) {
-                Some(pattern) => {
-                    stream.fill(place, pattern)?;
-                    sent.fills += place.count;
-                }
-                None => {
-                    let from = piece.first * PAGE;
-                    let bytes = &bytes[from..from + piece.count * PAGE];
-                    if is_spliced {
-                        stream.begin_pages(place, bytes)?;
-                        splice(bytes, stream)?;
-                    } else {
-                        stream.pages(place, bytes)?;
-                    }
-                    sent.raw += place.count;
-                }
+        let length = range.len().0 as usize;
+        let is_long = range.count >= LEAST_SPLICE;
+        let room = match &mut self.pipe_pages {
+            Some(pages) if is_long && self.splices && stream.get_mut().as_pipe_fd().is_some() => {
+                pages.room(length).ok()
             }
+            _ => None,
+        };
+        let splices = room.is_some().then_some(&mut self.splices);
+        let is_in_room = splices.is_some();
+        let bytes = memory.copy_pages(range, room.unwrap_or(&mut self.buffer));
+        let sent = send_copy(range, bytes, splices, stream);
+        if let Some(pages) = &mut self.pipe_pages
+            && is_in_room
+            && !matches!(sent, Ok(Sent { raw: Pages(0), .. }))
+        {
+            pages.keep(length);
         }
         self.histogram.record(range);
-        Ok(sent)
+        sent
     }
-}
 
-/// Moves the bytes of a run that was announced into the channel: its pages where that is a pipe and
-/// the kernel does it, and copies of them otherwise.
-fn splice(bytes: &[u8], stream: &mut StreamWriter<ChannelWriter>) -> Result<(), WriteError> {
-    let given = splice_all(bytes, stream.get_mut());
-    given.map_err(|source| {
-        stream.break_off();
-        WriteError::Io { what: "a run of pages", at: stream.bytes_written(), source }
-    })
-}
-
-fn splice_all(mut bytes: &[u8], channel: &mut ChannelWriter) -> io::Result<()> {
-    while let Some(pipe) = channel.as_pipe_fd().filter(|_| !bytes.is_empty()) {
-        match splice_from(bytes, pipe) {
-            Ok(moved) => bytes = &bytes[moved..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => channel.wait_writable()?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // This kernel does not.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
-            Err(error) => return Err(error),
-        }
-    }
-    channel.write_all(bytes)
-}
-
-impl PageSender {
     /// Sends the pages of `range` without looking at all of their bytes and without page
     /// checksums: through a pipe the kernel passes the pages themselves on, where it still does
     /// that.
@@ -152,11 +111,8 @@ impl PageSender {
                 }
                 None => {
                     stream.begin_unsummed_pages(place)?;
-                    if let Err(source) = self.pass_on(memory, place, stream.get_mut()) {
-                        stream.break_off();
-                        let at = stream.bytes_written();
-                        return Err(WriteError::Io { what: "a run of pages", at, source });
-                    }
+                    let passed = self.pass_on(memory, place, stream.get_mut());
+                    passed.map_err(|source| broken_off(stream, source))?;
                     sent.raw += place.count;
                 }
             }
@@ -177,25 +133,81 @@ impl PageSender {
         channel: &mut ChannelWriter,
     ) -> io::Result<()> {
         let length = range.len().0 as usize;
-        let mut from = 0;
-        while self.splices && from < length {
-            let Some(pipe) = channel.as_pipe_fd() else { break };
-            match memory.splice_into(range, from, pipe) {
-                Ok(moved) => from += moved,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    channel.wait_writable()?;
-                }
-                // This kernel does not, so it is not asked again.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.splices = false,
-                Err(error) => return Err(error),
-            }
-        }
+        let from = splice(length, &mut self.splices, channel, |from, pipe| {
+            memory.splice_into(range, from, pipe)
+        })?;
         if from == length {
             return Ok(());
         }
         let bytes = memory.copy_pages(range, &mut self.buffer);
         channel.write_all(&bytes[from..])
     }
+}
+
+/// Writes the records of `range`, whose copy is `bytes`. A pipe gets the pages of it if it is said
+/// whether the kernel does that.
+fn send_copy(
+    range: PageRange,
+    bytes: &[u8],
+    mut splices: Option<&mut bool>,
+    stream: &mut StreamWriter<ChannelWriter>,
+) -> Result<Sent, WriteError> {
+    let mut sent = Sent::default();
+    for piece in pieces(bytes) {
+        let place = PageRange {
+            region: range.region,
+            first: range.first + piece.first as u64,
+            count: Pages(piece.count as u64),
+        };
+        let bytes = &bytes[piece.first * PAGE..][..piece.count * PAGE];
+        match piece.pattern.filter(|_| stream.has_room_for_fill(place.count)) {
+            Some(pattern) => {
+                stream.fill(place, pattern)?;
+                sent.fills += place.count;
+                continue;
+            }
+            None => sent.raw += place.count,
+        }
+        let Some(splices) = &mut splices else {
+            stream.pages(place, bytes)?;
+            continue;
+        };
+        stream.begin_pages(place, bytes)?;
+        let channel = stream.get_mut();
+        let put = |from: usize, pipe: BorrowedFd<'_>| splice_from(&bytes[from..], pipe);
+        splice(bytes.len(), splices, channel, put)
+            .and_then(|from| channel.write_all(&bytes[from..]))
+            .map_err(|source| broken_off(stream, source))?;
+    }
+    Ok(sent)
+}
+
+/// Has `put` move `length` bytes, from where it is told on, into the channel if that is a pipe, and
+/// returns how many of them it did. A kernel that does not do this is not asked again.
+fn splice(
+    length: usize,
+    splices: &mut bool,
+    channel: &ChannelWriter,
+    put: impl Fn(usize, BorrowedFd<'_>) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut from = 0;
+    while *splices && from < length {
+        let Some(pipe) = channel.as_pipe_fd() else { break };
+        match put(from, pipe) {
+            Ok(moved) => from += moved,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => channel.wait_writable()?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => *splices = false,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(from)
+}
+
+/// The error of a run that was announced and did not get out whole.
+fn broken_off(stream: &mut StreamWriter<ChannelWriter>, source: io::Error) -> WriteError {
+    stream.break_off();
+    WriteError::Io { what: "a run of pages", at: stream.bytes_written(), source }
 }
 
 /// A run of pages that are sent in one record.

@@ -33,6 +33,7 @@ struct Chunk {
     mapping: MmapRegion,
     /// Where in the mapping the huge page begins.
     start: usize,
+    /// How much of it pipes have (bytes).
     used: usize,
 }
 
@@ -43,14 +44,15 @@ impl PipePages {
         (!setting.contains("[never]")).then_some(Self { chunk: None })
     }
 
-    /// Room for `len` bytes, at most 2 MiB, which nobody has used: zeros, of whole pages.
+    /// Room for `len` bytes, at most 2 MiB, in whole pages that no pipe has. What they hold is
+    /// of no use. The same room comes again, unless [`Self::keep`] says that a pipe has it now.
     ///
     /// # Errors
     /// When there is no memory.
     ///
     /// # Panics
     /// If it is more than 2 MiB.
-    pub fn alloc(&mut self, len: usize) -> io::Result<&mut [u8]> {
+    pub fn room(&mut self, len: usize) -> io::Result<&mut [u8]> {
         assert!(len <= HUGE_PAGE, "more than a huge page");
         if self.chunk.as_ref().is_none_or(|chunk| chunk.used + len > HUGE_PAGE) {
             // The old one first, so that its memory can be the new one's if nobody reads it.
@@ -58,12 +60,19 @@ impl PipePages {
             self.chunk = Some(Chunk::new()?);
         }
         let chunk = self.chunk.as_mut().expect("set above");
-        let from = chunk.start + chunk.used;
-        chunk.used += len;
-        let room = chunk.mapping.get_slice(from, len).map_err(io::Error::other)?;
-        // SAFETY: private memory of this process, of which no byte is handed out twice; it stays
-        // mapped until the next call, which `&mut self` puts after the end of the slice.
+        let room = chunk.mapping.get_slice(chunk.start + chunk.used, len);
+        let room = room.map_err(io::Error::other)?;
+        // SAFETY: private memory of this process, which nobody else has: what a pipe may have is
+        // behind `used`. It stays mapped until the next call, which `&mut self` puts after the end
+        // of the slice.
         Ok(unsafe { std::slice::from_raw_parts_mut(room.ptr_guard_mut().as_ptr(), len) })
+    }
+
+    /// Leaves the first `len` bytes of the room to the pipe that was given any of them.
+    pub const fn keep(&mut self, len: usize) {
+        if let Some(chunk) = &mut self.chunk {
+            chunk.used += len;
+        }
     }
 }
 
@@ -128,7 +137,7 @@ mod tests {
         assert!(size.is_ok());
         // Far more than one huge page, so that all but the last are unmapped before they are read.
         for round in 0..80_u8 {
-            let room = pipe_pages.alloc(LEN).unwrap();
+            let room = pipe_pages.room(LEN).unwrap();
             room.fill(round);
             match splice_from(room, into.as_fd()) {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -137,6 +146,7 @@ mod tests {
                 }
                 moved => assert_eq!(moved.unwrap(), LEN),
             }
+            pipe_pages.keep(LEN);
             if round >= 7 {
                 let mut read = vec![0; LEN];
                 from.read_exact(&mut read).unwrap();
@@ -146,12 +156,21 @@ mod tests {
     }
 
     #[test]
-    fn no_byte_is_handed_out_twice() {
-        let Some(mut pipe_pages) = PipePages::new() else { return };
+    fn room_comes_again_until_a_pipe_has_it_and_never_after_that() {
+        let Some(mut pages) = PipePages::new() else {
+            eprintln!("SKIPPED: {SETTING} is never");
+            return;
+        };
+        const LEN: usize = 192 << 10;
+        pages.room(LEN).unwrap().fill(7);
+        let again = pages.room(LEN).unwrap();
+        assert!(again.iter().all(|byte| *byte == 7), "it was not used up");
+        pages.keep(LEN);
         for _ in 0..100 {
-            let room = pipe_pages.alloc(192 << 10).unwrap();
-            assert!(room.iter().all(|byte| *byte == 0));
+            let room = pages.room(LEN).unwrap();
+            assert!(room.iter().all(|byte| *byte == 0), "a pipe may have it");
             room.fill(7);
+            pages.keep(LEN);
         }
     }
 }
