@@ -43,57 +43,52 @@ pub type Remainder = GuestBitmap;
 
 /// Takes the guest for this migration and sends rounds of pages until one of the rules ends that.
 pub fn run(outgoing: &mut OutgoingMigration<'_>) -> Result<Remainder, StepError> {
-    outgoing.send_rounds()
+    outgoing.shared.progress(|progress| progress.phase = Phase::PreCopy);
+    if outgoing.channel.mode == HandoverMode::BothWays {
+        // The tunnel has asked for its passwords by now.
+        outgoing.release_terminal();
+    }
+    outgoing.guest.client.own(Input::Begin(outgoing.id))?;
+    outgoing.guest.client.leaves(outgoing.id, goes_to(outgoing.args))?;
+    let log = outgoing.guest.client.dirty_log_start(&outgoing.guest.machine)?;
+    // The first harvest may show everything as dirty. Whatever is written from here on is in
+    // the next one, and so nothing can be missed between looking for memory and logging.
+    outgoing.guest.client.dirty_log_harvest()?;
+    log.clear();
+    let existing = pages::existing(&outgoing.guest.memory, &log)?;
+    outgoing.channel.stream.extents(&existing)?;
+    let mut waited = Pages(0);
+    for number in 0.. {
+        outgoing.guest.disks.begin();
+        let mut stats = outgoing.send_round(number, &log)?;
+        let flush = outgoing.settle_disks()?;
+        let harvested = Instant::now();
+        outgoing.guest.client.dirty_log_harvest()?;
+        let path = outgoing.path(stats.rate, harvested.elapsed(), flush);
+        let plan = outgoing.precopy.wws.plan(&log, outgoing.precopy.policy.deferrable(&path));
+        stats.dirtied = plan.became_dirty;
+        stats.deferred = waited;
+        waited = plan.waiting;
+        outgoing.finish_round(&stats)?;
+        match outgoing.precopy.policy.decide(&stats, &path) {
+            Next::Round => {}
+            Next::Throttle { percent } => {
+                outgoing.guest.client.throttle(percent)?;
+                outgoing.report.throttle.push(ThrottleStep { round: number, percent });
+                outgoing.shared.progress(|progress| progress.throttle = percent);
+            }
+            Next::StopAndCopy(rule) => {
+                outgoing.report.ended_by = Some(EndedBy::from(rule));
+                outgoing.precopy.wws.release(&log);
+                return Ok(log);
+            }
+            Next::GiveUp { needed, rule } => return Err(StepError::GaveUp { needed, rule }),
+        }
+    }
+    unreachable!("the policy ends within its hard limit")
 }
 
 impl OutgoingMigration<'_> {
-    /// Sends rounds of pages until one of the rules ends pre-copy.
-    fn send_rounds(&mut self) -> Result<Remainder, StepError> {
-        self.shared.progress(|progress| progress.phase = Phase::PreCopy);
-        if self.channel.mode == HandoverMode::BothWays {
-            // The tunnel has asked for its passwords by now.
-            self.release_terminal();
-        }
-        self.guest.client.own(Input::Begin(self.id))?;
-        self.guest.client.leaves(self.id, goes_to(self.args))?;
-        let log = self.guest.client.dirty_log_start(&self.guest.machine)?;
-        // The first harvest may show everything as dirty. Whatever is written from here on is in
-        // the next one, and so nothing can be missed between looking for memory and logging.
-        self.guest.client.dirty_log_harvest()?;
-        log.clear();
-        let existing = pages::existing(&self.guest.memory, &log)?;
-        self.channel.stream.extents(&existing)?;
-        let mut waited = Pages(0);
-        for number in 0.. {
-            self.guest.disks.begin();
-            let mut stats = self.send_round(number, &log)?;
-            let flush = self.settle_disks()?;
-            let harvested = Instant::now();
-            self.guest.client.dirty_log_harvest()?;
-            let path = self.path(stats.rate, harvested.elapsed(), flush);
-            let plan = self.precopy.wws.plan(&log, self.precopy.policy.deferrable(&path));
-            stats.dirtied = plan.became_dirty;
-            stats.deferred = waited;
-            waited = plan.waiting;
-            self.finish_round(&stats)?;
-            match self.precopy.policy.decide(&stats, &path) {
-                Next::Round => {}
-                Next::Throttle { percent } => {
-                    self.guest.client.throttle(percent)?;
-                    self.report.throttle.push(ThrottleStep { round: number, percent });
-                    self.shared.progress(|progress| progress.throttle = percent);
-                }
-                Next::StopAndCopy(rule) => {
-                    self.report.ended_by = Some(EndedBy::from(rule));
-                    self.precopy.wws.release(&log);
-                    return Ok(log);
-                }
-                Next::GiveUp { needed, rule } => return Err(StepError::GaveUp { needed, rule }),
-            }
-        }
-        unreachable!("the policy ends within its hard limit")
-    }
-
     fn path(&mut self, round: BytesPerSec, harvest: Duration, flush: Duration) -> Path {
         let rate = self.precopy.meter.rate(self.started.elapsed()).unwrap_or(round);
         Path {
