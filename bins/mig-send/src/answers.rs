@@ -14,8 +14,6 @@ use crate::error::{AnswerError, StepError};
 pub struct Answers {
     state: State,
     id: MigrationId,
-    /// Whether the destination has said that it gave the guest up.
-    pub gave_up: bool,
 }
 
 #[derive(Debug)]
@@ -28,7 +26,7 @@ enum State {
 impl Answers {
     /// What comes back by `back`; nothing one way.
     pub fn new(back: Option<ChannelReader>, id: MigrationId) -> Self {
-        Self { state: back.map_or(State::Closed, State::New), id, gave_up: false }
+        Self { state: back.map_or(State::Closed, State::New), id }
     }
 
     /// The next message, within `timeout`.
@@ -44,7 +42,6 @@ impl Answers {
         reader.get_mut().set_deadline(Some(timeout));
         let message = reader.next_message()?;
         self.state = State::Open(reader);
-        self.gave_up = matches!(message, Some(Message::Refused { .. } | Message::Failed { .. }));
         Ok(message.ok_or(AnswerError::Ended)?)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mig_channel::{Endpoint, ReturnPath, Tunnel, TunnelError};
+use mig_channel::{Endpoint, ReturnPath, Tunnel};
 use mig_engine::handover::{Failure, FailureKind, HandoverMode, SourceStep};
 use mig_engine::ownership::Input;
 use vm_control::ClientError;
@@ -16,9 +16,6 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A signal that ended the other programs of a pipeline has come within this time.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long a tunnel that broke the stream may take to end, so that its status is known.
-const TUNNEL_STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Gives the guest back to its vmrun. Nothing interrupts this any more.
 pub fn release(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
@@ -67,7 +64,7 @@ pub fn explain(
     if let Some(reason) = outgoing.channel.answers.failure_reason(REASON_TIMEOUT) {
         return StepError::GivenUp(reason);
     }
-    match failed_tunnel(&mut outgoing.channel.tunnel) {
+    match outgoing.channel.tunnel.as_mut().and_then(Tunnel::failure) {
         Some(ended) if may_be_cancelled => ended.into(),
         Some(ended) => StepError::Tunnel(ended),
         None => error.context(doing),
@@ -75,12 +72,13 @@ pub fn explain(
 }
 
 /// The destination would find out by itself when the stream ends.
-pub fn abort_stream(outgoing: &mut OutgoingMigration<'_>) {
+pub fn abort_stream(outgoing: &mut OutgoingMigration<'_>, why: Option<&StepError>) {
     outgoing.channel.stream.get_mut().set_deadline(Some(REASON_TIMEOUT));
     let _ = outgoing.channel.stream.abort("the source gave the migration up");
     if let Some(tunnel) = &mut outgoing.channel.tunnel {
-        if outgoing.channel.answers.gave_up {
-            // It ends by itself, and tells its own user why.
+        let kind = why.map(Failure::kind);
+        if matches!(kind, Some(FailureKind::GivenUp | FailureKind::Refused)) {
+            // It has given the guest up: it ends by itself, and tells its own user why.
             let _ = tunnel.wait(REASON_TIMEOUT);
         }
         tunnel.kill();
@@ -91,13 +89,6 @@ pub fn leave_tunnel(outgoing: &mut OutgoingMigration<'_>) {
     if let Some(tunnel) = outgoing.channel.tunnel.take() {
         tunnel.leave();
     }
-}
-
-/// How the tunnel ended, if that is what broke the stream: its status says more than the broken
-/// pipe it leaves behind.
-pub fn failed_tunnel(tunnel: &mut Option<Tunnel>) -> Option<TunnelError> {
-    let ended = tunnel.as_mut()?.wait_for_success(TUNNEL_STATUS_TIMEOUT).err()?;
-    matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. }).then_some(ended)
 }
 
 /// What a step was for, in front of the reason why it failed.

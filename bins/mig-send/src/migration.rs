@@ -116,8 +116,8 @@ impl SourceIo for OutgoingMigration<'_> {
         failure::explain(self, step, error, may_be_cancelled)
     }
 
-    fn abort_stream(&mut self) {
-        failure::abort_stream(self);
+    fn abort_stream(&mut self, why: Option<&StepError>) {
+        failure::abort_stream(self, why);
     }
 
     fn leave_tunnel(&mut self) {

@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mig_channel::{Endpoint, Interrupt, Job, TunnelError, open_sender};
+use mig_channel::{Endpoint, Interrupt, Job, open_sender};
 use mig_engine::handover::{Failure, FailureKind};
 use mig_stream::{DestinationOutcome, Header, StreamWriter};
 use migpipe_confine::broker::{self, Broker};
@@ -28,9 +28,6 @@ use crate::query_args::QueryArgs;
 
 /// How long one attempt may take: an ssh connection over a bad network takes seconds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How long a tunnel that brought no answer may take to end, so that its status is known.
-const TUNNEL_STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a query takes beside its writing and its answer, each of which may take
 /// [`ATTEMPT_TIMEOUT`]: a process and a tunnel start and end.
@@ -217,8 +214,7 @@ fn query(
     if let (Err(error), Some(tunnel)) = (&answer, &mut tunnel)
         && error.kind() == FailureKind::Failed
         && !error.names_what_came()
-        && let Err(ended) = tunnel.wait_for_success(TUNNEL_STATUS_TIMEOUT)
-        && matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. })
+        && let Some(ended) = tunnel.failure()
     {
         return Err(ended.into());
     }

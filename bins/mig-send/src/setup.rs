@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mig_channel::{SenderChannel, open_sender};
+use mig_channel::{SenderChannel, Tunnel, open_sender};
 use mig_engine::handover::HandoverMode;
 use mig_engine::precopy::{Pacer, Policy, RateMeter, Wws};
 use mig_engine::report::Mode;
@@ -18,7 +18,6 @@ use crate::args::Args;
 use crate::attempts::{self, Attempts};
 use crate::disks::Disks;
 use crate::error::StepError;
-use crate::failure::failed_tunnel;
 use crate::monitor::{Shared, Watch};
 use crate::outgoing::{Channel, Guest, OutgoingMigration, PreCopy};
 use crate::pages::PageSender;
@@ -71,7 +70,10 @@ pub fn open<'a>(
     let released = client.status()?.released;
     let header = header_of(&machine, released)?;
     let stream = StreamWriter::new(forward, Preamble::migrate(id, flags), header)
-        .map_err(|error| failed_tunnel(&mut tunnel).map_or_else(|| error.into(), StepError::from))
+        .map_err(|error| {
+            let ended = tunnel.as_mut().and_then(Tunnel::failure);
+            ended.map_or_else(|| error.into(), StepError::from)
+        })
         .map_err(|error| error.context("cannot send the header"))?;
     let mut report = draft.report.clone();
     report.mode = if mode.is_answered() { Mode::BothWays } else { Mode::OneWay };

@@ -22,6 +22,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// How long a command may take to end after a signal.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long a command that broke the channel may take to end, so that its status is known.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// How long the rest of a pipeline may take after its shell has ended: the shell dies of SIGTERM
 /// at once, ssh first puts the terminal right.
 const PIPELINE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -256,6 +259,13 @@ impl Tunnel {
             return Err(TunnelError::Cancelled { command: self.command.clone() });
         }
         Err(TunnelError::Ended { command: self.command.clone(), status })
+    }
+
+    /// How it ended, if that is what broke the channel: its status says more than the broken pipe
+    /// that it leaves behind, and is waited for a moment.
+    pub fn failure(&mut self) -> Option<TunnelError> {
+        let ended = self.wait_for_success(STATUS_TIMEOUT).err()?;
+        matches!(ended, TunnelError::Ended { .. } | TunnelError::Cancelled { .. }).then_some(ended)
     }
 
     /// Ends the command and everything in its process group: SIGTERM, after half a second

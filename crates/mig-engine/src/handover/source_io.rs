@@ -104,8 +104,8 @@ pub trait SourceIo: ResolveIo<Error: From<HandoverError>> {
         may_be_cancelled: bool,
     ) -> Self::Error;
 
-    /// See [`SourceOperation::AbortStream`].
-    fn abort_stream(&mut self);
+    /// See [`SourceOperation::AbortStream`]; `why` is what failed first.
+    fn abort_stream(&mut self, why: Option<&Self::Error>);
 
     /// See [`SourceOperation::LeaveTunnel`].
     fn leave_tunnel(&mut self);
@@ -171,7 +171,7 @@ impl<R, E: Failure + From<HandoverError>> Pass<R, E> {
                 SourceStepOutcome::Failed(kind)
             }
             SourceOperation::AbortStream => {
-                io.abort_stream();
+                io.abort_stream(self.reason.as_ref());
                 SourceStepOutcome::Done
             }
             SourceOperation::Resolve(operation) => self.resolve(operation, io),

@@ -263,7 +263,8 @@ impl SourceIo for Double<'_> {
         explained
     }
 
-    fn abort_stream(&mut self) {
+    fn abort_stream(&mut self, why: Option<&TestError>) {
+        assert!(why.is_some(), "whoever aborts is told what failed");
         assert_eq!(self.owner, Owner::Source);
         assert_eq!(self.releases, 1, "the guest runs before anything else is said");
     }
