@@ -171,7 +171,7 @@ def main():
         guest.command_line = subprocess.run(
             [os.environ["BENCH_IMAGE_TOOL"], image, guest.spec, str(guest.cpus), os.environ["BENCH_TSC_KHZ"]],
             check=True, capture_output=True, text=True).stdout.strip()
-    systems = [Ours(work, image)]
+    systems = [Ours(work)]
     theirs = []
     if not args.without_qemu:
         if shutil.which("qemu-system-x86_64"):

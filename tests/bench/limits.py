@@ -1,6 +1,7 @@
 """What the machine can do: a minimal writer and reader through one pipe, and a copy in memory."""
 
 import ctypes
+import fcntl
 import mmap
 import os
 import time
@@ -58,8 +59,6 @@ class Memory:
 def through_pipe(destination, through_file, source):
     """Seconds that a minimal writer and reader need for SIZE bytes."""
     read, write = os.pipe()
-    os.set_inheritable(write, True)
-    import fcntl
     fcntl.fcntl(write, F_SETPIPE_SZ, 1 << 20)
     view = memoryview(source.map)
     begin = time.monotonic()

@@ -73,8 +73,8 @@ class Ours:
     name = "migpipe"
     vcpus = ("vcpu",)
 
-    def __init__(self, work, image, backing="huge"):
-        self.work, self.image, self.backing = work, image, backing
+    def __init__(self, work):
+        self.work = work
         self.env = dict(os.environ, XDG_RUNTIME_DIR=work, XDG_STATE_HOME=work)
         self.count = 0
         self.guests = []
