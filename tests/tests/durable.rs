@@ -193,3 +193,33 @@ fn a_saved_guest_runs_after_its_record_says_so() {
     recv.wait().unwrap();
     assert_names_are_durable(&done, "/migrations/", 2);
 }
+
+#[test]
+fn a_guest_that_ends_as_soon_as_it_arrived_is_known_to_have_run() {
+    needs_kvm!();
+    let (host, there) = (Host::new(), Host::new());
+    let Some(strace) = strace(&there) else { return };
+    let a = Guest::boot(&host, "a", &spec(64, "500", 16), &["--mem", "64M"]);
+    // Its record gets its name a second late.
+    let receive = format!(
+        "exec:XDG_RUNTIME_DIR={} XDG_STATE_HOME={} {strace} \
+         -e inject=rename,renameat,renameat2:delay_enter=1000000 \
+         mig-recv -q --confine=off --console null --name b 2>{}",
+        there.path("run").display(),
+        there.path("state").display(),
+        there.path("recv.err").display(),
+    );
+    // It waits for the tunnel, which strace holds.
+    let mut sender = host.command("mig-send").args(["-q", "a", &receive]).spawn().unwrap();
+    let runs = || there.run("vmctl", &["status", "b"]).stdout.contains("running");
+    wait("the guest to run there", runs);
+    there.run("vmctl", &["quit", "b"]).expect(0);
+    assert!(sender.wait().unwrap().success());
+    drop(a);
+    let records = there.path("state/vmrun/migrations");
+    let files = || fs::read_dir(&records).expect("a directory").flatten();
+    let record = files().find(|it| it.file_name().len() == 36).expect("a record").path();
+    assert!(fs::read_to_string(&record).unwrap().contains("\"Ran\""), "{}", record.display());
+    let drafts = files().filter(|it| it.file_name().to_string_lossy().starts_with('.')).count();
+    assert_eq!(drafts, 0, "drafts are left over");
+}

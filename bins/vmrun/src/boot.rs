@@ -50,6 +50,7 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         receiver: None,
         acknowledged: false,
         go_timer: None,
+        recording: None,
         claim: None,
         parent: None,
     })

@@ -19,7 +19,7 @@ use vm_state::MachineDescription;
 use crate::builder::Builder;
 use crate::departure_writer::DepartureWriter;
 use crate::end::{End, Ending};
-use crate::go_timer::GoTimer;
+use crate::go_timer::{GoTimer, Recording};
 use crate::migration::Migration;
 use crate::refusal::refusal;
 use crate::withdrawn::Withdrawn;
@@ -74,6 +74,8 @@ pub struct Inner {
     pub acknowledged: bool,
     /// What waits for the GO of that guest.
     pub go_timer: Option<GoTimer>,
+    /// What became of that guest, while it is being recorded.
+    pub recording: Option<Recording>,
     /// The record of a saved guest that is being restored.
     pub claim: Option<Claim>,
     /// Why the guest is held back: one of its name has left this host.
@@ -183,7 +185,7 @@ impl Guest {
         if let Some(Effect::Record(_, decision)) = transition.later
             && let Some(go_timer) = inner.go_timer.take()
         {
-            go_timer.record(decision);
+            inner.recording = Some(go_timer.record(decision));
         }
         Ok(())
     }

@@ -102,16 +102,23 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // want next must be free by then. So the order is:
     // 1. The machine: the locks of its disks, its taps, its memory.
     // 2. The answers to requests under way, one of which ended the guest.
-    // 3. The note of a guest that left, if the disk takes it in time.
+    // 3. The record of a guest that arrived and the note of one that left, if the disk takes them in
+    //    time: a guest that ends at once after it arrived is known to have run.
     // 4. The socket, and with it the name.
     // 5. The connections, which the end of the process closes.
     // Storage that hangs is waited for in none of them.
-    let machine = guest.lock_within(TEARDOWN_TIMEOUT).and_then(|mut inner| inner.machine.take());
+    let (machine, recording) = guest
+        .lock_within(TEARDOWN_TIMEOUT)
+        .map(|mut inner| (inner.machine.take(), inner.recording.take()))
+        .unwrap_or_default();
     within(TEARDOWN_TIMEOUT, move || drop(machine));
     server.drain(DRAIN_TIMEOUT);
     if let State::Migrating(_) = guest.status().ownership {
         // It ended here, on its way.
         notes.stays();
+    }
+    if let Some(recording) = recording {
+        recording.settle(DRAIN_TIMEOUT);
     }
     notes.settle(DRAIN_TIMEOUT);
     drop(server);
