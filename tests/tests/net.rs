@@ -3,6 +3,7 @@
 //! Each test makes a network of its own; the built-in guest has no driver for its card, and what is
 //! said in its name is said by its host.
 
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use migpipe_tests::{Guest, HANG_TIMEOUT, Host, assert_one_story, needs_kvm, run, spec};
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::sockopt::{ReceiveTimeout, ReceiveTimestampns};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
@@ -23,10 +24,15 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// How often a guest that has arrived is announced.
 const ANNOUNCEMENTS: usize = 5;
 
-/// Puts this thread, and what it starts, into a network with two taps; or says why that is not to
-/// be had.
-fn network(host: &Host) -> Result<(), String> {
+/// A network with two taps, in which this thread is, and what it starts; until this is dropped.
+struct Network {
+    before: File,
+}
+
+fn network(host: &Host) -> Result<Network, String> {
+    let before = File::open("/proc/thread-self/ns/net").map_err(|error| error.to_string())?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network of its own: {error}"))?;
+    let network = Network { before };
     for tap in ["tap0", "tap1"] {
         let line = format!("ip tuntap add {tap} mode tap && ip link set {tap} up");
         let done = run(&mut host.shell(&line));
@@ -34,14 +40,23 @@ fn network(host: &Host) -> Result<(), String> {
             return Err(done.stderr.trim().to_owned());
         }
     }
-    Ok(())
+    Ok(network)
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        setns(&self.before, CloneFlags::CLONE_NEWNET).expect("the network of the other tests");
+    }
 }
 
 macro_rules! needs_network {
     ($host:expr) => {
-        if let Err(why) = network($host) {
-            println!("SKIPPED a guest with a network card: {why}");
-            return;
+        match network($host) {
+            Ok(network) => network,
+            Err(why) => {
+                println!("SKIPPED a guest with a network card: {why}");
+                return;
+            }
         }
     };
 }
@@ -92,7 +107,7 @@ fn booted(host: &Host) -> Guest {
 fn a_guest_that_arrives_is_announced_five_times_with_growing_gaps() {
     needs_kvm!();
     let host = Host::new();
-    needs_network!(&host);
+    let _network = needs_network!(&host);
     let mut a = booted(&host);
     let heard = listener();
     assert_eq!(announcements(&heard, Duration::from_millis(500)), [], "it has not arrived yet");
@@ -116,7 +131,7 @@ fn a_guest_that_arrives_is_announced_five_times_with_growing_gaps() {
 fn a_tap_that_the_destination_has_not_is_refused_by_name_and_the_guest_runs_on() {
     needs_kvm!();
     let host = Host::new();
-    needs_network!(&host);
+    let _network = needs_network!(&host);
     let mut a = booted(&host);
     // Its own tap is in use here, as long as it runs here.
     for (card, words) in [
