@@ -16,7 +16,6 @@ mod guest_memory;
 mod handover;
 mod hung_storage;
 mod kills;
-mod memory_bound;
 mod messages;
 mod migrate;
 mod net;
