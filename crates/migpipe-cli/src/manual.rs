@@ -6,9 +6,9 @@
 
 use std::io;
 
-use clap::{Arg, Command};
+use clap::{Arg, ArgAction, Command};
 use clap_mangen::Man;
-use clap_mangen::roff::{Inline, Roff, bold, roman};
+use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 /// When the pages were last changed to some extent; man(7) wants to know.
 const DATE: &str = "2026-11-28";
@@ -69,7 +69,10 @@ pub(crate) fn page(command: Command, manual: &Manual) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     page.render_title(&mut text)?;
     page.render_name_section(&mut text)?;
-    page.render_synopsis_section(&mut text)?;
+    text.extend(roff(|roff| {
+        roff.control("SH", ["SYNOPSIS"]);
+        roff.text(synopsis(&name, &command));
+    })?);
     page.render_description_section(&mut text)?;
     page.render_options_section(&mut text)?;
     if command.has_subcommands() {
@@ -101,9 +104,6 @@ fn with<'a>(command: &Command, args: impl Iterator<Item = &'a Arg>) -> Command {
     let copy = Command::new(command.get_name().to_owned())
         .about(command.get_about().cloned().unwrap_or_default())
         .long_about(command.get_long_about().or(command.get_about()).cloned().unwrap_or_default())
-        .subcommands(command.get_subcommands().cloned())
-        .subcommand_required(command.is_subcommand_required_set())
-        .subcommand_value_name("COMMAND")
         .disable_help_subcommand(true)
         .args(args.cloned());
     match command.get_version() {
@@ -115,25 +115,71 @@ fn with<'a>(command: &Command, args: impl Iterator<Item = &'a Arg>) -> Command {
 /// How to use one subcommand: it has no page of its own.
 fn subcommand_text(program: &str, command: &Command) -> io::Result<Vec<u8>> {
     let own = command.get_arguments().filter(|arg| !arg.is_hide_set() && !arg.is_global_set());
-    let page = Man::new(
-        with(command, own)
-            .bin_name(format!("{program} {}", command.get_name()))
-            .disable_help_flag(true),
-    );
-    let (mut synopsis, mut about, mut options) = (Vec::new(), Vec::new(), Vec::new());
-    page.render_synopsis_section(&mut synopsis)?;
+    let page = Man::new(with(command, own).disable_help_flag(true));
+    let (mut about, mut options) = (Vec::new(), Vec::new());
     page.render_description_section(&mut about)?;
     page.render_options_section(&mut options)?;
+    let name = command.get_name();
     let mut text = roff(|roff| {
-        roff.control("SS", [command.get_name()]);
-    })?;
-    text.extend(without_heading(&synopsis));
-    text.extend(roff(|roff| {
+        roff.control("SS", [name]);
+        roff.text(synopsis(&format!("{program} {name}"), command));
         roff.control("PP", []);
-    })?);
+    })?;
     text.extend(without_heading(&about));
     text.extend(without_heading(&options));
     Ok(text)
+}
+
+/// How to call `name`: its options with their values, then what it takes beside them.
+fn synopsis(name: &str, command: &Command) -> Vec<Inline> {
+    let told = |arg: &&Arg| {
+        let is_help = matches!(
+            arg.get_action(),
+            ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version
+        );
+        !(is_help || arg.is_hide_set() || (arg.is_global_set() && !command.has_subcommands()))
+    };
+    let (positional, options): (Vec<_>, Vec<_>) =
+        command.get_arguments().filter(told).partition(|arg| arg.is_positional());
+    let mut line = vec![bold(name)];
+    for option in options {
+        line.extend(usage(option));
+    }
+    for argument in positional {
+        line.extend(usage(argument));
+    }
+    if command.has_subcommands() {
+        line.extend([
+            roman(" "),
+            italic("COMMAND"),
+            roman(" ["),
+            italic("ARGUMENT"),
+            roman("]..."),
+        ]);
+    }
+    line
+}
+
+/// An option or argument as a synopsis has it: `[--net ID=TAP]...`.
+fn usage(arg: &Arg) -> Vec<Inline> {
+    let short = arg.get_short().map(|short| format!("-{short}"));
+    let long = arg.get_long().map(|long| format!("--{long}"));
+    let flags: Vec<_> = [short, long].into_iter().flatten().collect();
+    let mut inlines = vec![roman(if arg.is_required_set() { " " } else { " [" })];
+    if arg.is_last_set() {
+        inlines.extend([bold("--"), roman(" ")]);
+    }
+    inlines.push(bold(flags.join("|")));
+    if arg.get_action().takes_values() {
+        let separator = if flags.is_empty() { "" } else { " " };
+        inlines.push(roman(separator));
+        inlines.push(italic(arg.get_value_names().unwrap_or_default().join(" ")));
+    }
+    inlines.push(roman(if arg.is_required_set() { "" } else { "]" }));
+    if matches!(arg.get_action(), ArgAction::Append) {
+        inlines.push(roman("..."));
+    }
+    inlines
 }
 
 /// A piece of a page.
@@ -262,6 +308,9 @@ Signals:
         /// In words
         #[arg(long, global = true)]
         json: bool,
+        /// How much to say
+        #[arg(short, long, value_name = "LEVEL")]
+        log: Option<String>,
     }
 
     #[derive(Subcommand)]
@@ -275,6 +324,12 @@ Signals:
             /// Even if it's the last
             #[arg(long)]
             force: bool,
+            /// Which cards it has
+            #[arg(long = "net", value_name = "ID=TAP")]
+            nets: Vec<String>,
+            /// What the other program is told
+            #[arg(last = true, value_name = "OPTION")]
+            others: Vec<String>,
         },
     }
 
@@ -303,6 +358,19 @@ Signals:
                 "\"SEE ALSO\"",
             ]
         );
+    }
+
+    #[test]
+    fn a_synopsis_has_the_values_of_options_and_says_what_may_be_given_again() {
+        let fonts = ["\\fB", "\\fI", "\\fR"];
+        let plain = fonts.iter().fold(text(), |text, font| text.replace(font, ""));
+        let plain = plain.replace("\\-", "-");
+        for line in [
+            "vmctl [--json] [-l|--log LEVEL] COMMAND [ARGUMENT]...",
+            "vmctl quit [--force] [--net ID=TAP]... GUEST [-- OPTION]...",
+        ] {
+            assert!(plain.lines().any(|it| it == line), "{line} is not in {plain}");
+        }
     }
 
     #[test]
