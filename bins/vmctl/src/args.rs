@@ -112,7 +112,7 @@ pub enum Command {
         /// The guest
         #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
-        /// Where to ask, such as exec:'ssh hostb mig-recv'
+        /// Where to ask, such as ssh:hostb; without it, where the guest was sent
         #[arg(value_name = "DEST")]
         destination: Option<String>,
         /// Run the guest here though the destination cannot be asked or may have run it
@@ -183,7 +183,7 @@ Examples:
   vmctl info web
   vmctl set-speed web 200M
   vmctl balloon web 256M
-  vmctl resolve web exec:'ssh hostb mig-recv'
+  vmctl resolve web                     # or, where the guest was not sent: ... web ssh:hostc
   vmctl events web --until ended
   vmctl records
   vmctl forget web                      # it did not arrive where it went: vmrun starts it here

@@ -67,15 +67,27 @@ pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
 fn what_next(guest: &Status) -> Option<String> {
     match guest.ownership {
         State::Owned if guest.held.is_some() => guest.held.clone(),
-        State::HandedOver(_) if guest.progress.is_none() => Some(format!(
-            "mig-send --resolve {} DEST asks the destination what became of it",
-            guest.name
-        )),
+        State::HandedOver(_) if guest.progress.is_none() => Some(match destination(guest) {
+            Some(destination) => format!(
+                "mig-send --resolve {} asks {destination} what became of it",
+                guest.name
+            ),
+            None => format!(
+                "mig-send --resolve {} DEST asks the destination what became of it",
+                guest.name
+            ),
+        }),
         State::Prepared(_) => {
             Some("it waits for its source's GO; mig-send --resolve on the source brings it".into())
         }
         _ => None,
     }
+}
+
+/// Where a guest that was handed over can be asked for, as `mig-send` was told.
+fn destination(guest: &Status) -> Option<String> {
+    let handover = guest.handover.as_ref()?;
+    Some(migpipe_cli::printable(handover.destination.first()?))
 }
 
 /// The migration of a guest.
@@ -150,6 +162,7 @@ fn value(guest: &Status) -> Value {
         "state": word(guest),
         "running": guest.running,
         "migration": id,
+        "destination": destination(guest),
         "vcpus": guest.vcpus,
         "memory_bytes": guest.memory.0,
         "memory_backing": guest.backing.map(|backing| backing.to_string()),
@@ -169,9 +182,11 @@ fn line(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use migpipe_units::{Bytes, MigrationId};
-    use vm_control::MemoryBacking;
+    use vm_control::{Handover, MemoryBacking};
     use vm_state::Balloon;
 
     fn guest(ownership: State, running: bool) -> Status {
@@ -216,6 +231,14 @@ mod tests {
         let id = MigrationId::from_bytes([7; 16]);
         let mut guest = guest(State::HandedOver(id), false);
         assert!(status(&guest, false).unwrap().contains("mig-send --resolve web DEST"));
+        let known = Handover {
+            taken_by: None,
+            age: Duration::ZERO,
+            destination: vec!["ssh:hostb".into(), "--ssh-option=Port=1".into()],
+        };
+        let known = Status { handover: Some(known), ..guest.clone() };
+        let text = status(&known, false).unwrap();
+        assert!(text.contains("mig-send --resolve web asks ssh:hostb"), "{text}");
         guest.progress = serde_json::to_string(&Progress::default()).ok();
         assert!(!status(&guest, false).unwrap().contains("--resolve"), "mig-send is at it");
     }

@@ -398,11 +398,12 @@ impl Inner {
     /// What is known of the migration by which the guest was handed over.
     fn handover(&self) -> Option<Handover> {
         let State::HandedOver(_) = self.ownership.state() else { return None };
-        let age = self.migration.as_ref().map(|migration| migration.began.elapsed());
+        let migration = self.migration.as_ref();
         Some(Handover {
             taken_by: self.ownership.taken_by(),
             // It lasts as long as the state does.
-            age: age.unwrap_or(Duration::MAX),
+            age: migration.map_or(Duration::MAX, |migration| migration.began.elapsed()),
+            destination: migration.map(|it| it.destination.clone()).unwrap_or_default(),
         })
     }
 }

@@ -23,6 +23,8 @@ pub struct Migration {
     pub flushed_in: Option<u64>,
     /// The state was given out at all: a destination may be prepared.
     pub given_out: bool,
+    /// How its destination is asked, if it can be: arguments of `mig-send --resolve`.
+    pub destination: Vec<String>,
     pub progress: Option<String>,
     pub orders: Vec<Order>,
 }
@@ -40,6 +42,7 @@ impl Migration {
             pauses: 0,
             flushed_in: None,
             given_out: false,
+            destination: Vec::new(),
             progress: None,
             orders: Vec::new(),
         }

@@ -16,6 +16,9 @@ use crate::run_state::RunState;
 /// Where a guest goes is noted in no more characters than this.
 const MAX_PLACE: usize = 1024;
 
+/// How a destination is asked is remembered if it is no longer than this (bytes).
+const MAX_DESTINATION: usize = 16 << 10;
+
 /// What `vmctl info` shows is no longer than this (bytes).
 const MAX_PROGRESS: usize = 64 << 10;
 
@@ -92,13 +95,14 @@ impl Guest {
         }
     }
 
-    /// Has this host note where the guest goes.
+    /// Has this host note where the guest goes, and remembers how its destination is asked.
     pub fn note_destination(
         &self,
         inner: &mut Inner,
         connection: ConnectionId,
         id: MigrationId,
         to: &str,
+        destination: Vec<String>,
     ) -> Result<(), Refusal> {
         inner.migration_of(connection)?;
         let State::Migrating(have) = inner.ownership.state() else {
@@ -106,6 +110,9 @@ impl Guest {
         };
         if have != id {
             return Err(Refusal::WrongMigration { have, asked: id });
+        }
+        if destination.iter().map(String::len).sum::<usize>() <= MAX_DESTINATION {
+            inner.migration_of(connection)?.destination = destination;
         }
         let to: String = migpipe_cli::printable(to).chars().take(MAX_PLACE).collect();
         self.notes.leaves(Departure::now(id, &to));

@@ -121,8 +121,8 @@ impl Guest {
                 self.order(inner, order)?;
                 Reply::Done.into()
             }
-            Request::Leaves { id, to } => {
-                self.note_destination(inner, connection, id, &to)?;
+            Request::Leaves { id, to, destination } => {
+                self.note_destination(inner, connection, id, &to, destination)?;
                 Reply::Done.into()
             }
             Request::Hello { .. }

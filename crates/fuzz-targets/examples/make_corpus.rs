@@ -223,7 +223,11 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         Request::Status,
         Request::MapMemory,
         Request::Own(Input::Begin(ID)),
-        Request::Leaves { id: ID, to: "exec:ssh hostb mig-recv".to_owned() },
+        Request::Leaves {
+            id: ID,
+            to: "ssh:hostb".to_owned(),
+            destination: vec!["ssh:hostb".to_owned(), "--ssh-option=Port=2222".to_owned()],
+        },
         Request::DirtyLogStart,
         Request::DirtyLogHarvest,
         Request::Throttle(20),
@@ -280,7 +284,11 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
         progress: Some("{}".to_owned()),
         balloon: None,
         held: None,
-        handover: Some(Handover { taken_by: Some(BY), age: Duration::from_secs(9) }),
+        handover: Some(Handover {
+            taken_by: Some(BY),
+            age: Duration::from_secs(9),
+            destination: vec!["ssh:hostb".to_owned()],
+        }),
         released: vec![ID],
     };
     // In the order of the requests that the target makes.

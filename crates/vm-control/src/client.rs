@@ -307,12 +307,18 @@ impl Client {
         self.done(&Request::Balloon(target))
     }
 
-    /// Has this host note where the guest goes by the migration `id`.
+    /// Has this host note where the guest goes by the migration `id`; the `destination` is that of
+    /// [`Handover`](crate::Handover).
     ///
     /// # Errors
     /// [`ClientError::Refused`] if this connection did not begin it.
-    pub fn leaves(&self, id: MigrationId, to: String) -> Result<(), ClientError> {
-        self.done(&Request::Leaves { id, to })
+    pub fn leaves(
+        &self,
+        id: MigrationId,
+        to: String,
+        destination: Vec<String>,
+    ) -> Result<(), ClientError> {
+        self.done(&Request::Leaves { id, to, destination })
     }
 
     /// A step of the ownership machine.

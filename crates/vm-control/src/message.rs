@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 7;
+pub const PROTOCOL_VERSION: u16 = 8;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +121,8 @@ pub enum Request {
         id: MigrationId,
         /// Where to, in the user's words.
         to: String,
+        /// See [`Handover::destination`].
+        destination: Vec<String>,
     },
 }
 
@@ -282,12 +284,15 @@ pub struct Status {
 
 /// What a source knows of the migration by which its guest was handed over: what a question about
 /// it carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handover {
     /// Who acknowledged the guest; nothing one way.
     pub taken_by: Option<Acknowledged>,
     /// How long ago the migration began.
     pub age: Duration,
+    /// The arguments with which `mig-send --resolve` asks the destination, as whoever sent the guest
+    /// has said; none where nobody has, or the destination cannot be asked.
+    pub destination: Vec<String>,
 }
 
 /// What happens to a guest.
