@@ -6,6 +6,17 @@ need_rust() {
         { echo "no cargo in PATH: install Rust 1.90 or newer (rustup.rs)" >&2; exit 1; }
 }
 
+# Where there is no sshd its files are unpacked into the lab's cache: the machine gets no service by it.
+need_sshd() {
+    local cache=${LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/migpipe-lab} package
+    [ -x /usr/sbin/sshd ] || [ -x "$cache/sshd/usr/sbin/sshd" ] && return
+    mkdir -p "$cache/debs"
+    for package in openssh-server libwrap0; do
+        (cd "$cache/debs" && apt-get -qq download "$package" && dpkg-deb -x "$package"_*.deb "$cache/sshd") ||
+            { echo "no $package: what needs an sshd is skipped" >&2; return; }
+    done
+}
+
 # need_packages COMMAND:PACKAGE ...: installs the Debian packages whose command is missing. A
 # command of '-' or a path is looked for as it is; COMMAND:- means that the package is called so.
 need_packages() {

@@ -14,14 +14,16 @@ mod host;
 mod image;
 mod program;
 mod scripted;
+mod sshd;
 mod stream;
 
 pub use console::{Console, Tick, assert_one_story, wait};
 pub use guest::{Guest, spec};
-pub use host::Host;
+pub use host::{Host, bin_dir};
 pub use image::Image;
 pub use program::{Done, finish, report, run, wait_within};
 pub use scripted::{Fault, Moment, REFUSES, Scripted, Writer};
+pub use sshd::Sshd;
 pub use stream::{Frame, Numbers, frame_of, saved_guest};
 
 use std::time::Duration;

@@ -27,9 +27,11 @@ fn names_that_cannot_be_names_are_wrong_usage_everywhere() {
 fn what_only_makes_no_sense_together_is_wrong_usage_too() {
     let host = Host::new();
     for (program, args, words) in [
-        ("mig-send", &["--resolve", "a"][..], "needs the destination"),
-        ("mig-send", &["--resolve", "a", "file:a.mig"], "needs the destination"),
-        ("vmctl", &["resolve", "a"], "needs the destination"),
+        ("mig-send", &["--resolve", "a", "file:a.mig"][..], "needs the destination"),
+        ("vmctl", &["resolve", "a", "file:a.mig"], "needs the destination"),
+        ("mig-send", &["a", "tcp:hostb:1", "--ssh-option", "Port=2222"], "ssh:HOST alone"),
+        ("mig-send", &["a", "ssh:hostb/.b"], "name"),
+        ("mig-recv", &["ssh:hostb"], "it is a destination"),
         ("mig-recv", &["--console", "stdio", "file:a.mig"], "no terminal"),
         ("vmrun", &["--name", "a", "--kernel", "builtin:nonsense"], "builtin"),
         ("vmrun", &["--name", "a", "--kernel", "builtin:dirty", "--initrd", "x"], "initrd"),

@@ -90,7 +90,7 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  mig-send web exec:'ssh hostb mig-recv'       on the source: a handover through ssh
+  mig-send web ssh:hostb                       on the source: a handover through ssh
   mig-recv tcp:0.0.0.0:4444                    wait for one guest; trusted networks only
   mig-recv --disk disk0=/dev/vg0/web           its disk is another here
   mig-recv --files-in /srv/guests              its console and disks are there, or it is refused

@@ -8,7 +8,9 @@ use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
 use migpipe_units::{BytesPerSec, MigrationId, Pages};
 
+use crate::NAME;
 use crate::query_args::QueryArgs;
+use crate::ssh_args::SshArgs;
 
 /// Sends a running guest to another host as a byte stream.
 #[derive(Parser, Debug)]
@@ -17,9 +19,13 @@ pub struct Args {
     /// The guest: its name, or the path of its control socket
     #[arg(value_name = "GUEST", value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
     pub guest: String,
-    /// Where the stream goes: - (stdout), exec:CMD, tcp:HOST:PORT, unix:PATH, file:PATH or fd:N
+    /// Where the stream goes: - (stdout), ssh:[USER@]HOST[/NAME], exec:CMD, tcp:HOST:PORT, unix:PATH,
+    /// file:PATH or fd:N
     ///
-    /// exec:, tcp:, unix: and a socket have a way back, and with it a handover: one of the two
+    /// ssh: starts mig-recv on HOST, where the guest is called NAME, or as here. It asks for a
+    /// password or passphrase on the terminal, and never where there is none.
+    ///
+    /// ssh:, exec:, tcp:, unix: and a socket have a way back, and with it a handover: one of the two
     /// hosts runs the guest, whatever breaks. - and fd:N go one way: nobody answers, and status 0
     /// says that the stream is complete. file:PATH, or an empty file behind - or fd:N, saves the
     /// guest: its vmrun ends when the file is on the disk.
@@ -37,10 +43,11 @@ pub struct Args {
     #[arg(long)]
     pub one_way: bool,
     /// For tunnels that hold data back: close the stream after its end, and send GO through this
-    /// second command (exec:CMD)
+    /// second way (ssh:HOST or exec:CMD)
     #[arg(long, value_name = "DEST", conflicts_with = "one_way")]
     pub commit: Option<Endpoint>,
-    /// Finish a migration whose outcome is not known: ask DEST what became of it
+    /// Finish a migration whose outcome is not known: ask DEST what became of it; without DEST, where
+    /// the guest was sent
     #[arg(long, conflicts_with_all = ["dry_run", "one_way"])]
     pub resolve: bool,
     /// With --resolve: run the guest here though the destination cannot be asked or may have run
@@ -123,6 +130,8 @@ pub struct Args {
     #[arg(long, value_name = "JSON", hide = true)]
     pub about: Option<QueryArgs>,
     #[command(flatten)]
+    pub ssh: SshArgs,
+    #[command(flatten)]
     pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
     pub common: migpipe_cli::Common,
@@ -141,12 +150,15 @@ pub enum ProgressMode {
 
 const EXAMPLES: &str = "\
 Examples:
-  mig-send web exec:'ssh hostb mig-recv'          with a handover; recommended
+  mig-send web ssh:hostb                          with a handover; recommended
+  mig-send web ssh:root@hostb/w2 -- --files-in /srv/guests
+  mig-send web exec:'pv | ssh hostb mig-recv'     through any program
   mig-send web | ssh hostb mig-recv               one way
   mig-send web file:web.mig                       save; restore with mig-recv file:web.mig
   mig-send web tcp:hostb:4444                     trusted networks only
-  mig-send web exec:'gzip | ssh hostb \"gunzip | mig-recv\"' --commit exec:'ssh hostb vmctl commit web'
-  mig-send --resolve web exec:'ssh hostb mig-recv'
+  mig-send web exec:'gzip | ssh hostb \"gunzip | mig-recv\"' --commit ssh:hostb
+  mig-send --resolve web                          ask where it was sent
+  mig-send --resolve web ssh:hostb
 
 Signals:
   SIGUSR1  a line of progress on stderr
@@ -169,6 +181,36 @@ impl migpipe_cli::Program for Args {
 }
 
 impl Args {
+    /// Completes the destinations by what stands beside them.
+    ///
+    /// # Errors
+    /// Wrong usage.
+    pub fn complete(mut self) -> anyhow::Result<Self> {
+        self.ssh.apply([Some(&mut self.destination), self.commit.as_mut()])?;
+        Ok(self)
+    }
+
+    /// Whom a question about the migration goes to.
+    pub fn asked(&self) -> &Endpoint {
+        self.commit.as_ref().unwrap_or(&self.destination)
+    }
+
+    /// Whether the command line leaves it open where the stream goes, or whom to ask.
+    pub fn names_no_destination(&self) -> bool {
+        *self.asked() == Endpoint::Standard
+    }
+
+    /// Asks another destination instead, named by arguments of a command line; none if there are none.
+    ///
+    /// # Errors
+    /// Arguments that name none.
+    pub fn ask_at(&mut self, arguments: &[String]) -> anyhow::Result<()> {
+        let line = [NAME, "--resolve", &self.guest].map(str::to_owned);
+        let told = Self::try_parse_from(line.iter().chain(arguments))?.complete()?;
+        (self.destination, self.ssh) = (told.destination, told.ssh);
+        Ok(())
+    }
+
     /// Checks that progress has a descriptor of its own: among the pages it would break the stream,
     /// and a number that nobody passed may be anything.
     pub fn check_progress(&self) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether what became of a migration can be found out.
 pub fn can_be_asked(args: &Args) -> bool {
-    can_be_opened_again(args.commit.as_ref().unwrap_or(&args.destination))
+    can_be_opened_again(args.asked())
 }
 
 fn can_be_opened_again(destination: &Endpoint) -> bool {
@@ -32,8 +32,7 @@ pub struct Attempts<'a> {
 impl<'a> Attempts<'a> {
     /// As the command line says: whom, and for how long.
     pub fn new(args: &'a Args) -> Self {
-        let destination = args.commit.as_ref().unwrap_or(&args.destination);
-        Self { destination, limit: args.resolve_for, began: None }
+        Self { destination: args.asked(), limit: args.resolve_for, began: None }
     }
 
     /// Before each attempt: whether there can be one.

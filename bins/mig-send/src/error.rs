@@ -36,8 +36,7 @@ pub enum StepError {
     /// No READY came in time.
     #[error(
         "no answer to the header within {} s: the destination does not run, or the tunnel holds \
-         data back (gzip, zstd and the like do); use --one-way, or --commit exec:'ssh HOST vmctl \
-         commit GUEST'",
+         data back (gzip, zstd and the like do); use --one-way, or --commit ssh:HOST",
         .within.as_secs_f32()
     )]
     NoReady {
@@ -85,7 +84,7 @@ pub enum StepError {
     Open(OpenError),
     /// `--commit` through a channel without answers.
     #[error(
-        "--commit needs the destination's answer, and {channel} has no way back: use exec:, or \
+        "--commit needs the destination's answer, and {channel} has no way back: use ssh: or exec:, or \
          give --return"
     )]
     NoWayBack {
@@ -355,7 +354,7 @@ mod tests {
             StepError::from(interrupted()),
             written.into(),
             OpenError::Wait(ChannelError::Interrupted { doing: doing() }).into(),
-            TunnelError::Interrupted { command: "ssh".to_owned() }.into(),
+            TunnelError::Interrupted { tunnel: "ssh to hostb".to_owned() }.into(),
             refused.into(),
         ] {
             assert_eq!(error.kind(), FailureKind::Cancelled, "{error:?}");

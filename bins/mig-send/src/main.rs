@@ -24,6 +24,7 @@ mod query_args;
 mod report;
 mod resolve;
 mod setup;
+mod ssh_args;
 mod status;
 mod stop_and_copy;
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
+    let mut args = args.complete()?;
     if let Some(id) = args.broker {
         return query::serve(&args, id);
     }
@@ -64,8 +66,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let shared = Shared::new()?;
     monitor::watch_signals(signals, &shared);
     if args.resolve {
-        resolve::check(&args)?;
-        return resolve::run(&args, &connect(&args)?, &shared);
+        return resolve(&mut args, &shared);
     }
     Ok(migrate(&args, &shared))
 }
@@ -73,6 +74,22 @@ fn run(args: Args) -> anyhow::Result<u8> {
 fn connect(args: &Args) -> Result<Client, StepError> {
     let socket = vm_paths::socket_of(&args.guest).map_err(StepError::other)?;
     Ok(Client::connect_within(&socket, NAME, args.timeout)?)
+}
+
+fn resolve(args: &mut Args, shared: &Shared) -> anyhow::Result<u8> {
+    // A command line that makes no sense is told whatever the guest is.
+    if !args.names_no_destination() {
+        resolve::check(args)?;
+    }
+    let client = connect(args)?;
+    let status = client.status()?;
+    if let Some(handover) = &status.handover
+        && args.names_no_destination()
+    {
+        args.ask_at(&handover.destination)?;
+        resolve::check(args)?;
+    }
+    resolve::run(args, &client, &status, shared)
 }
 
 /// Whatever happens, a report says so, and the guest's whereabouts are told.

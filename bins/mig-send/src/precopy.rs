@@ -12,10 +12,12 @@ use migpipe_units::{Bytes, BytesPerSec, PageRange, Pages};
 use page_bitmap::{GuestBitmap, PageBitmap};
 
 use crate::args::Args;
+use crate::attempts;
 use crate::disks::DISKS_POLL_INTERVAL;
 use crate::error::StepError;
 use crate::outgoing::OutgoingMigration;
 use crate::pages::{self, Sent};
+use crate::ssh_args;
 
 /// What a blackout takes beside the last pages and the harvest: state, round trips, load. Measured
 /// with the built-in guest and one or two vCPUs it is 1 to 4 ms.
@@ -49,7 +51,8 @@ pub fn run(outgoing: &mut OutgoingMigration<'_>) -> Result<Remainder, StepError>
         outgoing.release_terminal();
     }
     outgoing.guest.client.own(Input::Begin(outgoing.id))?;
-    outgoing.guest.client.leaves(outgoing.id, goes_to(outgoing.args))?;
+    let (to, asked) = (goes_to(outgoing.args), asked_at(outgoing));
+    outgoing.guest.client.leaves(outgoing.id, to, asked)?;
     let log = outgoing.guest.client.dirty_log_start(&outgoing.guest.machine)?;
     // The first harvest may show everything as dirty. Whatever is written from here on is in
     // the next one, and so nothing can be missed between looking for memory and logging.
@@ -252,6 +255,15 @@ impl OutgoingMigration<'_> {
             duration: stats.duration,
         })?;
         self.take_orders()
+    }
+}
+
+/// How the destination can be asked later what became of the guest: not where nobody answers, and
+/// least of all by a command that writes a file.
+fn asked_at(outgoing: &OutgoingMigration<'_>) -> Vec<String> {
+    match outgoing.channel.mode.is_answered() && attempts::can_be_asked(outgoing.args) {
+        true => ssh_args::arguments(outgoing.args.asked()),
+        false => Vec::new(),
     }
 }
 

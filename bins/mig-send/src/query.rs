@@ -25,6 +25,7 @@ use crate::confinement;
 use crate::error::StepError;
 use crate::monitor::{Shared, block_signals};
 use crate::query_args::QueryArgs;
+use crate::ssh_args;
 
 /// How long one attempt may take: an ssh connection over a bad network takes seconds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -57,14 +58,14 @@ fn timeout_of(args: &Args) -> Duration {
 
 /// The command line that this process gives on: who asks whom, and how it is confined.
 fn this_program(args: &Args, role: &[String]) -> Command {
-    let destination = args.commit.as_ref().unwrap_or(&args.destination);
     let mut command = broker::this_program();
     command
         .args(role)
         .arg(format!("--confine={}", args.confinement.confine))
         .arg(format!("--log={}", args.common.log))
         .arg(format!("--timeout={}", args.timeout.as_secs_f64()))
-        .args(["--", &args.guest, &destination.to_string()]);
+        .arg(&args.guest)
+        .args(ssh_args::arguments(args.asked()));
     command
 }
 

@@ -10,7 +10,7 @@ use mig_engine::ownership::{Input, State};
 use mig_engine::report::Phase;
 use migpipe_cli::output;
 use migpipe_units::MigrationId;
-use vm_control::{Client, ClientError};
+use vm_control::{Client, ClientError, Status};
 
 use crate::NAME;
 use crate::args::Args;
@@ -20,6 +20,7 @@ use crate::monitor::Shared;
 use crate::outgoing::OutgoingMigration;
 use crate::query::QueryProcess;
 use crate::query_args::QueryArgs;
+use crate::ssh_args;
 
 /// Whether the command line says whom to ask.
 pub fn check(args: &Args) -> anyhow::Result<()> {
@@ -28,16 +29,15 @@ pub fn check(args: &Args) -> anyhow::Result<()> {
     }
     Err(migpipe_cli::usage(anyhow!(
         "--resolve needs the destination to ask, and that is not {}: {}",
-        args.commit.as_ref().unwrap_or(&args.destination),
+        args.asked(),
         resolve_command(args)
     )))
 }
 
 /// `mig-send --resolve`. What each answer leads to is decided by [`Resolver`].
-pub fn run(args: &Args, client: &Client, shared: &Shared) -> anyhow::Result<u8> {
+pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> anyhow::Result<u8> {
     let name = client.name();
-    let status = client.status()?;
-    let (State::HandedOver(id), Some(handover)) = (status.ownership, status.handover) else {
+    let (State::HandedOver(id), Some(handover)) = (status.ownership, &status.handover) else {
         anyhow::bail!("{name} is not handed-over: there is nothing to resolve");
     };
     let mut resolution = Resolution {
@@ -135,11 +135,12 @@ pub fn confirm(client: &Client, id: MigrationId, args: &Args) -> Result<(), Clie
 
 /// The command that finishes a migration whose outcome is not known, as a shell reads it.
 pub fn resolve_command(args: &Args) -> String {
-    let destination = match args.commit.as_ref().unwrap_or(&args.destination) {
-        Endpoint::Standard | Endpoint::File(_) | Endpoint::Fd(_) => {
-            "exec:'ssh HOST mig-recv'".to_owned()
+    let destination = match args.asked() {
+        Endpoint::Standard | Endpoint::File(_) | Endpoint::Fd(_) => "ssh:HOST".to_owned(),
+        other => {
+            let words = ssh_args::arguments(other);
+            words.iter().map(|word| migpipe_cli::quoted(word)).collect::<Vec<_>>().join(" ")
         }
-        other => migpipe_cli::quoted(&other.to_string()),
     };
     format!("{NAME} --resolve {} {destination}", migpipe_cli::quoted(&args.guest))
 }
@@ -198,8 +199,10 @@ mod tests {
 
     #[test]
     fn a_shell_reads_the_command_that_resolves_as_it_was_meant() {
-        let command =
-            |words: &[&str]| resolve_command(&Args::parse_from(["mig-send"].iter().chain(words)));
+        let command = |words: &[&str]| {
+            let args = Args::parse_from(["mig-send"].iter().chain(words));
+            resolve_command(&args.complete().unwrap())
+        };
         for (words, told) in [
             (&["web", "tcp:hostb:4444"][..], "mig-send --resolve web tcp:hostb:4444"),
             (
@@ -210,8 +213,12 @@ mod tests {
                 &["web", "exec:gzip", "--commit", "exec:ssh hostb vmctl commit web"],
                 "mig-send --resolve web exec:'ssh hostb vmctl commit web'",
             ),
+            (
+                &["web", "ssh:hostb/w2", "--ssh-option", "ProxyJump a", "--", "--files-in", "/srv"],
+                "mig-send --resolve web ssh:hostb/w2 '--ssh-option=ProxyJump a'",
+            ),
             // There is nothing to be opened again.
-            (&["web"], "mig-send --resolve web exec:'ssh HOST mig-recv'"),
+            (&["web"], "mig-send --resolve web ssh:HOST"),
         ] {
             assert_eq!(command(words), told);
         }

@@ -68,10 +68,9 @@ fn what_next(guest: &Status) -> Option<String> {
     match guest.ownership {
         State::Owned if guest.held.is_some() => guest.held.clone(),
         State::HandedOver(_) if guest.progress.is_none() => Some(match destination(guest) {
-            Some(destination) => format!(
-                "mig-send --resolve {} asks {destination} what became of it",
-                guest.name
-            ),
+            Some(destination) => {
+                format!("mig-send --resolve {} asks {destination} what became of it", guest.name)
+            }
             None => format!(
                 "mig-send --resolve {} DEST asks the destination what became of it",
                 guest.name

@@ -1,4 +1,5 @@
-//! The names of channels: `-`, `exec:CMD`, `tcp:HOST:PORT`, `unix:PATH`, `file:PATH`, `fd:N`.
+//! The names of channels: `-`, `ssh:[USER@]HOST[/NAME]`, `exec:CMD`, `tcp:HOST:PORT`, `unix:PATH`,
+//! `file:PATH`, `fd:N`.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -7,11 +8,15 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::ssh::Ssh;
+
 /// Where a stream goes to or comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `-`: stdout on the sending side, stdin on the receiving side.
     Standard,
+    /// `ssh:[USER@]HOST[/NAME]`: a mig-recv that ssh starts on another host. Of the sending side.
+    Ssh(Ssh),
     /// `exec:CMD`: a command run by `sh -c`, which carries the stream as its stdin or stdout.
     ///
     /// Both are sockets, so a program that opens `/dev/stdin` or `/dev/stdout` by name gets
@@ -36,8 +41,8 @@ pub enum Endpoint {
 /// Why a text names no channel.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "'{text}' names no channel: {reason}; write one of -, exec:CMD, tcp:HOST:PORT, unix:PATH, \
-     file:PATH, fd:N"
+    "'{text}' names no channel: {reason}; write one of -, ssh:[USER@]HOST[/NAME] (to send), exec:CMD, \
+     tcp:HOST:PORT, unix:PATH, file:PATH, fd:N"
 )]
 pub struct ParseEndpointError {
     text: String,
@@ -61,6 +66,7 @@ fn parse(text: &str) -> Result<Endpoint, &'static str> {
     }
     let (protocol, params) = text.split_once(':').ok_or("it has no protocol")?;
     match protocol {
+        "ssh" => Ssh::parse(params).map(Endpoint::Ssh),
         "exec" if params.trim().is_empty() => Err("the command is empty"),
         "exec" => Ok(Endpoint::Exec(params.to_owned())),
         "tcp" => parse_tcp(params),
@@ -100,6 +106,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Standard => f.write_str("-"),
+            Self::Ssh(ssh) => write!(f, "ssh:{ssh}"),
             Self::Exec(command) => write!(f, "exec:{command}"),
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
@@ -173,6 +180,9 @@ mod tests {
             assert_eq!(text.parse(), Ok(endpoint.clone()));
             assert_eq!(endpoint.to_string(), text);
         }
+        let ssh: Endpoint = "ssh:root@hostb/w2".parse().unwrap();
+        assert!(matches!(&ssh, Endpoint::Ssh(ssh) if ssh.host == "hostb"), "{ssh:?}");
+        assert_eq!(ssh.to_string(), "ssh:root@hostb/w2");
     }
 
     #[test]
@@ -198,11 +208,14 @@ mod tests {
             "fd:-1",
             "fd:+1",
             "fd:99999999999",
-            "ssh:hostb",
+            "ssh:",
+            "ssh:hostb:22",
+            "ssh:-oProxyCommand=id",
+            "ssh://hostb",
         ] {
             let error = text.parse::<Endpoint>().unwrap_err().to_string();
             assert!(error.contains(&format!("'{text}'")), "{error}");
-            for form in ["exec:CMD", "tcp:HOST:PORT", "unix:PATH", "file:PATH", "fd:N"] {
+            for form in ["ssh:", "exec:CMD", "tcp:HOST:PORT", "unix:PATH", "file:PATH", "fd:N"] {
                 assert!(error.contains(form), "{error}");
             }
         }

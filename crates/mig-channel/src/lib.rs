@@ -4,6 +4,7 @@
 //! | endpoint | sending side | receiving side | ways |
 //! | --- | --- | --- | --- |
 //! | `-` | stdout; a regular file as `file:` | stdin, answers to stdout | one, unless a return path is given |
+//! | `ssh:[USER@]HOST[/NAME]` | stdin of a mig-recv that ssh starts there | none | both |
 //! | `exec:CMD` | stdin of `sh -c CMD` | stdout of it | both |
 //! | `tcp:HOST:PORT` | connects | listens, takes one peer | both |
 //! | `unix:PATH` | connects | listens, takes one peer | both |
@@ -32,6 +33,7 @@ mod reader;
 mod receiver;
 mod sender;
 mod socket;
+mod ssh;
 mod terminal;
 mod tunnel;
 mod writer;
@@ -44,6 +46,7 @@ pub use interrupt::Interrupt;
 pub use reader::ChannelReader;
 pub use receiver::{BackHalf, PendingReceiver, ReceiverChannel, open_receiver, prepare_receiver};
 pub use sender::{SenderChannel, open_sender};
+pub use ssh::Ssh;
 pub use terminal::Job;
 pub use tunnel::{Tunnel, TunnelError};
 pub use writer::ChannelWriter;

@@ -16,13 +16,16 @@ use crate::port::Direction;
 use crate::reader::ChannelReader;
 use crate::sender::{reader, writer};
 use crate::socket::tune;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Tunnel, TunnelCommand};
 use crate::writer::ChannelWriter;
 
 const STDIN_IS_TERMINAL: &str = "a migration stream does not come from a keyboard; pipe it in, \
      as in mig-send web | ssh hostb mig-recv, or name a source such as file:web.mig";
 const STDOUT_IS_TERMINAL: &str = "the stream asks for answers, and the sender does not read \
      this terminal; connect stdout to the sender, or send with --one-way";
+
+const NO_SOURCE: &str = "it is a destination; to fetch a guest from there, one way, read from \
+     exec:'ssh HOST mig-send GUEST'";
 
 /// The receiving side of a channel.
 #[derive(Debug)]
@@ -172,6 +175,7 @@ pub fn prepare_receiver(
             open(reader(file, &name, interrupt)?, Back::None, None, interrupt)
         }
         Endpoint::Exec(command) => exec(command, interrupt)?,
+        Endpoint::Ssh(_) => return Err(OpenError::Unsuitable { what: name, reason: NO_SOURCE }),
     };
     Ok(PendingReceiver { state, interrupt: interrupt.clone() })
 }
@@ -206,8 +210,9 @@ fn socket(fd: OwnedFd, name: &str, interrupt: &Interrupt) -> Result<ReceiverChan
 }
 
 fn exec(command: &str, interrupt: &Interrupt) -> Result<State, OpenError> {
+    let command = TunnelCommand::Shell(command.to_owned());
+    let name = command.to_string();
     let (tunnel, to_stdin, from_stdout) = Tunnel::start_both_ways(command, interrupt)?;
-    let name = format!("tunnel command '{command}'");
     Ok(open(
         reader(from_stdout, &name, interrupt)?,
         Back::Ready(writer(to_stdin, &name, interrupt)?),

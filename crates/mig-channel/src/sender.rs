@@ -11,12 +11,11 @@ use crate::passed_file::PassedFile;
 use crate::port::Direction;
 use crate::reader::ChannelReader;
 use crate::socket::{connect_tcp, connect_unix, tune};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Tunnel, TunnelCommand};
 use crate::writer::ChannelWriter;
 
 const STDOUT_IS_TERMINAL: &str = "a migration stream is nothing to read; pipe it, as in \
-     mig-send web | ssh hostb mig-recv, or name a destination such as exec:'ssh hostb mig-recv' \
-     or file:web.mig";
+     mig-send web | ssh hostb mig-recv, or name a destination such as ssh:hostb or file:web.mig";
 const STDIN_IS_TERMINAL: &str = "no answers come from there; connect the destination's stdout to \
      stdin, or leave --return stdin out";
 
@@ -27,7 +26,7 @@ pub struct SenderChannel {
     pub forward: ChannelWriter,
     /// Brings the answers; none where the channel goes one way.
     pub back: Option<ChannelReader>,
-    /// The command of an `exec:` channel.
+    /// The command of an `exec:` channel, or the ssh of an `ssh:` channel.
     pub tunnel: Option<Tunnel>,
 }
 
@@ -45,7 +44,7 @@ impl SenderChannel {
 
 /// Opens `endpoint` to send a stream through it.
 ///
-/// `exec:`, `tcp:`, `unix:` and an `fd:` that is a socket go both ways by themselves, unless
+/// `ssh:`, `exec:`, `tcp:`, `unix:` and an `fd:` that is a socket go both ways by themselves, unless
 /// `one_way` is set or `return_path` is `none`; `-`, `file:` and any other `fd:` do only with a
 /// return path. Where no answers come, a regular file behind `-` or `fd:` is a saved guest as that
 /// of `file:` is. A return path replaces the channel's own way back. The stdout of a tunnel that
@@ -100,7 +99,10 @@ pub fn open_sender(
             }
             other => one(inherited(other, &name, separate.is_some(), interrupt)?),
         },
-        Endpoint::Exec(command) => tunnel(command, own_way_back, interrupt)?,
+        Endpoint::Exec(command) => {
+            tunnel(TunnelCommand::Shell(command.clone()), own_way_back, interrupt)?
+        }
+        Endpoint::Ssh(ssh) => tunnel(TunnelCommand::Ssh(ssh.clone()), own_way_back, interrupt)?,
     };
     if separate.is_some() {
         channel.back = separate;
@@ -146,11 +148,11 @@ fn socket(
 }
 
 fn tunnel(
-    command: &str,
+    command: TunnelCommand,
     both_ways: bool,
     interrupt: &Interrupt,
 ) -> Result<SenderChannel, OpenError> {
-    let name = format!("tunnel command '{command}'");
+    let name = command.to_string();
     let (tunnel, to_stdin, back) = if both_ways {
         let (tunnel, to_stdin, from_stdout) = Tunnel::start_both_ways(command, interrupt)?;
         let back = reader(from_stdout, &name, interrupt)?;

@@ -1,10 +1,11 @@
-//! The command of an `exec:` channel.
+//! The command of an `exec:` channel, and the ssh of an `ssh:` channel.
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::{fmt, io, thread};
 
 use nix::libc;
 use nix::sys::signal::{Signal, killpg};
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 use crate::error::OpenError;
 use crate::interrupt::{Interrupt, Waited};
+use crate::ssh::Ssh;
 use crate::terminal::{Job, Terminal, give_to_self};
 
 /// How often a running command is looked at. Nothing in the blackout waits for it.
@@ -29,15 +31,57 @@ const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// at once, ssh first puts the terminal right.
 const PIPELINE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// The command of an `exec:` channel: `sh -c CMD` in a process group of its own.
+/// What a tunnel runs.
+#[derive(Clone, Debug)]
+pub(crate) enum TunnelCommand {
+    /// By `sh -c`.
+    Shell(String),
+    /// By ssh, on another host.
+    Ssh(Ssh),
+}
+
+impl TunnelCommand {
+    fn process(&self, has_terminal: bool) -> Command {
+        match self {
+            Self::Shell(command) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(command);
+                shell
+            }
+            Self::Ssh(ssh) => ssh.command(has_terminal),
+        }
+    }
+
+    fn how_it_ended(&self, status: ExitStatus, proved: bool) -> String {
+        let meaning = match self {
+            Self::Shell(_) => None,
+            Self::Ssh(ssh) => ssh.meaning(status, proved),
+        };
+        meaning.unwrap_or_else(|| how_it_ended(status))
+    }
+}
+
+/// What messages call it.
+impl fmt::Display for TunnelCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shell(command) => write!(f, "tunnel command '{command}'"),
+            Self::Ssh(ssh) => write!(f, "ssh to {}", ssh.host),
+        }
+    }
+}
+
+/// The command of an `exec:` or `ssh:` channel: `sh -c CMD`, or ssh, in a process group of its own.
 ///
 /// Its exit status counts always: [`wait`](Self::wait) for it after the last byte. A tunnel that
 /// is dropped while its command runs is killed, with everything in its process group.
 #[derive(Debug)]
 pub struct Tunnel {
-    command: String,
+    command: TunnelCommand,
     child: Child,
     job: Job,
+    /// It has led to the other side.
+    proved: AtomicBool,
     status: Option<ExitStatus>,
     /// It was ended by what was typed while it had the terminal.
     cancelled: bool,
@@ -46,42 +90,44 @@ pub struct Tunnel {
     left: bool,
 }
 
-/// What became of a tunnel command, where it is not success.
+/// What became of a tunnel, where it is not success.
 #[derive(Debug, Error)]
 pub enum TunnelError {
     /// It ended, and not with status 0.
-    #[error("tunnel command '{command}' {}", how_it_ended(*.status))]
+    #[error("{tunnel} {how}")]
     Ended {
-        /// The command.
-        command: String,
+        /// What messages call it, such as `tunnel command 'exit 1'` or `ssh to hostb`.
+        tunnel: String,
         /// Its status.
         status: ExitStatus,
+        /// What that means.
+        how: String,
     },
     /// It was ended by Ctrl-C while it had the terminal: whoever was asked there does not want it.
-    #[error("tunnel command '{command}' was cancelled at the terminal")]
+    #[error("{tunnel} was cancelled at the terminal")]
     Cancelled {
-        /// The command.
-        command: String,
+        /// What messages call it.
+        tunnel: String,
     },
     /// It has not ended.
-    #[error("tunnel command '{command}' still runs after {after:?}")]
+    #[error("{tunnel} still runs after {after:?}")]
     StillRunning {
-        /// The command.
-        command: String,
+        /// What messages call it.
+        tunnel: String,
         /// How long it was waited for.
         after: Duration,
     },
     /// The wait was interrupted; the command runs on.
-    #[error("waiting for tunnel command '{command}': interrupted")]
+    #[error("waiting for {tunnel}: interrupted")]
     Interrupted {
-        /// The command.
-        command: String,
+        /// What messages call it.
+        tunnel: String,
     },
     /// The system does not tell.
-    #[error("cannot wait for tunnel command '{command}'")]
+    #[error("cannot wait for {tunnel}")]
     Wait {
-        /// The command.
-        command: String,
+        /// What messages call it.
+        tunnel: String,
         /// What the system said.
         #[source]
         source: io::Error,
@@ -117,51 +163,52 @@ impl Tunnel {
     /// They are two pipes: through one socket the end of the answers would come only when nobody
     /// holds stdin any more either.
     pub(crate) fn start_both_ways(
-        command: &str,
+        command: TunnelCommand,
         interrupt: &Interrupt,
     ) -> Result<BothWays, OpenError> {
-        let (from_stdout, theirs) = pipe(command)?;
+        let (from_stdout, theirs) = pipe(&command)?;
         let (tunnel, to_stdin) = Self::start(command, Some(theirs), interrupt)?;
         Ok((tunnel, to_stdin, from_stdout))
     }
 
     /// Starts `command` behind a channel to its stdin; its stdout is the stdout of this program.
     pub(crate) fn start_one_way(
-        command: &str,
+        command: TunnelCommand,
         interrupt: &Interrupt,
     ) -> Result<(Self, OwnedFd), OpenError> {
         Self::start(command, None, interrupt)
     }
 
     fn start(
-        command: &str,
+        command: TunnelCommand,
         stdout: Option<OwnedFd>,
         interrupt: &Interrupt,
     ) -> Result<(Self, OwnedFd), OpenError> {
-        let (stdin, to_stdin) = pipe(command)?;
-        let mut shell = Command::new("sh");
+        let (stdin, to_stdin) = pipe(&command)?;
+        let terminal = Terminal::in_foreground();
+        let number = terminal.as_ref().map(Terminal::number);
+        let mut process = command.process(terminal.is_some());
         // A group of its own makes it possible to end a whole pipeline, and keeps a Ctrl-C at
         // the terminal from cutting the tunnel in the middle of a handover. std resets SIGPIPE
         // and the signal mask in the child.
-        shell.arg("-c").arg(command).process_group(0).stdin(stdin);
+        process.process_group(0).stdin(stdin);
         if let Some(stdout) = stdout {
-            shell.stdout(stdout);
+            process.stdout(stdout);
         }
-        let terminal = Terminal::in_foreground();
-        let number = terminal.as_ref().map(Terminal::number);
         // SAFETY: the closure does nothing but system calls on numbers: no allocation, no lock.
         unsafe {
-            shell.pre_exec(move || {
+            process.pre_exec(move || {
                 before_exec(number);
                 Ok(())
             })
         };
-        let child = shell.spawn().map_err(|error| cannot_start(command, error))?;
+        let child = process.spawn().map_err(|error| cannot_start(&command, error))?;
         let job = Job::new(terminal, Pid::from_raw(child.id() as i32));
         let tunnel = Self {
-            command: command.to_owned(),
+            command,
             child,
             job,
+            proved: AtomicBool::new(false),
             status: None,
             cancelled: false,
             interrupt: interrupt.clone(),
@@ -170,9 +217,9 @@ impl Tunnel {
         Ok((tunnel, to_stdin))
     }
 
-    /// The command as the user wrote it.
-    pub fn command(&self) -> &str {
-        &self.command
+    /// What messages call it.
+    fn name(&self) -> String {
+        self.command.to_string()
     }
 
     /// The id of its process group, which [`Self::kill`] signals.
@@ -188,6 +235,7 @@ impl Tunnel {
     /// password. Call it when the tunnel has proved that it works, before the blackout at the
     /// latest: from then on Ctrl-C comes to this program and no longer to the command.
     pub fn release_terminal(&self) {
+        self.proved.store(true, Ordering::Relaxed);
         self.job.take_back();
     }
 
@@ -205,7 +253,7 @@ impl Tunnel {
             self.status = self
                 .child
                 .try_wait()
-                .map_err(|source| TunnelError::Wait { command: self.command.clone(), source })?;
+                .map_err(|source| TunnelError::Wait { tunnel: self.name(), source })?;
             if let Some(status) = self.status {
                 self.cancelled = self.job.has_terminal() && was_cancelled(status);
                 self.job.end();
@@ -228,18 +276,15 @@ impl Tunnel {
             }
             let left = timeout.saturating_sub(started.elapsed());
             if left.is_zero() {
-                return Err(TunnelError::StillRunning {
-                    command: self.command.clone(),
-                    after: timeout,
-                });
+                return Err(TunnelError::StillRunning { tunnel: self.name(), after: timeout });
             }
             match self.interrupt.wait(None, Some(left.min(POLL_INTERVAL))) {
                 Ok(Waited::Interrupted) => {
-                    return Err(TunnelError::Interrupted { command: self.command.clone() });
+                    return Err(TunnelError::Interrupted { tunnel: self.name() });
                 }
                 Ok(_) => {}
                 Err(source) => {
-                    return Err(TunnelError::Wait { command: self.command.clone(), source });
+                    return Err(TunnelError::Wait { tunnel: self.name(), source });
                 }
             }
         }
@@ -256,9 +301,10 @@ impl Tunnel {
             return Ok(());
         }
         if self.cancelled {
-            return Err(TunnelError::Cancelled { command: self.command.clone() });
+            return Err(TunnelError::Cancelled { tunnel: self.name() });
         }
-        Err(TunnelError::Ended { command: self.command.clone(), status })
+        let how = self.command.how_it_ended(status, self.proved.load(Ordering::Relaxed));
+        Err(TunnelError::Ended { tunnel: self.name(), status, how })
     }
 
     /// How it ended, if that is what broke the channel: its status says more than the broken pipe
@@ -314,11 +360,11 @@ fn wait_for_shell(shell: Pid) {
     }
 }
 
-fn cannot_start(command: &str, error: io::Error) -> OpenError {
-    OpenError::system(format!("start tunnel command '{command}'"), error)
+fn cannot_start(command: &TunnelCommand, error: io::Error) -> OpenError {
+    OpenError::system(format!("start {command}"), error)
 }
 
-fn pipe(command: &str) -> Result<(OwnedFd, OwnedFd), OpenError> {
+fn pipe(command: &TunnelCommand) -> Result<(OwnedFd, OwnedFd), OpenError> {
     let (from, into) = io::pipe().map_err(|error| cannot_start(command, error))?;
     Ok((from.into(), into.into()))
 }

@@ -194,11 +194,7 @@ fn calls() -> Vec<(Call, Request, String)> {
         (|it| text(it.balloon(Bytes(9))), Request::Balloon(Bytes(9)), done()),
         (
             |it| text(it.leaves(ID, "hostb".into(), vec!["tcp:hostb:1".into()])),
-            Request::Leaves {
-                id: ID,
-                to: "hostb".into(),
-                destination: vec!["tcp:hostb:1".into()],
-            },
+            Request::Leaves { id: ID, to: "hostb".into(), destination: vec!["tcp:hostb:1".into()] },
             done(),
         ),
         (|it| text(it.own(Input::Begin(ID))), Request::Own(Input::Begin(ID)), done()),
