@@ -31,6 +31,7 @@ mod rules;
 mod save_restore;
 mod session;
 mod shell;
+mod ssh;
 mod statuses;
 mod terminal;
 mod usage;
