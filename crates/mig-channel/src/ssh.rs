@@ -252,7 +252,7 @@ mod tests {
         let read = Command::new("sh").args(["-c", &remote]).output().unwrap();
         let expected: String = given.iter().map(|it| format!("<{it}>")).collect();
         assert_eq!(String::from_utf8(read.stdout).unwrap(), expected, "{remote}");
-        let named = super::Ssh::parse("hostb/w2").unwrap().remote();
+        let named = Ssh::parse("hostb/w2").unwrap().remote();
         let words = shlex::split(&named).unwrap();
         assert_eq!(words, ["mig-recv", "--name=w2"]);
     }
