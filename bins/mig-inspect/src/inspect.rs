@@ -88,7 +88,7 @@ impl<R: Read> Inspection<R> {
     pub fn into_summary(self, fault: Option<&Fault>) -> Summary {
         let mut summary = self.summary;
         // Of a stream without End, what came.
-        summary.totals = self.ended.unwrap_or_else(|| self.reader.totals()).into();
+        summary.totals = self.ended.unwrap_or_else(|| self.reader.totals());
         summary.skipped_records = self.reader.skipped();
         if let Some(fault) = fault {
             summary.verdict = Verdict::Damaged(said(fault));
@@ -120,7 +120,7 @@ impl<R: Read> Inspection<R> {
             Record::Round(stats) => {
                 // More than anybody reads would only fill memory.
                 if self.summary.rounds.len() < MAX_ROUNDS {
-                    self.summary.rounds.push(stats.into());
+                    self.summary.rounds.push(stats);
                 }
                 format!("round {}", stats.number)
             }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::time::Duration;
 
 use migpipe_cli::printable;
 use migpipe_units::Bytes;
@@ -28,7 +27,7 @@ pub fn write(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         flag(flags.verify, ", memory to be verified", ""),
         flag(flags.saved, ", saved: the guest is in it alone", ""),
     )?;
-    if summary.kind == "guest" {
+    if !summary.kind.is_question() {
         memory(out, summary)?;
         if let Some(description) = &summary.machine {
             machine(out, description)?;
@@ -107,11 +106,8 @@ fn rounds(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         "round", "pages", "filled", "bytes", "dirty next", "time", "rate"
     )?;
     for round in &summary.rounds {
-        let time = Duration::from_nanos(round.nanoseconds);
-        let rate = match round.nanoseconds {
-            0 => "-".into(),
-            _ => round.bytes.per(time).to_string(),
-        };
+        let time = round.duration;
+        let rate = if time.is_zero() { "-".into() } else { round.bytes.per(time).to_string() };
         writeln!(
             out,
             "{:>5} {:>12} {:>12} {:>10} {:>12} {:>10} {:>12}",
@@ -165,14 +161,14 @@ fn totals(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 }
 
 fn verdict(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
-    let question = summary.kind != "guest";
+    let query = summary.kind.is_question();
     let go = match (summary.go, summary.flags.return_path) {
         (true, _) => "; GO was given",
-        (false, true) if !question => "; no GO is in it",
+        (false, true) if !query => "; no GO is in it",
         _ => "",
     };
     match &summary.verdict {
-        Verdict::Whole if !question && !summary.flags.page_sums => {
+        Verdict::Whole if !query && !summary.flags.page_sums => {
             writeln!(out, "verdict      whole, but for what is in the pages: no checksums{go}")
         }
         Verdict::Whole => writeln!(out, "verdict      whole{go}"),

@@ -205,16 +205,31 @@ fn a_stream_from_a_pipe_is_read_too() {
 
 #[test]
 fn json_has_the_same_figures() {
+    let text = inspect(&good(), &[]).out;
+    let digest = text.lines().find_map(|line| line.strip_prefix("digest       ")).unwrap();
     let found = inspect(&good(), &["--json"]);
     let summary: serde_json::Value = serde_json::from_str(&found.out).unwrap();
     for (pointer, value) in [
         ("/guest", serde_json::json!("web")),
         ("/kind", serde_json::json!("guest")),
         ("/machine/vcpus", serde_json::json!(2)),
-        ("/rounds/0/dirty_next", serde_json::json!(17)),
+        ("/migration", serde_json::json!("11111111-1111-1111-1111-111111111111")),
+        ("/format", serde_json::json!({"written": 1, "oldest_reader": 1})),
+        (
+            "/flags",
+            serde_json::json!({"return_path": true, "page_sums": true,
+            "separate_commit": false, "verify": true, "saved": false}),
+        ),
+        ("/regions/0", serde_json::json!({"id": 0, "base": 0, "pages": 1024})),
+        (
+            "/rounds/0",
+            serde_json::json!({"number": 0, "pages": 2, "filled": 1022, "bytes": 8300,
+            "dirty_next": 17, "nanoseconds": 2_000_000}),
+        ),
         ("/sections/1/name", serde_json::json!("serial")),
         ("/totals/pages", serde_json::json!(2)),
         ("/totals/records", serde_json::json!(8)),
+        ("/totals/digest", serde_json::json!(digest)),
         ("/verdict/is", serde_json::json!("whole")),
         ("/go", serde_json::json!(true)),
     ] {
@@ -297,7 +312,7 @@ fn a_migration_that_was_given_up_is_no_guest() {
 fn a_question_is_whole_without_a_guest() {
     let header = Header::from(&Question::default());
     for (preamble, kind) in
-        [(Preamble::resolve(ID), "question "), (Preamble::release(ID), "release  ")]
+        [(Preamble::resolve(ID), "query    "), (Preamble::release(ID), "release  ")]
     {
         let stream = StreamWriter::new(vec![], preamble, header.clone()).unwrap();
         let found = inspect(&stream.into_inner(), &[]);

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use crc_fast::{CrcAlgorithm, Digest};
+use serde::{Serialize, Serializer};
 
 /// CRC-32C (CRC-32/ISCSI) of `bytes`.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
@@ -44,6 +45,13 @@ pub struct StreamDigest(pub u64);
 impl fmt::Display for StreamDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// As text, in the form in which it is shown.
+impl Serialize for StreamDigest {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What went by so far: the writer says it in `End`, the reader compares.
 
 use migpipe_units::{Bytes, Pages};
+use serde::Serialize;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -9,7 +10,7 @@ use crate::frame::{FRAME_BYTES, Frame, RecordType};
 use crate::preamble::PREAMBLE_BYTES;
 
 /// What a stream carried before its `End`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Records of every type.
     pub records: u64,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use migpipe_units::MigrationId;
 use migpipe_units::limits::MAX_HEADER;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
@@ -22,7 +23,7 @@ pub(crate) const RETURN_MAGIC: [u8; 8] = *b"\x89MIR\r\n\x1a\n";
 pub(crate) const PREAMBLE_BYTES: usize = size_of::<RawPreamble>();
 
 /// A version of the format of everything behind the preamble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct FormatVersion(pub u16);
 
 impl FormatVersion {
@@ -55,9 +56,27 @@ impl Kind {
     }
 }
 
+/// What it carries: `guest`, `query` or `release`.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Migrate => "guest",
+            Self::Resolve => "query",
+            Self::Release => "release",
+        })
+    }
+}
+
+/// The word by which it is shown.
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
 /// How both ends go about it. Bits 0 to 15 of the field must be known to the reader; bits 16 to
 /// 31 may be ignored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Flags {
     /// The destination can answer.
     pub return_path: bool,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use migpipe_units::{Bytes, MigrationId, Nonce, PageRange, Pages, RegionId};
+use serde::{Serialize, Serializer};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -19,7 +20,7 @@ pub const MAX_EXTENTS: usize = 65_536;
 pub(crate) const EXTENT_BYTES: usize = size_of::<ExtentBytes>();
 
 /// Statistics of the round that just ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RoundStats {
     /// Which round: 0 sends all memory.
     pub number: u32,
@@ -32,6 +33,7 @@ pub struct RoundStats {
     /// Pages that are dirty at its end and wait for the next round.
     pub dirty_next: Pages,
     /// How long it took.
+    #[serde(rename = "nanoseconds", serialize_with = "serialize_nanoseconds")]
     pub duration: Duration,
 }
 
@@ -166,6 +168,10 @@ impl From<RoundBytes> for RoundStats {
 /// A duration as it travels; 584 years are as good as more.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     duration.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+fn serialize_nanoseconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(nanoseconds(*duration))
 }
 
 /// The payload of `Go`.
