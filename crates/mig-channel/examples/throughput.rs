@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::io::{IoSlice, Read};
+use std::io::{Read, Write};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -70,7 +70,8 @@ fn send(mut channel: SenderChannel) -> Result<Duration, Box<dyn Error>> {
     let header = [1; 24];
     let started = Instant::now();
     for _ in 0..WRITES {
-        channel.forward.write_all_vectored(&mut [IoSlice::new(&header), IoSlice::new(&memory)])?;
+        channel.forward.write_all(&header)?;
+        channel.forward.write_all(&memory)?;
     }
     channel.forward.close()?;
     if let Some(tunnel) = &mut channel.tunnel {

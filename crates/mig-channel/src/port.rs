@@ -142,12 +142,6 @@ impl Port {
         matches!(self.kind, Kind::OwnPipe | Kind::SharedPipe).then(|| self.fd.as_fd())
     }
 
-    /// How much the pipe holds, where it is one.
-    pub fn pipe_size(&self) -> Option<Bytes> {
-        let size = fcntl(self.as_pipe()?, FcntlArg::F_GETPIPE_SZ).ok()?;
-        Some(Bytes(size as u64))
-    }
-
     /// Reads at least one byte; 0 says end of file.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {

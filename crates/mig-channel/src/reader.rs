@@ -2,10 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-
-use migpipe_units::Bytes;
 
 use crate::interrupt::Interrupt;
 use crate::port::{Direction, Port};
@@ -62,27 +60,6 @@ impl ChannelReader {
     /// expected to say something at once.
     pub fn is_connection(&self) -> bool {
         self.port.is_socket() && is_connection(&self.port.as_fd())
-    }
-
-    /// What was read ahead and not yet taken; splice(2) from [`Self::as_pipe_fd`] comes after it.
-    pub fn buffered(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    /// Takes `count` bytes of [`Self::buffered`]; no more than there are.
-    pub fn consume(&mut self, count: usize) {
-        self.start += count.min(self.end - self.start);
-    }
-
-    /// The pipe itself where the channel is one, non-blocking, for splice(2). Bytes in
-    /// [`Self::buffered`] come first.
-    pub fn as_pipe_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.port.as_pipe()
-    }
-
-    /// How much the pipe holds, where the channel is one.
-    pub fn pipe_size(&self) -> Option<Bytes> {
-        self.port.pipe_size()
     }
 
     /// Waits until a read would not wait: there are bytes, an end of file or an error.

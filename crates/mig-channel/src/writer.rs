@@ -20,8 +20,7 @@ use crate::port::{Direction, Port};
 /// kernel.
 ///
 /// One write takes at most half a pipe or 1 MiB, so that limits and interrupts are seen in time;
-/// [`write_all`](Write::write_all) and [`Self::write_all_vectored`] go on to the end. Errors
-/// carry a [`ChannelError`].
+/// [`write_all`](Write::write_all) goes on to the end. Errors carry a [`ChannelError`].
 ///
 /// Dropping it without [`Self::close`] gives the stream up: a file is removed or emptied, and a peer
 /// sees an end of file without an end of stream.
@@ -127,11 +126,6 @@ impl ChannelWriter {
         self.port.as_ref()?.as_pipe()
     }
 
-    /// How much the pipe holds, where the channel is one.
-    pub fn pipe_size(&self) -> Option<Bytes> {
-        self.port.as_ref()?.pipe_size()
-    }
-
     /// How many bytes were written and have not left this host: they go out before whatever is
     /// written next. What a tunnel command holds back is not among them.
     pub fn backlog(&self) -> Bytes {
@@ -144,24 +138,6 @@ impl ChannelWriter {
     /// As a write: interrupted, or a limit passed.
     pub fn wait_writable(&self) -> io::Result<()> {
         self.open_port()?.wait_ready()
-    }
-
-    /// Writes all of `slices`, in as few calls as the channel allows: a header and its payload
-    /// need no copy to travel together. `slices` is used up.
-    ///
-    /// # Errors
-    /// As [`Write::write_all`]; part of the bytes may have gone.
-    pub fn write_all_vectored(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        // Takes empty slices away from the front, so that an empty rest is an empty list.
-        IoSlice::advance_slices(&mut slices, 0);
-        while !slices.is_empty() {
-            let written = self.write_vectored(slices)?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            IoSlice::advance_slices(&mut slices, written);
-        }
-        Ok(())
     }
 
     /// Ends the stream, so that filters flush and the reader sees its end: shuts a socket's

@@ -36,7 +36,6 @@ pub use events::MachineEvent;
 pub use machine::Machine;
 pub use memory::{HugeTmpfs, MemoryError, MemorySource, TmpfsError};
 pub use monotonic_time::MonotonicTime;
-pub use ports::{IDLE_PORT, LINE_PORT, LINE_PORT_ANSWER, LONGEST_LINE};
 pub use vcpu::VcpuError;
 pub use vm_devices::{ConsoleSpec, DiskFile, VirtioError, VirtioKind, VirtioSpec};
 

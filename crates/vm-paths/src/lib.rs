@@ -91,7 +91,7 @@ const LOGINS: &str = "/run/user";
 /// Root's guests are the system's, and in `/run/vmrun` also where a login has set
 /// `$XDG_RUNTIME_DIR`: units and every login of root find each other's, and a socket outlives the
 /// login that made it. Any other directory was chosen on purpose and counts.
-pub fn runtime_dir() -> PathBuf {
+fn runtime_dir() -> PathBuf {
     let set = env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     runtime_dir_of(nix::unistd::geteuid().is_root(), set)
 }
@@ -105,7 +105,7 @@ fn runtime_dir_of(root: bool, set: Option<PathBuf>) -> PathBuf {
 
 /// The directories of all guests on this host, whoever's they are, as far as this user can see:
 /// its own first.
-pub fn runtime_dirs() -> Vec<PathBuf> {
+fn runtime_dirs() -> Vec<PathBuf> {
     let logins = fs::read_dir(LOGINS).into_iter().flatten().flatten();
     let others = logins.map(|login| login.path().join("vmrun"));
     let mut dirs = vec![runtime_dir()];

@@ -21,6 +21,6 @@ pub use description::{
 };
 /// A part of the machine like its devices and its processor.
 pub use migpipe_units::MemoryRegion;
-pub use section::{MAX_ENCODED, MAX_NAME, MAX_PAYLOAD, Section, SectionError};
+pub use section::{Section, SectionError};
 pub use section_set::SectionSet;
 pub use snapshot::{LoadError, PayloadError, SaveError, SectionId, Snapshot, read_payload};

@@ -34,15 +34,12 @@ const HEADER: usize = 16;
 const TRAILER: usize = 4;
 
 /// Longest name of a section in bytes.
-pub const MAX_NAME: usize = 64;
+const MAX_NAME: usize = 64;
 
 /// Largest payload of a section in bytes. The largest that exist are a vCPU (some 20 KiB with
 /// AMX) and the queues of a network device; 8 MiB leaves room and still bounds what a hostile
 /// stream makes us hold.
-pub const MAX_PAYLOAD: usize = 8 << 20;
-
-/// Largest encoded section in bytes.
-pub const MAX_ENCODED: usize = HEADER + MAX_NAME + MAX_PAYLOAD + TRAILER;
+pub(crate) const MAX_PAYLOAD: usize = 8 << 20;
 
 /// One device's saved state.
 #[derive(Clone, PartialEq, Eq)]
@@ -284,7 +281,7 @@ mod tests {
             |bytes| Section { payload: vec![5; bytes], name: "x".repeat(MAX_NAME), ..sample() };
         let largest = of(MAX_PAYLOAD);
         let bytes = largest.encode().unwrap();
-        assert_eq!(bytes.len(), MAX_ENCODED);
+        assert_eq!(bytes.len(), HEADER + MAX_NAME + MAX_PAYLOAD + TRAILER);
         assert_eq!(Section::decode(&bytes).unwrap(), largest);
         let larger = of(MAX_PAYLOAD + 1).encode();
         assert!(

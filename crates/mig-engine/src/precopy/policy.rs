@@ -90,9 +90,8 @@ pub enum Next {
 /// The pre-copy policy of one migration.
 ///
 /// Except under `classic`, [`Next::StopAndCopy`] keeps the promised downtime as far as `Path` told
-/// the truth, unless the user chose otherwise (`on_stall` is [`OnStall::Stop`], or
-/// [`Policy::ask_to_stop`]). That holds for few pages too: [`Limits::min_pages`] names the reason,
-/// it does not break the promise.
+/// the truth, unless the user chose otherwise (`on_stall` is [`OnStall::Stop`]). That holds for few
+/// pages too: [`Limits::min_pages`] names the reason, it does not break the promise.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Policy {
     limits: Limits,
@@ -100,7 +99,6 @@ pub struct Policy {
     stall: Stall,
     unreachable: u32,
     throttle: u8,
-    asked: bool,
 }
 
 /// Rounds in a row that made no progress.
@@ -130,14 +128,7 @@ impl Stall {
 impl Policy {
     /// The policy at the start of a migration.
     pub fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            rounds: 0,
-            stall: Stall::default(),
-            unreachable: 0,
-            throttle: 0,
-            asked: false,
-        }
+        Self { limits, rounds: 0, stall: Stall::default(), unreachable: 0, throttle: 0 }
     }
 
     /// The limits now in force.
@@ -156,11 +147,6 @@ impl Policy {
         self.unreachable = 0;
     }
 
-    /// Orders stop-and-copy at the next decision, whatever downtime comes of it.
-    pub fn ask_to_stop(&mut self) {
-        self.asked = true;
-    }
-
     /// How many pages may wait for the blackout ([`super::Wws::plan`]). None under `classic`: the
     /// talk's rules count what is left in pages, and what waits would never let them converge.
     pub fn deferrable(&self, path: &Path) -> Pages {
@@ -174,9 +160,6 @@ impl Policy {
     /// [`Limits::max_rounds`] calls at the latest.
     pub fn decide(&mut self, round: &RoundStats, path: &Path) -> Next {
         self.rounds = self.rounds.saturating_add(1);
-        if self.asked {
-            return Next::StopAndCopy(Rule::Asked { left: round.left() });
-        }
         if self.limits.classic {
             self.decide_as_the_talk_does(round)
         } else {

@@ -138,16 +138,6 @@ fn a_promise_that_is_changed_holds_from_the_next_decision_on() {
 }
 
 #[test]
-fn whoever_asks_to_stop_gets_it_whatever_is_left() {
-    let mut policy = Policy::new(Limits::default());
-    policy.ask_to_stop();
-    assert_eq!(
-        policy.decide(&round(9, 1_000_000), &PATH),
-        Next::StopAndCopy(Rule::Asked { left: Pages(1_000_000) })
-    );
-}
-
-#[test]
 fn a_guest_that_outruns_the_path_is_throttled_step_by_step() {
     let mut policy = Policy::new(limits(OnStall::Throttle));
     let nexts = decide_all(&mut policy, &[(9000, 9500); 13]);

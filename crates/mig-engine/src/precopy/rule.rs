@@ -59,11 +59,6 @@ pub enum Rule {
         #[serde(rename = "max_downtime_ns", with = "nanos")]
         max_downtime: Duration,
     },
-    /// Somebody ordered it.
-    Asked {
-        /// Pages left.
-        left: Pages,
-    },
 }
 
 impl Rule {
@@ -75,7 +70,6 @@ impl Rule {
             Self::NoProgress { .. } => "no_progress",
             Self::HardLimit { .. } => "hard_limit",
             Self::OutOfReach { .. } => "out_of_reach",
-            Self::Asked { .. } => "asked",
         }
     }
 }
@@ -116,7 +110,6 @@ impl fmt::Display for Rule {
                 Time(fixed),
                 Time(max_downtime)
             ),
-            Self::Asked { left } => write!(f, "asked to stop: {}", Left(left)),
         }
     }
 }
@@ -187,7 +180,6 @@ mod tests {
                 "out_of_reach",
                 "out of reach: 150 ms of downtime even with no page left (at most 100 ms)",
             ),
-            (Rule::Asked { left: Pages(7) }, "asked", "asked to stop: 7 pages left"),
         ] {
             assert_eq!(rule.to_string(), line);
             assert_eq!(rule.tag(), tag);
