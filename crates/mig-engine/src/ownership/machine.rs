@@ -121,46 +121,29 @@ impl Ownership {
                 self.check(asked, by)?;
                 to(self.state)
             }
-            (State::Receiving(id) | State::Prepared(id), Refuse(asked))
-                if self.saved && id == asked =>
-            {
-                self.give_up(id)
-            }
-            (State::Receiving(id) | State::Prepared(id), Quit { .. }) if self.saved => {
-                self.give_up(id)
-            }
             (State::Receiving(id) | State::Prepared(id), Refuse(asked)) if id == asked => {
-                Transition {
-                    before: Some(Effect::Record(id, Decision::Refused)),
-                    after: Some(Effect::Exit),
-                    ..to(State::Refused(id))
-                }
+                self.give_up(id)
             }
+            (State::Receiving(id) | State::Prepared(id), Quit { .. }) => self.give_up(id),
             (State::Refused(id), Refuse(asked)) if id == asked => to(self.state),
 
             (State::HandedOver(id), Quit { force: false }) => {
                 return Err(Denied::MayBeLastCopy(id));
             }
-            (State::Receiving(id) | State::Prepared(id), Quit { .. }) => Transition {
-                before: Some(Effect::Record(id, Decision::Refused)),
-                after: Some(Effect::Exit),
-                ..to(State::Refused(id))
-            },
             (_, Quit { .. }) => Transition { after: Some(Effect::Exit), ..to(State::Finished) },
 
             (state, input) => return Err(Self::denial(state, input)),
         })
     }
 
-    /// A saved guest that has not run is given up here, and may be restored again: this is no
-    /// refusal, and nothing of it is to be told to anybody who asks.
+    /// A guest that has not run is given up here: for ever, so that whoever asks is told. A saved one
+    /// may be restored again: this is no refusal, and nothing of it is told.
     const fn give_up(&self, id: MigrationId) -> Transition {
-        Transition {
-            before: Some(Effect::Forget(id)),
-            next: State::Finished,
-            after: Some(Effect::Exit),
-            later: None,
-        }
+        let (before, next) = match self.saved {
+            true => (Effect::Forget(id), State::Finished),
+            false => (Effect::Record(id, Decision::Refused), State::Refused(id)),
+        };
+        Transition { before: Some(before), next, after: Some(Effect::Exit), later: None }
     }
 
     /// Whether GO is for this copy of the guest.
