@@ -30,6 +30,7 @@ use crate::error::StepError;
 use crate::monitor::{Monitor, Shared};
 use crate::outgoing::OutgoingMigration;
 use crate::precopy::Remainder;
+use crate::query::ResolveHelper;
 use crate::report::Draft;
 use crate::status::StatusConnection;
 use crate::{NAME, failure, handover, precopy, report, setup, stop_and_copy};
@@ -45,7 +46,8 @@ pub fn run(
     status: &mut StatusConnection,
     shared: &Arc<Shared>,
 ) -> Result<u8, StepError> {
-    let (mut outgoing, watch) = setup::open(draft, args, client, status, shared)?;
+    let (mut outgoing, watch) =
+        setup::open(draft, args, client, status, shared, ResolveHelper::command)?;
     let monitor = Monitor::start(watch, outgoing.id, shared);
     let end = run_source(Source::new(outgoing.channel.mode), &mut outgoing);
     shared.progress(|progress| progress.phase = Phase::Done);

@@ -3,6 +3,7 @@
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 use std::{io, thread};
 
 use clap::Parser;
@@ -104,6 +105,12 @@ struct End {
     owner: State,
 }
 
+/// In place of the resolve helper: this program is the tests. It lives as long as its stdin is open,
+/// and nobody asks it anything.
+fn helper(_: &Args, _: MigrationId) -> Command {
+    Command::new("cat")
+}
+
 fn args(guest: &Path, destination: &Path) -> Args {
     let destination = format!("unix:{}", destination.display());
     // Who asks later is a process of its own: that is for other tests.
@@ -127,7 +134,7 @@ fn migrate(
     if let Some((fault, which)) = fails {
         vmrun.fails(fault, which);
     }
-    let (mut outgoing, _watch) = setup::open(&draft, &args, client, &mut status, &shared)?;
+    let (mut outgoing, _watch) = setup::open(&draft, &args, client, &mut status, &shared, helper)?;
     let there = thread::spawn(move || destination(Destination::accept(&listener)));
     let end = run_source(Source::new(outgoing.channel.mode), &mut outgoing);
     let why = end.reason.as_ref();
@@ -295,7 +302,8 @@ fn a_cancel_ends_a_migration_until_its_commit() {
     let client = Client::connect(vmrun.socket(), "test").unwrap();
     let mut status = StatusConnection::new(vmrun.socket(), args.timeout).unwrap();
     let (draft, shared) = (Draft::new(&args), Shared::new().unwrap());
-    let (mut outgoing, _watch) = setup::open(&draft, &args, client, &mut status, &shared).unwrap();
+    let (mut outgoing, _watch) =
+        setup::open(&draft, &args, client, &mut status, &shared, helper).unwrap();
     let there = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         io::copy(&mut stream, &mut io::sink())

@@ -74,12 +74,16 @@ fn this_program(args: &Args, role: &[String]) -> Command {
 pub struct ResolveHelper(Broker);
 
 impl ResolveHelper {
+    /// What starts it: this program.
+    pub fn command(args: &Args, id: MigrationId) -> Command {
+        this_program(args, &[format!("--broker={id}")])
+    }
+
     /// Starts it.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(args: &Args, id: MigrationId) -> Result<Self, StepError> {
-        let mut command = this_program(args, &[format!("--broker={id}")]);
+    pub fn start(mut command: Command, args: &Args) -> Result<Self, StepError> {
         command.stdout(Stdio::null());
         let started = Broker::start(command, 2 * timeout_of(args) + SETUP_TIMEOUT);
         Ok(Self(started.map_err(StepError::other)?))

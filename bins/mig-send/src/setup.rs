@@ -1,5 +1,6 @@
 //! Setup: everything is opened and the header is written; the guest is not touched.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,7 +30,8 @@ use crate::{NAME, confinement};
 /// Looks at the guest, opens the channel and writes the header. The guest is not touched.
 ///
 /// Everything that will be needed is opened or started here, in this order: first what may
-/// fail without a trace, then the channel, then the resolve helper, which must inherit no end of it;
+/// fail without a trace, then the channel, then the resolve helper (`helper` says what that is), which
+/// must inherit no end of it;
 /// then the rights are given up, and only after that something is sent that can be answered.
 pub fn open<'a>(
     draft: &'a Draft<'a>,
@@ -37,6 +39,7 @@ pub fn open<'a>(
     client: Client,
     status: &'a mut StatusConnection,
     shared: &Arc<Shared>,
+    helper: fn(&Args, MigrationId) -> Command,
 ) -> Result<(OutgoingMigration<'a>, Watch), StepError> {
     let watch =
         Client::connect_within(client.path(), NAME, args.timeout).map(|it| Watch::new(it, args))?;
@@ -50,7 +53,7 @@ pub fn open<'a>(
     let SenderChannel { mut forward, back, mut tunnel } = channel;
     forward.set_stall_limit(Some(args.timeout));
     let helper = match attempts::can_be_asked(args) {
-        true => Some(ResolveHelper::start(args, id)?),
+        true => Some(ResolveHelper::start(helper(args, id), args)?),
         false => None,
     };
     // It looks at a file of the host.
