@@ -31,7 +31,7 @@ pub struct Disks {
 impl Disks {
     /// By a connection of its own, in a thread that has no more rights than its maker has by now.
     pub fn new(client: Client) -> Result<Self, StepError> {
-        client.set_patience(FLUSH_TIMEOUT)?;
+        client.set_timeout(FLUSH_TIMEOUT)?;
         let (orders, to_flush) = sync_channel(1);
         let (done, flushed) = sync_channel(1);
         let serve = move || {

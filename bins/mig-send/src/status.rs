@@ -36,7 +36,7 @@ impl StatusConnection {
             // The connection ended with the first answer that did not come.
             return SourceGuestState::Silent;
         }
-        match self.client.set_patience(STATUS_TIMEOUT).and_then(|()| self.client.status()) {
+        match self.client.set_timeout(STATUS_TIMEOUT).and_then(|()| self.client.status()) {
             Ok(status) => SourceGuestState::of(status.ownership, status.running, id),
             Err(error) if error.is_end_of_vmrun() => SourceGuestState::Gone,
             // It is there and says nothing of the guest.

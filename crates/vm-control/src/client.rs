@@ -78,6 +78,16 @@ impl ClientError {
     }
 }
 
+/// What the one answer that belongs to a request brings; any other is out of turn.
+macro_rules! answer {
+    ($client:ident, $request:expr, $answer:pat => $brings:expr) => {
+        match $client.call($request)? {
+            $answer => Ok($brings),
+            _ => Err($client.out_of_turn()),
+        }
+    };
+}
+
 /// A connection to one vmrun.
 #[derive(Debug)]
 pub struct Client {
@@ -154,7 +164,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Lost`] if the connection cannot be used any more.
-    pub fn set_patience(&self, timeout: Duration) -> Result<(), ClientError> {
+    pub fn set_timeout(&self, timeout: Duration) -> Result<(), ClientError> {
         let read = self.stream.set_read_timeout(Some(timeout));
         read.and_then(|()| self.stream.set_write_timeout(Some(timeout)))
             .map_err(|error| self.lost(FrameError::Io(error)))
@@ -187,10 +197,7 @@ impl Client {
     }
 
     fn done(&self, request: &Request) -> Result<(), ClientError> {
-        match self.call(request)? {
-            Reply::Done => Ok(()),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, request, Reply::Done => ())
     }
 
     /// What the guest is.
@@ -198,10 +205,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every request.
     pub fn describe(&self) -> Result<MachineDescription, ClientError> {
-        match self.call(&Request::Describe)? {
-            Reply::Description(description) => Ok(description),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::Describe, Reply::Description(description) => description)
     }
 
     /// How the guest is.
@@ -209,10 +213,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every request.
     pub fn status(&self) -> Result<Status, ClientError> {
-        match self.call(&Request::Status)? {
-            Reply::Status(status) => Ok(status),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::Status, Reply::Status(status) => status)
     }
 
     /// Maps the guest's memory for reading.
@@ -246,10 +247,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every request.
     pub fn dirty_log_harvest(&self) -> Result<Pages, ClientError> {
-        match self.call(&Request::DirtyLogHarvest)? {
-            Reply::Harvested { dirty } => Ok(dirty),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::DirtyLogHarvest, Reply::Harvested { dirty } => dirty)
     }
 
     /// Stops the guest; returns how long that took.
@@ -257,10 +255,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every request.
     pub fn pause(&self) -> Result<Duration, ClientError> {
-        match self.call(&Request::Pause)? {
-            Reply::Paused { took } => Ok(took),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::Pause, Reply::Paused { took } => took)
     }
 
     /// Lets the guest run.
@@ -272,7 +267,7 @@ impl Client {
     }
 
     /// Has what the guest has written put on stable storage, which may take long:
-    /// [`Self::set_patience`].
+    /// [`Self::set_timeout`].
     ///
     /// # Errors
     /// [`ClientError::Refused`] names the disk that takes no more.
@@ -285,10 +280,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every request.
     pub fn save_state(&self) -> Result<Vec<Vec<u8>>, ClientError> {
-        match self.call(&Request::SaveState)? {
-            Reply::State(sections) => Ok(sections),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::SaveState, Reply::State(sections) => sections)
     }
 
     /// Slows the vCPUs down by `percent`, 0 to 99.
@@ -360,10 +352,7 @@ impl Client {
         sections: Vec<Vec<u8>>,
         paused_for: Option<Duration>,
     ) -> Result<Loaded, ClientError> {
-        match self.call(&Request::Prepare { id, sections, paused_for })? {
-            Reply::Prepared(loaded) => Ok(loaded),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::Prepare { id, sections, paused_for }, Reply::Prepared(loaded) => loaded)
     }
 
     /// Runs the prepared guest.
@@ -372,10 +361,7 @@ impl Client {
     /// [`ClientError::Refused`] if the migration was refused here before, or GO is for another copy
     /// of the guest.
     pub fn go(&self, id: MigrationId, by: Authority) -> Result<Started, ClientError> {
-        match self.call(&Request::Go { id, by })? {
-            Reply::Started(started) => Ok(started),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::Go { id, by }, Reply::Started(started) => started)
     }
 
     /// What vmrun knows of a migration, for one whose ACK had this nonce.
@@ -387,10 +373,7 @@ impl Client {
         id: MigrationId,
         nonce: Option<Nonce>,
     ) -> Result<MigrationStatus, ClientError> {
-        match self.call(&Request::MigrationStatus { id, nonce })? {
-            Reply::MigrationStatus(status) => Ok(status),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::MigrationStatus { id, nonce }, Reply::MigrationStatus(status) => status)
     }
 
     /// Shows `progress` to whoever asks vmrun, and takes the orders that came for us.
@@ -402,10 +385,7 @@ impl Client {
         id: MigrationId,
         progress: String,
     ) -> Result<Vec<Order>, ClientError> {
-        match self.call(&Request::PostProgress { id, progress })? {
-            Reply::Orders(orders) => Ok(orders),
-            _ => Err(self.out_of_turn()),
-        }
+        answer!(self, &Request::PostProgress { id, progress }, Reply::Orders(orders) => orders)
     }
 
     /// Leaves an order for whoever sends the guest away.

@@ -96,7 +96,7 @@ pub enum Request {
     MigrationStatus {
         /// The migration.
         id: MigrationId,
-        /// That of the ACK which the asker has.
+        /// That of the ACK which whoever asks has.
         nonce: Option<Nonce>,
     },
     /// What `vmctl info` shows of the migration `id`, as JSON. Answered by [`Reply::Orders`].
@@ -282,7 +282,7 @@ pub struct Status {
     pub released: Vec<MigrationId>,
 }
 
-/// What a source knows of the migration by which its guest was handed over: what a question about
+/// What a source knows of the migration by which its guest was handed over: what a query about
 /// it carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handover {

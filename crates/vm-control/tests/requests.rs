@@ -299,7 +299,7 @@ fn a_vmrun_that_is_gone_and_one_that_is_slow_are_told_apart() {
         Reply::Done.into()
     });
     let client = slow.client();
-    client.set_patience(Duration::from_millis(20)).unwrap();
+    client.set_timeout(Duration::from_millis(20)).unwrap();
     let error = client.resume().unwrap_err();
     assert!(matches!(error, ClientError::Lost { .. }) && !error.is_end_of_vmrun(), "{error}");
     // Its late answer is none to the next request.
