@@ -17,7 +17,7 @@ const ONCE_WRONG: &[(&str, &str)] = &[
     ("both/ack/kill-source/mended", "a source that died was called handed-over"),
     ("both/go/freeze-recv/asked", "RUNNING was waited for longer than --timeout"),
     ("one-way/eof/exit-late/asked", "a tunnel that failed was status 0"),
-    ("resolve/question/state-lost/mended", "records that cannot be read now: it may have run"),
+    ("resolve/query/state-lost/mended", "records that cannot be read now: it may have run"),
     ("resolve/answer/kill-source/mended", "a guest that runs there was status 1"),
     ("file/eof/name-taken/mended", "a file that was not finished had the guest"),
     ("commit/eof/no-more-memory/asked", "a vmrun without a thread kept its mig-recv waiting"),

@@ -27,7 +27,7 @@ pub fn write(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         flag(flags.verify, ", memory to be verified", ""),
         flag(flags.saved, ", saved: the guest is in it alone", ""),
     )?;
-    if !summary.kind.is_question() {
+    if !summary.kind.is_query() {
         memory(out, summary)?;
         if let Some(description) = &summary.machine {
             machine(out, description)?;
@@ -161,7 +161,7 @@ fn totals(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
 }
 
 fn verdict(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
-    let query = summary.kind.is_question();
+    let query = summary.kind.is_query();
     let go = match (summary.go, summary.flags.return_path) {
         (true, _) => "; GO was given",
         (false, true) if !query => "; no GO is in it",

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use mig_stream::{
-    Flags, Header, MemoryDigest, Preamble, Question, RegionDigest, RoundStats, StreamWriter,
+    Flags, Header, MemoryDigest, Preamble, QueryBody, RegionDigest, RoundStats, StreamWriter,
 };
 use migpipe_units::{Bytes, Gfn, MigrationId, Nonce, PageRange, Pages, RegionId};
 use tempfile::TempDir;
@@ -309,8 +309,8 @@ fn a_migration_that_was_given_up_is_no_guest() {
 }
 
 #[test]
-fn a_question_is_whole_without_a_guest() {
-    let header = Header::from(&Question::default());
+fn a_query_is_whole_without_a_guest() {
+    let header = Header::from(&QueryBody::default());
     for (preamble, kind) in
         [(Preamble::resolve(ID), "query    "), (Preamble::release(ID), "release  ")]
     {

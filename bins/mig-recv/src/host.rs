@@ -92,16 +92,23 @@ pub trait LocalHost {
 #[derive(Debug)]
 pub struct Host {
     broker: Broker,
-    /// The vmrun of `--vm`.
-    waiting: Option<Result<Client, ClientError>>,
-    /// Our end of the control connection of a vmrun that is started.
-    control: Option<UnixStream>,
+    /// Where the vmrun of the guest comes from, until it is there.
+    vmrun: Option<VmrunSource>,
+}
+
+/// Where the vmrun that takes the guest comes from.
+#[derive(Debug)]
+enum VmrunSource {
+    /// It is that of `--vm`. A query needs none, so that only a guest fails if it is not there.
+    Named(Result<Client, ClientError>),
+    /// It is to be started; our end of its control connection.
+    Start(UnixStream),
 }
 
 impl Host {
     /// Connects to the vmrun of `--vm`, and starts the broker.
     pub fn new(args: &Args) -> anyhow::Result<Self> {
-        let waiting = match &args.vm {
+        let named = match &args.vm {
             Some(vm) => Some(Client::connect(&vm_paths::socket_of(vm)?, NAME)),
             None => None,
         };
@@ -118,8 +125,7 @@ impl Host {
             .stdout(Stdio::from(OwnedFd::from(theirs)));
         Ok(Self {
             broker: Broker::start(command, args.timeout.max(BROKER_TIMEOUT))?,
-            waiting,
-            control: Some(ours),
+            vmrun: Some(named.map_or(VmrunSource::Start(ours), VmrunSource::Named)),
         })
     }
 
@@ -143,14 +149,16 @@ impl Host {
 
 impl LocalHost for Host {
     fn vmrun(&mut self, name: &str, guest: &str) -> anyhow::Result<Vmrun> {
-        if let Some(connected) = self.waiting.take() {
-            let client = connected?;
-            let name = client.name().to_owned();
-            return Ok(Vmrun { client, name, started: false });
-        }
+        let control = match self.vmrun.take().context("there is one vmrun for one guest")? {
+            VmrunSource::Named(connected) => {
+                let client = connected?;
+                let name = client.name().to_owned();
+                return Ok(Vmrun { client, name, started: false });
+            }
+            VmrunSource::Start(control) => control,
+        };
         let socket: PathBuf =
             self.ask(&Request::Start { name: name.to_owned(), guest: guest.to_owned() })?;
-        let control = self.control.take().context("a second vmrun was to be started")?;
         match Client::over(control, &socket, NAME, START_TIMEOUT) {
             Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: true }),
             Err(error) => Err(self.last_words(error)),

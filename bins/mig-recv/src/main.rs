@@ -38,7 +38,7 @@ use anyhow::Context;
 use mig_channel::{
     BackHalf, Endpoint, Interrupt, OpenError, ReceiverChannel, activated_endpoint, open_receiver,
 };
-use mig_stream::{Kind, Message};
+use mig_stream::Message;
 use migpipe_confine::ViolationAction;
 use migpipe_units::MigrationId;
 
@@ -89,12 +89,11 @@ fn run(args: Args) -> anyhow::Result<u8> {
         true => Answers::open(&mut back, preamble.id)?,
         false => Answers::NONE,
     };
-    match preamble.kind {
-        Kind::Resolve | Kind::Release => {
-            let question = reader.question().context("a query that asks nothing")?;
-            resolve::run(HostQuery::new(preamble.id, preamble.kind, question), &mut host, answers)
+    match reader.query() {
+        Some(query) => {
+            resolve::run(HostQuery::new(preamble.id, preamble.kind, query), &mut host, answers)
         }
-        Kind::Migrate => migration::run(&args, &mut host, reader, answers),
+        None => migration::run(&args, &mut host, reader, answers),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mig_engine::handover::Query;
-use mig_stream::{Kind, Question};
+use mig_stream::{Kind, QueryBody};
 use migpipe_units::{Acknowledged, MigrationId};
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,8 @@ pub struct HostQuery {
 
 impl HostQuery {
     /// What a stream of this kind asks.
-    pub const fn new(id: MigrationId, kind: Kind, question: Question) -> Self {
-        let Question { to, age } = question;
+    pub const fn new(id: MigrationId, kind: Kind, query: QueryBody) -> Self {
+        let QueryBody { to, age } = query;
         Self { id, released: matches!(kind, Kind::Release), to, age }
     }
 

@@ -130,7 +130,7 @@ impl Shared {
         }
     }
 
-    /// As [`Self::cancel`], and not at the operator's wish: vmrun took its guest back.
+    /// As [`Self::cancel`], and not at the operator's order: vmrun took its guest back.
     fn give_up(&self, why: Refusal) {
         self.lock().given_up = Some(why);
         self.cancel();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use mig_channel::{Endpoint, Interrupt, Job, open_sender};
 use mig_engine::handover::{Failure, FailureKind};
-use mig_stream::{DestinationOutcome, Header, StreamWriter};
+use mig_stream::{DestinationOutcome, Header, QueryBody, StreamWriter};
 use migpipe_confine::broker::{self, Broker};
 use migpipe_units::MigrationId;
 use serde::{Deserialize, Serialize};
@@ -207,10 +207,10 @@ fn query(
         forward.set_deadline(Some(timeout));
         // Opening the channel took its time.
         let age = about.age + began.elapsed();
-        let question = mig_stream::Question { to: about.taken_by, age };
-        let mut question = StreamWriter::new(forward, about.preamble(id), Header::from(&question))?;
+        let query = QueryBody { to: about.taken_by, age };
+        let mut query = StreamWriter::new(forward, about.preamble(id), Header::from(&query))?;
         // The end of the query flushes filters that hold data back.
-        question.get_mut().close()?;
+        query.get_mut().close()?;
         let back = channel.back;
         let back =
             back.ok_or_else(|| StepError::other(format!("{destination} has no way back")))?;

@@ -121,13 +121,13 @@ pub enum Command {
     },
     /// On a destination: run the guest that is here, whole, and waits for GO
     ///
-    /// mig-send --commit starts it with a question on stdin. On a terminal it needs --force: it takes
+    /// mig-send --commit starts it with a query on stdin. On a terminal it needs --force: it takes
     /// the word of whoever types it, and if the source has not handed the guest over, two run.
     Commit {
         /// The guest
         #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
         guest: String,
-        /// GO without a question of the source
+        /// GO without a query of the source
         #[arg(long)]
         force: bool,
     },

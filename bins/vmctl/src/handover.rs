@@ -17,7 +17,7 @@ pub fn resolve(guest: &str, destination: Option<&str>, force: bool) -> anyhow::R
     replace(command)
 }
 
-/// A question of the source is on stdin, and mig-recv answers those; or the operator's word is GO.
+/// A query of the source is on stdin, and mig-recv answers those; or the operator's word is GO.
 pub fn commit(guest: &str, force: bool) -> anyhow::Result<u8> {
     if !force && io::stdin().is_terminal() {
         return Err(migpipe_cli::usage(anyhow!(

@@ -18,10 +18,10 @@ const RECORD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub fn serve(guest: &Guest, name: &str, id: MigrationId, events: &Receiver<Event>) {
     let Ok(Event::Prepared) = events.recv() else { return };
     let saved = guest.lock().ownership.is_saved();
-    let mut patience = guest.go_timeout;
+    let mut timeout = guest.go_timeout;
     loop {
-        let heard = match patience {
-            Some(patience) => events.recv_timeout(patience),
+        let heard = match timeout {
+            Some(timeout) => events.recv_timeout(timeout),
             None => events.recv().map_err(RecvTimeoutError::from),
         };
         match heard {
@@ -38,7 +38,7 @@ pub fn serve(guest: &Guest, name: &str, id: MigrationId, events: &Receiver<Event
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Event::Prepared) | Err(RecvTimeoutError::Disconnected) => return,
         }
-        patience = Some(RECORD_RETRY_INTERVAL);
+        timeout = Some(RECORD_RETRY_INTERVAL);
         let mut inner = guest.lock();
         // A GO that came just now says so by its events.
         if inner.ownership.state() == State::Prepared(id)

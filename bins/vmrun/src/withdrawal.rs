@@ -51,7 +51,7 @@ impl Guest {
         }
     }
 
-    /// What the operator's wish that the guest run means in the blackout: the destination would get
+    /// What the operator's order that the guest run means in the blackout: the destination would get
     /// an older guest, so that the migration is over.
     pub fn resume_in_blackout(
         &self,
@@ -103,7 +103,7 @@ impl Inner {
         }
     }
 
-    /// What a client hears whose migration was ended here: to everything but questions, and the
+    /// What a client hears whose migration was ended here: to everything that does not only ask, and the
     /// beginning of another.
     ///
     /// # Errors

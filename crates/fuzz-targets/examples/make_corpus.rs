@@ -12,7 +12,7 @@ use std::{env, fs};
 use mig_engine::handover::HandoverMode;
 use mig_engine::ownership::{Authority, Input, MigrationStatus, State};
 use mig_stream::{
-    DestinationOutcome, Flags, FormatVersion, Header, MemoryDigest, Message, Preamble, Question,
+    DestinationOutcome, Flags, FormatVersion, Header, MemoryDigest, Message, Preamble, QueryBody,
     Record, RegionDigest, ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
 };
 use migpipe_units::{
@@ -127,11 +127,11 @@ fn streams(guest: &Guest, corpus: &Corpus) -> Result<()> {
             corpus.add("stream_raw", name, &stream)?;
         }
     }
-    let question = Question { to: Some(BY), age: Duration::from_secs(9) };
+    let query = QueryBody { to: Some(BY), age: Duration::from_secs(9) };
     for (name, preamble, asked) in [
-        ("question", Preamble::resolve(ID), question),
-        ("question-one-way", Preamble::resolve(ID), Question { to: None, ..question }),
-        ("release", Preamble::release(ID), question),
+        ("query", Preamble::resolve(ID), query),
+        ("query-one-way", Preamble::resolve(ID), QueryBody { to: None, ..query }),
+        ("release", Preamble::release(ID), query),
     ] {
         let stream = StreamWriter::new(Vec::new(), preamble, Header::from(&asked))?;
         corpus.add("stream", name, &stream.into_inner())?;

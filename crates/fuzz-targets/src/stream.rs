@@ -151,7 +151,7 @@ fn is_exact(bytes: &[u8], accepted: &Accepted) -> bool {
 }
 
 fn backward(bytes: &[u8]) {
-    // Any answer is one to the question that it names.
+    // Any answer is one to the query that it names.
     let id = bytes.get(8..24).and_then(|id| id.try_into().ok()).unwrap_or([0; 16]);
     let id = MigrationId::from_bytes(id);
     within(bound(bytes), || {

@@ -57,7 +57,7 @@ pub enum Message {
     Ack {
         /// The digest that `End` carried.
         digest: StreamDigest,
-        /// Who acknowledges: `Go` and every question bring it back.
+        /// Who acknowledges: `Go` and every query bring it back.
         by: Acknowledged,
         /// How long the destination took, by phase.
         timings: Timings,
@@ -77,7 +77,7 @@ pub enum Message {
         /// What failed, and what to do about it.
         reason: String,
     },
-    /// The answer to a question.
+    /// The answer to a query.
     Resolved(DestinationOutcome),
 }
 

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::bytes::{Malformed, Put, Take, list};
 use crate::preamble::Kind;
-use crate::question::Question;
+use crate::query::QueryBody;
 
 /// The most regions that a guest has; real ones have two or three.
 pub const MAX_REGIONS: usize = 256;
@@ -52,8 +52,8 @@ pub struct Header {
     /// The guest's name on the source: 1 to 255 bytes without control characters.
     pub guest: String,
     /// The encoded machine description without the memory, which this crate carries and does not
-    /// read; in a question
-    /// the encoded [`Question`].
+    /// read; in a query
+    /// the encoded [`QueryBody`].
     pub machine: Vec<u8>,
     /// Guest memory, in address order.
     pub regions: Vec<MemoryRegion>,
@@ -85,9 +85,9 @@ pub enum HeaderError {
     /// It names more migrations than a source remembers.
     #[error("the header names {0} earlier migrations; at most {MAX_RELEASED} travel")]
     TooManyReleased(usize),
-    /// What stands in the place of the machine is no question.
-    #[error("the header is none of a question about a migration")]
-    Question(#[source] Malformed),
+    /// What stands in the place of the machine is no query.
+    #[error("the header is none of a query about a migration")]
+    Query(#[source] Malformed),
     /// The machine description is longer than a header may be.
     #[error("the header has {0} bytes; at most {MAX_HEADER} are sent")]
     TooLong(usize),
@@ -150,16 +150,16 @@ impl Header {
         Ok(())
     }
 
-    /// Whether a stream of this kind can have this header: a question asks something, and carries
-    /// nothing else.
-    pub(crate) fn check_kind(&self, kind: Kind) -> Result<(), HeaderError> {
-        if !kind.is_question() {
-            return Ok(());
+    /// What a stream of this kind asks with this header: a query asks something and carries nothing
+    /// else, and what carries a guest asks nothing.
+    pub(crate) fn query(&self, kind: Kind) -> Result<Option<QueryBody>, HeaderError> {
+        if !kind.is_query() {
+            return Ok(None);
         }
         if !self.regions.is_empty() || !self.released.is_empty() {
-            return Err(HeaderError::Question(Malformed("a question carries no guest")));
+            return Err(HeaderError::Query(Malformed("a query carries no guest")));
         }
-        Question::decode(&self.machine).map(drop).map_err(HeaderError::Question)
+        QueryBody::decode(&self.machine).map(Some).map_err(HeaderError::Query)
     }
 
     /// Whether the guest has all of these pages.
@@ -246,10 +246,10 @@ impl Header {
     }
 }
 
-impl From<&Question> for Header {
+impl From<&QueryBody> for Header {
     /// The header of a stream that asks this.
-    fn from(question: &Question) -> Self {
-        Self { guest: "question".to_owned(), machine: question.encode(), ..Self::default() }
+    fn from(query: &QueryBody) -> Self {
+        Self { guest: "query".to_owned(), machine: query.encode(), ..Self::default() }
     }
 }
 
@@ -344,19 +344,20 @@ mod tests {
     }
 
     #[test]
-    fn a_question_carries_no_guest() {
-        let question = Header::from(&Question { to: None, age: std::time::Duration::from_secs(9) });
+    fn a_query_carries_no_guest() {
+        let body = QueryBody { to: None, age: std::time::Duration::from_secs(9) };
+        let query = Header::from(&body);
         for kind in [Kind::Resolve, Kind::Release] {
-            assert_eq!(question.check_kind(kind), Ok(()));
+            assert_eq!(query.query(kind), Ok(Some(body)));
             for more in [
-                Header { regions: header().regions, ..question.clone() },
-                Header { released: header().released, ..question.clone() },
-                Header { machine: Vec::new(), ..question.clone() },
+                Header { regions: header().regions, ..query.clone() },
+                Header { released: header().released, ..query.clone() },
+                Header { machine: Vec::new(), ..query.clone() },
             ] {
-                assert!(matches!(more.check_kind(kind), Err(HeaderError::Question(_))), "{more:?}");
+                assert!(matches!(more.query(kind), Err(HeaderError::Query(_))), "{more:?}");
             }
         }
-        assert_eq!(header().check_kind(Kind::Migrate), Ok(()));
+        assert_eq!(header().query(Kind::Migrate), Ok(None));
     }
 
     #[test]

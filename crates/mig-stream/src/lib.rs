@@ -37,17 +37,17 @@
 //! ```
 //!
 //! With [`Flags::separate_commit`] the forward path is closed behind `End`, which flushes every
-//! filter in it, and a question brings GO.
+//! filter in it, and a query brings GO.
 //!
-//! A question is a preamble and a header without machine and regions, and nothing behind it; the
+//! A query is a preamble and a header without machine and regions, and nothing behind it; the
 //! answer is [`Message::Resolved`]. With [`Kind::Resolve`] a source that has committed asks what
 //! became of the guest, and that is GO for a destination which waits for it. With
 //! [`Kind::Release`] a source says that it took the guest back before its commit.
 //!
 //! The stream of a migration can be copied on its way (`tee`), and be read again later, and the
 //! name of a destination can lead to another host at the second call. So a destination puts into
-//! `Ack` who it is, and a nonce that nobody else can know: `Go` carries the nonce, and a question
-//! both ([`Question`]). One way there is no `Ack`, and nothing to carry.
+//! `Ack` who it is, and a nonce that nobody else can know: `Go` carries the nonce, and a query
+//! both ([`QueryBody`]). One way there is no `Ack`, and nothing to carry.
 //!
 //! # Forward path
 //!
@@ -74,12 +74,12 @@
 //! | size | field |
 //! | --- | --- |
 //! | 2 + n | length and bytes of the guest's name: UTF-8, 1 to 255 bytes, no control characters |
-//! | 4 + n | length and bytes of the encoded machine description without its memory, opaque; of kinds 2 and 3, the question |
+//! | 4 + n | length and bytes of the encoded machine description without its memory, opaque; of kinds 2 and 3, the query |
 //! | 2 | number of regions, at most 256 |
 //! | 18 each | region: number (2), first guest frame (8), pages (8); numbered from 0, in address order, apart |
 //! | 16 each | to the end of the header, at most 16: earlier migrations of this guest that the source released. A destination that still waits for the GO of one refuses it |
 //!
-//! **Question**: acknowledged (1): 0 or 1; then, if 1, host id (16) and nonce (16) of the `Ack`; the
+//! **Query**: acknowledged (1): 0 or 1; then, if 1, host id (16) and nonce (16) of the `Ack`; the
 //! age of the migration at its source in nanoseconds (8).
 //!
 //! **Frame**, 32 bytes in front of the payload of every record:
@@ -182,7 +182,7 @@ mod memory;
 mod open;
 mod order;
 mod preamble;
-mod question;
+mod query;
 mod read_error;
 mod reader;
 mod record;
@@ -202,7 +202,7 @@ pub use memory::{MemoryDigest, RegionDigest};
 pub use open::{OpenError, OpenProblem};
 pub use order::{MOST_FILLS, OrderError};
 pub use preamble::{Flags, FormatVersion, Kind, Preamble, PreambleError};
-pub use question::Question;
+pub use query::QueryBody;
 pub use read_error::{Inside, ReadError};
 pub use reader::StreamReader;
 pub use record::{MAX_EXTENTS, Record, RoundStats};

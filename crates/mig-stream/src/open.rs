@@ -11,6 +11,7 @@ use crate::counters::Counters;
 use crate::header::{Header, HeaderError};
 use crate::io_util::{read_full, read_growing};
 use crate::preamble::{MAGIC, PREAMBLE_BYTES, Preamble, PreambleError, RawPreamble};
+use crate::query::QueryBody;
 use crate::unrecognised::UnrecognisedStream;
 
 /// Why a stream could not be opened. The text is that of [`OpenProblem`].
@@ -65,8 +66,17 @@ impl std::error::Error for OpenError {
     }
 }
 
-/// A preamble, a header, and the count of what came so far.
-pub(crate) fn open(from: &mut impl Read) -> Result<(Preamble, Header, Counters), OpenError> {
+/// All that stands in front of the records.
+pub(crate) struct Beginning {
+    pub preamble: Preamble,
+    pub header: Header,
+    /// What the header asks, if the stream is a query.
+    pub query: Option<QueryBody>,
+    /// What came so far.
+    pub counters: Counters,
+}
+
+pub(crate) fn open(from: &mut impl Read) -> Result<Beginning, OpenError> {
     let mut answer_to = None;
     open_inner(from, &mut answer_to).map_err(|problem| OpenError { answer_to, problem })
 }
@@ -74,7 +84,7 @@ pub(crate) fn open(from: &mut impl Read) -> Result<(Preamble, Header, Counters),
 fn open_inner(
     from: &mut impl Read,
     answer_to: &mut Option<MigrationId>,
-) -> Result<(Preamble, Header, Counters), OpenProblem> {
+) -> Result<Beginning, OpenProblem> {
     let mut leading = [0; PREAMBLE_BYTES];
     // Never more than a preamble: what stands behind it is read where it belongs.
     let came = read_full(from, &mut leading).map_err(OpenProblem::Io)?;
@@ -107,8 +117,9 @@ fn open_inner(
         return Err(OpenProblem::HeaderDamaged);
     }
     let header = Header::decode(&body).map_err(OpenProblem::Header)?;
-    header.check_kind(preamble.kind).map_err(OpenProblem::Header)?;
-    Ok((preamble, header, Counters::new(&leading, body.len())))
+    let query = header.query(preamble.kind).map_err(OpenProblem::Header)?;
+    let counters = Counters::new(&leading, body.len());
+    Ok(Beginning { preamble, header, query, counters })
 }
 
 impl From<PreambleError> for OpenProblem {

@@ -32,7 +32,7 @@ pub enum OrderError {
     #[error("Go before the guest's memory and state are complete")]
     GoBeforeEnd,
     /// Something follows the last word.
-    #[error("something follows behind Go or Abort, or behind a question")]
+    #[error("something follows behind Go or Abort, or behind a query")]
     BehindLast,
     /// The second `Digest`.
     #[error("a second Digest")]
@@ -60,7 +60,7 @@ enum Phase {
     Guest,
     /// They are complete.
     Complete,
-    /// `Go` or `Abort` was said, or the stream is a question.
+    /// `Go` or `Abort` was said, or the stream is a query.
     Over,
 }
 
@@ -83,7 +83,7 @@ impl Order {
     pub(crate) const fn new(preamble: &Preamble, memory: Pages) -> Self {
         Self {
             fills_left: memory.0.saturating_mul(MOST_FILLS),
-            phase: if preamble.kind.is_question() { Phase::Over } else { Phase::Guest },
+            phase: if preamble.kind.is_query() { Phase::Over } else { Phase::Guest },
             go_follows: preamble.flags.go_follows(),
             verify: preamble.flags.verify,
             digest_seen: false,
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_carries_nothing_behind_its_header() {
+    fn a_query_carries_nothing_behind_its_header() {
         let id = MigrationId::from_bytes([1; 16]);
         for preamble in [Preamble::resolve(id), Preamble::release(id)] {
             let order = Order::new(&preamble, migpipe_units::Pages(0));

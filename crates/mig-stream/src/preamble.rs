@@ -51,7 +51,7 @@ pub enum Kind {
 
 impl Kind {
     /// Whether nothing follows but an answer.
-    pub const fn is_question(self) -> bool {
+    pub const fn is_query(self) -> bool {
         matches!(self, Self::Resolve | Self::Release)
     }
 }
@@ -222,18 +222,18 @@ impl Preamble {
         }
     }
 
-    /// The preamble of a question: what became of this migration? It has a return path.
+    /// The preamble of a query: what became of this migration? It has a return path.
     pub const fn resolve(id: MigrationId) -> Self {
-        Self::question(id, Kind::Resolve)
+        Self::query(id, Kind::Resolve)
     }
 
     /// The preamble of the message that this migration was given up before its commit. It is
-    /// answered as a question is.
+    /// answered as a query is.
     pub const fn release(id: MigrationId) -> Self {
-        Self::question(id, Kind::Release)
+        Self::query(id, Kind::Release)
     }
 
-    const fn question(id: MigrationId, kind: Kind) -> Self {
+    const fn query(id: MigrationId, kind: Kind) -> Self {
         Self {
             oldest: FormatVersion(1),
             written: FormatVersion::NEWEST,
@@ -265,10 +265,10 @@ impl Preamble {
             "its oldest version is not one of those up to the version written"
         } else if self.flags.separate_commit && !self.flags.return_path {
             "a separate commit needs a return path"
-        } else if self.kind.is_question() && !self.flags.return_path {
-            "a question needs a return path"
-        } else if self.kind.is_question() && self.flags.verify {
-            "a question carries no memory to verify"
+        } else if self.kind.is_query() && !self.flags.return_path {
+            "a query needs a return path"
+        } else if self.kind.is_query() && self.flags.verify {
+            "a query carries no memory to verify"
         } else if self.flags.saved && self.flags.return_path {
             "nobody waits for answers to a saved guest"
         } else {
@@ -401,15 +401,15 @@ mod tests {
             ),
             (
                 |raw| (raw.kind, raw.flags) = (2.into(), 0.into()),
-                PreambleError::Contradiction("a question needs a return path"),
+                PreambleError::Contradiction("a query needs a return path"),
             ),
             (
                 |raw| (raw.kind, raw.flags) = (3.into(), 0.into()),
-                PreambleError::Contradiction("a question needs a return path"),
+                PreambleError::Contradiction("a query needs a return path"),
             ),
             (
                 |raw| (raw.kind, raw.flags) = (2.into(), (RETURN_PATH | VERIFY).into()),
-                PreambleError::Contradiction("a question carries no memory to verify"),
+                PreambleError::Contradiction("a query carries no memory to verify"),
             ),
             (
                 |raw| raw.flags = (RETURN_PATH | SAVED).into(),

@@ -10,10 +10,10 @@ use crate::counters::{Counters, Totals};
 use crate::frame::{FRAME_BYTES, Frame, MAX_FILL, MAX_PAYLOAD, RecordType};
 use crate::header::Header;
 use crate::io_util::{read_full, read_growing};
-use crate::open::{OpenError, open};
+use crate::open::{Beginning, OpenError, open};
 use crate::order::Order;
 use crate::preamble::Preamble;
-use crate::question::Question;
+use crate::query::QueryBody;
 use crate::read_error::{Inside, ReadError};
 use crate::record::Record;
 
@@ -44,6 +44,7 @@ pub struct StreamReader<R> {
     from: R,
     preamble: Preamble,
     header: Header,
+    query: Option<QueryBody>,
     counters: Counters,
     order: Order,
     pending: Option<Pending>,
@@ -59,13 +60,14 @@ impl<R: Read> StreamReader<R> {
     /// # Errors
     /// [`OpenError`], which knows whether the sender waits for an answer.
     pub fn open(mut from: R) -> Result<Self, OpenError> {
-        let (preamble, header, counters) = open(&mut from)?;
+        let Beginning { preamble, header, query, counters } = open(&mut from)?;
         Ok(Self {
             order: Order::new(&preamble, header.memory()),
             current: (RecordType::Blackout, counters.bytes()),
             from,
             preamble,
             header,
+            query,
             counters,
             pending: None,
             skipped: 0,
@@ -74,7 +76,7 @@ impl<R: Read> StreamReader<R> {
     }
 
     /// The next record, or nothing at an end of the stream that is in its place: behind `End`,
-    /// `Go` or `Abort`, or behind the header of a question. Payload of the last run of pages that
+    /// `Go` or `Abort`, or behind the header of a query. Payload of the last run of pages that
     /// was not read is checked and dropped.
     ///
     /// # Errors
@@ -350,12 +352,9 @@ impl<R> StreamReader<R> {
         &self.header
     }
 
-    /// What is asked, if the stream is a question.
-    pub fn question(&self) -> Option<Question> {
-        match self.preamble.kind.is_question() {
-            true => Question::decode(&self.header.machine).ok(),
-            false => None,
-        }
+    /// What is asked, if the stream is a query.
+    pub const fn query(&self) -> Option<QueryBody> {
+        self.query
     }
 
     /// How many bytes of stream were read, with the payload of the last record, read or not.

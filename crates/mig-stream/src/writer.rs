@@ -61,7 +61,7 @@ impl<W: Write> StreamWriter<W> {
     /// nothing written; [`WriteError::Io`].
     pub fn new(mut out: W, preamble: Preamble, header: Header) -> Result<Self, WriteError> {
         preamble.check().map_err(WriteError::Preamble)?;
-        header.check_kind(preamble.kind).map_err(WriteError::Header)?;
+        header.query(preamble.kind).map_err(WriteError::Header)?;
         let body = header.encode().map_err(WriteError::Header)?;
         let leading = preamble.encode(&body);
         write_both(&mut out, &leading, &body).map_err(|source| WriteError::Io {
@@ -334,7 +334,7 @@ mod tests {
     use super::*;
     use crate::header::HeaderError;
     use crate::preamble::Flags;
-    use crate::question::Question;
+    use crate::query::QueryBody;
 
     fn writer<W: Write>(out: W, flags: Flags) -> StreamWriter<W> {
         let region = |id, base, pages| MemoryRegion {
@@ -434,21 +434,21 @@ mod tests {
     }
 
     #[test]
-    fn a_question_with_a_guest_in_it_is_not_begun() {
+    fn a_query_with_a_guest_in_it_is_not_begun() {
         let preamble = Preamble::resolve(MigrationId::from_bytes([1; 16]));
         for header in [
             Header { guest: "web".into(), machine: vec![1], ..Header::default() },
             Header {
                 regions: vec![MemoryRegion { id: RegionId(0), base: Gfn(0), pages: Pages(1) }],
-                ..Header::from(&Question::default())
+                ..Header::from(&QueryBody::default())
             },
             Header {
                 released: vec![MigrationId::from_bytes([2; 16])],
-                ..Header::from(&Question::default())
+                ..Header::from(&QueryBody::default())
             },
         ] {
             let result = StreamWriter::new(Vec::new(), preamble, header);
-            assert!(matches!(result, Err(WriteError::Header(HeaderError::Question(_)))));
+            assert!(matches!(result, Err(WriteError::Header(HeaderError::Query(_)))));
         }
     }
 }

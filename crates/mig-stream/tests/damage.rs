@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{BOTH_WAYS, ONE_WAY, Stopped, page, reached_end, read, run, sample};
-use mig_stream::{Flags, Header, Preamble, Question, Record, StreamReader, StreamWriter};
+use mig_stream::{Flags, Header, Preamble, QueryBody, Record, StreamReader, StreamWriter};
 use proptest::prelude::*;
 
 const UNSUMMED: Flags = Flags { page_sums: false, ..ONE_WAY };
@@ -162,19 +162,19 @@ fn bytes_behind_the_end_are_refused() {
 }
 
 #[test]
-fn a_question_ends_behind_its_header() {
-    let asked = Question { to: Some(common::BY), age: Duration::from_secs(7) };
+fn a_query_ends_behind_its_header() {
+    let asked = QueryBody { to: Some(common::BY), age: Duration::from_secs(7) };
     for preamble in [Preamble::resolve(common::ID), Preamble::release(common::ID)] {
         let stream = StreamWriter::new(Vec::new(), preamble, Header::from(&asked)).unwrap();
-        let mut question = stream.into_inner();
-        assert_eq!(read(&question).unwrap().records, []);
-        let reader = StreamReader::open(&question[..]).unwrap();
-        assert_eq!((reader.preamble().kind, reader.question()), (preamble.kind, Some(asked)));
-        for length in 0..question.len() {
-            assert!(matches!(read(&question[..length]), Err(Stopped::Open(_))), "{length}");
+        let mut query = stream.into_inner();
+        assert_eq!(read(&query).unwrap().records, []);
+        let reader = StreamReader::open(&query[..]).unwrap();
+        assert_eq!((reader.preamble().kind, reader.query()), (preamble.kind, Some(asked)));
+        for length in 0..query.len() {
+            assert!(matches!(read(&query[..length]), Err(Stopped::Open(_))), "{length}");
         }
-        question.push(0);
-        assert!(read(&question).is_err());
+        query.push(0);
+        assert!(read(&query).is_err());
     }
 }
 

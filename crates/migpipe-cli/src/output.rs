@@ -73,7 +73,7 @@ struct Queue {
     bytes: usize,
     /// What is of interest only until the next of its kind.
     passing: Option<Vec<u8>>,
-    /// Whether the thread has something in its hands.
+    /// Whether the thread is writing something.
     writing: bool,
     /// How many pieces were taken care of.
     done: u64,
@@ -129,14 +129,14 @@ impl Output {
         self.shared.lock().lost
     }
 
-    /// Waits until everything is written, as long as the reader takes something within `patience`.
+    /// Waits until everything is written, as long as the reader takes something within `stall_timeout`.
     /// Returns how many lines were lost or still wait.
-    pub fn drain(&self, patience: Duration) -> u64 {
+    pub fn drain(&self, stall_timeout: Duration) -> u64 {
         let mut queue = self.shared.lock();
         while !queue.is_idle() {
             let done = queue.done;
             let stuck = |queue: &mut Queue| !queue.is_idle() && queue.done == done;
-            let wait = self.shared.changed.wait_timeout_while(queue, patience, stuck);
+            let wait = self.shared.changed.wait_timeout_while(queue, stall_timeout, stuck);
             let (now, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
             queue = now;
             if timeout.timed_out() {

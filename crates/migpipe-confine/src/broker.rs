@@ -28,7 +28,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often its end is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A question or an answer is no longer (bytes).
+/// A request or an answer is no longer (bytes).
 pub const LONGEST: u64 = 64 << 10;
 
 /// Why a broker did not do what it was asked for.
@@ -60,16 +60,14 @@ pub fn this_program() -> Command {
 }
 
 impl Broker {
-    /// Starts `command`, which serves at its stdin ([`serve`]) and answers within `patience`.
+    /// Starts `command`, which serves at its stdin ([`serve`]) and answers within `timeout`.
     ///
     /// # Errors
     /// [`BrokerError::Start`].
-    pub fn start(mut command: Command, patience: Duration) -> Result<Self, BrokerError> {
+    pub fn start(mut command: Command, timeout: Duration) -> Result<Self, BrokerError> {
         let (ours, theirs) = UnixStream::pair().map_err(BrokerError::Start)?;
-        let limited = ours.set_read_timeout(Some(patience));
-        limited
-            .and_then(|()| ours.set_write_timeout(Some(patience)))
-            .map_err(BrokerError::Start)?;
+        let limited = ours.set_read_timeout(Some(timeout));
+        limited.and_then(|()| ours.set_write_timeout(Some(timeout))).map_err(BrokerError::Start)?;
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
         let child = command.spawn().map_err(BrokerError::Start)?;
         Ok(Self { stream: BufReader::new(ours), child })
@@ -79,11 +77,8 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError::Lost`], [`BrokerError::Silent`].
-    pub fn ask<A: DeserializeOwned>(
-        &mut self,
-        question: &impl Serialize,
-    ) -> Result<A, BrokerError> {
-        self.send(question)?;
+    pub fn ask<A: DeserializeOwned>(&mut self, request: &impl Serialize) -> Result<A, BrokerError> {
+        self.send(request)?;
         self.answer()
     }
 
@@ -91,8 +86,8 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError::Lost`].
-    pub fn send(&mut self, question: &impl Serialize) -> Result<(), BrokerError> {
-        write_line(self.stream.get_mut(), question).map_err(|error| self.lost(error))
+    pub fn send(&mut self, request: &impl Serialize) -> Result<(), BrokerError> {
+        write_line(self.stream.get_mut(), request).map_err(|error| self.lost(error))
     }
 
     /// Waits for the answer to what was sent.
@@ -111,7 +106,7 @@ impl Broker {
     }
 
     fn lost(&mut self, error: io::Error) -> BrokerError {
-        // A late answer must not be taken for that to the next question.
+        // A late answer must not be taken for that to the next request.
         let _ = self.stream.get_mut().shutdown(Shutdown::Both);
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => BrokerError::Silent,
@@ -136,13 +131,13 @@ impl Drop for Broker {
 /// The broker's end: answers what comes at stdin until the parent is gone.
 ///
 /// # Errors
-/// When stdin fails, or brings what is no question.
+/// When stdin fails, or brings what is no request.
 pub fn serve<Q: DeserializeOwned, A: Serialize>(mut answer: impl FnMut(Q) -> A) -> io::Result<()> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut questions = BufReader::new(stream.try_clone()?);
+    let mut requests = BufReader::new(stream.try_clone()?);
     let mut answers = stream;
-    while let Some(question) = read_line(&mut questions)? {
-        if write_line(&mut answers, &answer(question)).is_err() {
+    while let Some(request) = read_line(&mut requests)? {
+        if write_line(&mut answers, &answer(request)).is_err() {
             // Nobody waits for it any more.
             break;
         }

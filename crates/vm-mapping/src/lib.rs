@@ -101,7 +101,7 @@ fn map(file: &Arc<File>, len: u64, access: Access) -> Result<MmapRegion, MemoryE
     Ok(mapping)
 }
 
-/// A wish, which a kernel that does not know it refuses.
+/// A hint: a kernel that does not know it refuses, and nothing is lost.
 fn advise(mapping: &MmapRegion, advice: MmapAdvise) {
     if let Some(start) = NonNull::new(mapping.as_ptr().cast()) {
         // SAFETY: the range is exactly one mapping that `mapping` owns, and neither of the two

@@ -141,11 +141,9 @@ impl Form {
                 Running,
                 AfterRunning,
             ],
-            Self::Commit => {
-                &[Connect, Header, Round, Later, Section, End, Eof, Ack, Question, Answer]
-            }
+            Self::Commit => &[Connect, Header, Round, Later, Section, End, Eof, Ack, Query, Answer],
             Self::OneWay => &[Connect, Header, Round, Section, End, Eof],
-            Self::Resolve => &[Question, Answer],
+            Self::Resolve => &[Query, Answer],
             Self::File => &[Round, Eof],
         }
     }

@@ -55,7 +55,7 @@ pub fn outcome(bed: &mut TestBed, status: Option<i32>, expected: &BTreeSet<Endin
     let started = Instant::now();
     let mut found = None;
     wait("things to come to rest", || {
-        // A question that a killed mig-send had asked goes on.
+        // A query that a killed mig-send had asked goes on.
         let asking = bed.source.processes().iter().any(|(_, comm)| comm.starts_with("mig-"));
         let receiving = bed.destination.processes().iter().any(|(_, comm)| comm == "mig-recv");
         let here = if bed.a.lives() { state(&bed.source, "a") } else { None };
@@ -184,7 +184,7 @@ pub fn receptions(bed: &TestBed, paused: bool) {
     let silent = paused || bed.case.fault == Fault::Kill(Party::Destination);
     for (number, (status, said)) in bed.receptions().into_iter().enumerate() {
         let lines = said.lines().filter(|line| !line.trim().is_empty()).count();
-        // One that answers a question may not even have read it.
+        // One that answers a query may not even have read it.
         if number > 0 {
             continue;
         }

@@ -103,7 +103,7 @@ const fn phase(step: Step) -> Phase {
         Point::Later | Point::Blackout => PAUSING,
         Point::Section | Point::End | Point::Eof => SAVED,
         Point::Ack => ACKED,
-        Point::Go | Point::Question => COMMITTED,
+        Point::Go | Point::Query => COMMITTED,
         Point::AfterGo => GOING,
         Point::Running | Point::Answer => RAN,
         Point::AfterRunning => TOLD,
@@ -280,7 +280,7 @@ fn commit(phase: Phase, step: Step, fault: Fault) -> &'static [Ending] {
         (NoMoreMemory, COPYING..=SAVED) => &[Stays, Prepared, Doubtful],
         // Whoever has begun to ask finds the vmrun without the records; nobody can begin without
         // the host's identity, which is beside them.
-        (StateLost, _) if step == Point::Question => &[Moved],
+        (StateLost, _) if step == Point::Query => &[Moved],
         (StateLost, COPYING..=COMMITTED) => &[Prepared],
         // The path is closed anyway.
         (Net(CloseForward | DropTail), SAVED) if step == Point::Eof => &[Moved],
@@ -406,7 +406,7 @@ fn resolve(step: Step, fault: Fault) -> &'static [Ending] {
         // It has nothing left to do.
         Kill(RecvBroker) | Freeze(RecvBroker) if answered => &[],
         Kill(RecvBroker) => &[Prepared],
-        // It answers when nobody listens any more, and the question was GO.
+        // It answers when nobody listens any more, and the query was GO.
         Freeze(RecvBroker) => &[Prepared, Running],
         // Its patience may be over when it thaws.
         Freeze(Send) => &[Moved, Running],

@@ -109,7 +109,7 @@ impl TestBed {
         gate.set_down(case.after != After::Mended);
         gate.plan(&match (case.form, case.step) {
             (Form::Resolve, _) => vec![Plan::Stop(Point::Go)],
-            (Form::Commit, Point::Question | Point::Answer) => {
+            (Form::Commit, Point::Query | Point::Answer) => {
                 vec![Plan::Carry, Plan::Stop(case.step)]
             }
             _ => vec![Plan::Stop(case.step)],

@@ -36,8 +36,8 @@ pub enum Point {
     Running,
     /// RUNNING has passed.
     AfterRunning,
-    /// A question what became of the guest.
-    Question,
+    /// A query: what became of the guest?
+    Query,
     /// The answer to it.
     Answer,
 }
@@ -57,7 +57,7 @@ const POINTS: [(Point, &str); 16] = [
     (Point::AfterGo, "after-go"),
     (Point::Running, "running"),
     (Point::AfterRunning, "after-running"),
-    (Point::Question, "question"),
+    (Point::Query, "query"),
     (Point::Answer, "answer"),
 ];
 

@@ -30,7 +30,7 @@ pub(super) struct QueueSpec {
 
 pub(super) struct Ring {
     queue: Queue,
-    /// Elements of the used ring since the driver's wish for an interrupt was looked at.
+    /// Elements of the used ring since used_event was read.
     unannounced: u16,
 }
 
@@ -112,13 +112,15 @@ impl Ring {
         if !self.queue.event_idx_enabled() {
             return true;
         }
-        // The elements are visible before the wish is read, or both sides could wait.
+        // The elements are visible before used_event is read, or both sides could wait.
         fence(Ordering::SeqCst);
         let place = AVAILABLE_HEADER + AVAILABLE_ELEMENT * u64::from(self.queue.size());
         let address = GuestAddress(self.queue.avail_ring().saturating_add(place));
         // A ring that cannot be read is found by the next `pop`.
-        let Ok(wish) = ram.memory().load::<u16>(address, Ordering::Relaxed) else { return true };
-        let behind = self.queue.next_used().wrapping_sub(u16::from_le(wish)).wrapping_sub(1);
+        let Ok(used_event) = ram.memory().load::<u16>(address, Ordering::Relaxed) else {
+            return true;
+        };
+        let behind = self.queue.next_used().wrapping_sub(u16::from_le(used_event)).wrapping_sub(1);
         behind < completed
     }
 

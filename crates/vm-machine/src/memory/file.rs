@@ -130,7 +130,7 @@ pub(super) fn advise_private<B: Bitmap>(map: &MmapRegion<B>) {
     advise(map, MmapAdvise::MADV_DONTDUMP);
 }
 
-/// A wish: a kernel that knows it never refuses it for such a mapping.
+/// A hint: a kernel that knows it never refuses it for such a mapping.
 fn advise<B: Bitmap>(map: &MmapRegion<B>, advice: MmapAdvise) {
     if let Some(start) = NonNull::new(map.as_ptr().cast()) {
         // SAFETY: the range is exactly one mapping that `map` owns, the three pieces of advice that

@@ -10,7 +10,7 @@
 //!
 //! Whoever may ask about migrations that this host never heard of leaves a record each time, so
 //! those are bounded ([`MOST_REFUSALS`]). The oldest of them is not removed for a new one: a flood of
-//! questions would make the host forget a refusal that somebody relies on. The question is not
+//! queries would make the host forget a refusal that somebody relies on. The query is not
 //! answered then, and may be asked again.
 
 use std::fs;
@@ -30,7 +30,7 @@ use vm_paths::durable::{self, DRAFT};
 /// way, and than anybody leaves a guest handed-over.
 pub const TIDIED_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// Where so many records are, none is added for a question about an unknown migration: 40 MiB of
+/// Where so many records are, none is added for a query about an unknown migration: 40 MiB of
 /// a file system with blocks of 4 KiB.
 pub const MOST_REFUSALS: usize = 10_000;
 
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_about_unknown_migrations_leave_so_many_records_and_no_more() {
+    fn queries_about_unknown_migrations_leave_so_many_records_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::at(dir.path());
         for number in 0..3 {

@@ -2,7 +2,7 @@
 //!
 //! One small file per migration id in the state directory. It says "may run" before the first page
 //! is taken, "refused" before a refusal takes effect, and "ran" some time after the guest started.
-//! The first writer wins: a file is made by `link(2)`, which fails where one exists, so a question
+//! The first writer wins: a file is made by `link(2)`, which fails where one exists, so a query
 //! about an unknown migration and the arrival of that very migration cannot both succeed. Every
 //! write is on the disk (fsync of the file and of its directory) before the function returns.
 //!
@@ -123,7 +123,7 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
-    /// Questions about unknown migrations have left too many records.
+    /// Queries about unknown migrations have left too many records.
     #[error(
         "{path} holds {MOST_REFUSALS} records, and a refusal of one more unknown migration is not \
          added: vmctl records shows them, and vmctl records --tidy removes what is old"

@@ -46,12 +46,12 @@ fn records(
     control.at(Point::Connect, far);
     let mut reader = StreamReader::open(Tap { from: io::stdin().lock(), held }).ok()?;
     let _ = id.send(reader.preamble().id);
-    let question = reader.preamble().kind.is_question();
-    if question {
-        control.at(Point::Question, far);
+    let query = reader.preamble().kind.is_query();
+    if query {
+        control.at(Point::Query, far);
     }
     pass(control, far, held)?;
-    if !question {
+    if !query {
         control.at(Point::Header, far);
     }
     let (mut rounds, mut runs, mut sections) = (0, 0, 0);

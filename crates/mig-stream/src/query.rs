@@ -8,9 +8,9 @@ use zerocopy::little_endian::U64;
 use crate::bytes::{AcknowledgedBytes, Malformed, Put, Take};
 use crate::record::nanoseconds;
 
-/// What a question carries beside the id of the migration.
+/// What a query carries beside the id of the migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Question {
+pub struct QueryBody {
     /// What the `Ack` said that the source has; nothing where none came, as one way.
     pub to: Option<Acknowledged>,
     /// How long ago the migration began, by the clock of its source: a host that remembers less
@@ -18,7 +18,7 @@ pub struct Question {
     pub age: Duration,
 }
 
-impl Question {
+impl QueryBody {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.put(&u8::from(self.to.is_some()));
