@@ -90,21 +90,14 @@ impl PageSender {
         stream: &mut StreamWriter<ChannelWriter>,
     ) -> Result<Sent, WriteError> {
         let mut sent = Sent::default();
-        let mut patterns = (range.first..range.first + range.count.0)
+        let patterns: Vec<_> = (range.first..range.first + range.count.0)
             .map(|page| {
                 self.pattern_at(memory, PageRange { first: page, count: Pages(1), ..range })
             })
-            .collect::<Vec<_>>()
-            .into_iter()
-            .enumerate()
-            .peekable();
-        while let Some((first, pattern)) = patterns.next() {
-            let mut place =
-                PageRange { first: range.first + first as u64, count: Pages(1), ..range };
-            while patterns.next_if(|(_, next)| *next == pattern).is_some() {
-                place.count += Pages(1);
-            }
-            match pattern.filter(|_| stream.has_room_for_fill(place.count)) {
+            .collect();
+        for piece in pieces(patterns) {
+            let place = piece.place(range);
+            match piece.pattern.filter(|_| stream.has_room_for_fill(place.count)) {
                 Some(pattern) => {
                     stream.fill(place, pattern)?;
                     sent.fills += place.count;
@@ -153,12 +146,8 @@ fn send_copy(
     stream: &mut StreamWriter<ChannelWriter>,
 ) -> Result<Sent, WriteError> {
     let mut sent = Sent::default();
-    for piece in pieces(bytes) {
-        let place = PageRange {
-            region: range.region,
-            first: range.first + piece.first as u64,
-            count: Pages(piece.count as u64),
-        };
+    for piece in pieces(bytes.chunks_exact(PAGE).map(pattern_of)) {
+        let place = piece.place(range);
         let bytes = &bytes[piece.first * PAGE..][..piece.count * PAGE];
         match piece.pattern.filter(|_| stream.has_room_for_fill(place.count)) {
             Some(pattern) => {
@@ -218,9 +207,18 @@ struct Piece {
     pattern: Option<u64>,
 }
 
-/// Cuts `bytes` where pages as they are and pages of one pattern meet.
-fn pieces(bytes: &[u8]) -> impl Iterator<Item = Piece> + '_ {
-    let mut pages = bytes.chunks_exact(PAGE).map(pattern_of).enumerate().peekable();
+impl Piece {
+    /// Where it is, of a run at `range`.
+    const fn place(&self, range: PageRange) -> PageRange {
+        let (first, count) = (range.first + self.first as u64, Pages(self.count as u64));
+        PageRange { region: range.region, first, count }
+    }
+}
+
+/// Cuts pages, of each of which this is the pattern, where pages as they are and pages of one pattern
+/// meet.
+fn pieces(patterns: impl IntoIterator<Item = Option<u64>>) -> impl Iterator<Item = Piece> {
+    let mut pages = patterns.into_iter().enumerate().peekable();
     std::iter::from_fn(move || {
         let (first, pattern) = pages.next()?;
         let mut count = 1;
@@ -284,8 +282,9 @@ mod tests {
         bytes[2 * PAGE] = 1;
         bytes[3 * PAGE + 5] = 1;
         bytes[4 * PAGE..5 * PAGE].fill(9);
-        let found: Vec<_> =
-            pieces(&bytes).map(|piece| (piece.first, piece.count, piece.pattern)).collect();
+        let found: Vec<_> = pieces(bytes.chunks_exact(PAGE).map(pattern_of))
+            .map(|piece| (piece.first, piece.count, piece.pattern))
+            .collect();
         assert_eq!(
             found,
             [(0, 2, Some(0)), (2, 2, None), (4, 1, Some(0x0909_0909_0909_0909)), (5, 1, Some(0))]

@@ -61,7 +61,9 @@ pub fn run(outgoing: &mut OutgoingMigration<'_>) -> Result<Remainder, StepError>
     let existing = pages::existing(&outgoing.guest.memory, &log)?;
     outgoing.channel.stream.extents(&existing)?;
     let mut waited = Pages(0);
-    for number in 0.. {
+    let mut number = 0;
+    // The policy ends it within its hard limit.
+    loop {
         outgoing.guest.disks.begin();
         let mut stats = outgoing.send_round(number, &log)?;
         let flush = outgoing.settle_disks()?;
@@ -87,8 +89,8 @@ pub fn run(outgoing: &mut OutgoingMigration<'_>) -> Result<Remainder, StepError>
             }
             Next::GiveUp { needed, rule } => return Err(StepError::GaveUp { needed, rule }),
         }
+        number += 1;
     }
-    unreachable!("the policy ends within its hard limit")
 }
 
 impl OutgoingMigration<'_> {
