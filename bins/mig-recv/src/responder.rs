@@ -48,14 +48,14 @@ pub fn resolve_among(
     every_socket: impl Fn() -> Result<Vec<PathBuf>, PathError>,
 ) -> anyhow::Result<DestinationOutcome> {
     let mut search = Search {
-        query,
+        asked: query,
         records,
         every_socket,
         record: None,
         sockets: None,
         attempts_left: ATTEMPTS,
     };
-    let (answer, reason) = run_responder(Responder::new(query.query()), &mut search);
+    let (answer, reason) = run_responder(Responder::new(query.query), &mut search);
     let may_have_run = |why| Ok(DestinationOutcome::MayHaveRun { why });
     match answer {
         HostAnswer::Running => Ok(DestinationOutcome::Running),
@@ -99,7 +99,7 @@ pub fn forget(released: &[MigrationId], records: &Records) {
 
 /// The search for one answer.
 struct Search<'a, F> {
-    query: HostQuery,
+    asked: HostQuery,
     records: &'a Records,
     /// The sockets of the vmruns of this host.
     every_socket: F,
@@ -119,8 +119,8 @@ impl<F> Search<'_, F> {
             Err(ClientError::Connect { ref source, .. }) if is_nobody(source) => return Ok(None),
             Err(error) => return Err(anyhow::Error::from(error).context(UNKNOWN_NOW)),
         };
-        let nonce = self.query.to.map(|to| to.nonce);
-        match vmrun.migration_status(self.query.id, nonce) {
+        let nonce = self.asked.query.taken_by().map(|by| by.nonce);
+        match vmrun.migration_status(self.asked.id, nonce) {
             Ok(status) => Ok(Some((status, vmrun))),
             Err(error) => Err(anyhow::Error::from(error).context(UNKNOWN_NOW)),
         }
@@ -139,12 +139,12 @@ impl<F: Fn() -> Result<Vec<PathBuf>, PathError>> ResponderIo for Search<'_, F> {
 
     fn read_record(&mut self) -> anyhow::Result<HostMemory> {
         (self.record, self.sockets) = (None, None);
-        self.record = self.records.read(self.query.id)?;
+        self.record = self.records.read(self.asked.id)?;
         let host = self.records.identity()?;
-        let enough = self.query.age.saturating_add(QUERY_TIMEOUT);
+        let enough = self.asked.age.saturating_add(QUERY_TIMEOUT);
         Ok(HostMemory {
             record: self.record.as_ref().map(|record| record.decision),
-            acknowledged_here: self.query.to.map(|to| to.host == host.id),
+            acknowledged_here: self.asked.query.taken_by().map(|by| by.host == host.id),
             // And not so old that a record of it would have been removed.
             remembers: host.age() > enough && enough < TIDIED_AFTER,
         })
@@ -173,8 +173,8 @@ impl<F: Fn() -> Result<Vec<PathBuf>, PathError>> ResponderIo for Search<'_, F> {
     }
 
     fn run(&mut self, vmrun: &mut Client) -> anyhow::Result<()> {
-        let by = Authority::Source(self.query.to.map(|to| to.nonce));
-        match vmrun.go(self.query.id, by) {
+        let by = Authority::Source(self.asked.query.taken_by().map(|by| by.nonce));
+        match vmrun.go(self.asked.id, by) {
             Ok(_) => Ok(()),
             Err(error) => {
                 Err(anyhow::Error::from(error).context("the guest waits there and cannot run"))
@@ -183,7 +183,7 @@ impl<F: Fn() -> Result<Vec<PathBuf>, PathError>> ResponderIo for Search<'_, F> {
     }
 
     fn refuse(&mut self, vmrun: &mut Client) -> anyhow::Result<()> {
-        Ok(vmrun.own(Input::Refuse(self.query.id))?)
+        Ok(vmrun.own(Input::Refuse(self.asked.id))?)
     }
 
     fn await_end(&mut self, vmrun: &mut Client) {
@@ -195,7 +195,7 @@ impl<F: Fn() -> Result<Vec<PathBuf>, PathError>> ResponderIo for Search<'_, F> {
     }
 
     fn record_refusal(&mut self) -> anyhow::Result<bool> {
-        match self.records.refuse_unknown(self.query.id) {
+        match self.records.refuse_unknown(self.asked.id) {
             Ok(()) => Ok(true),
             Err(RecordError::Exists { .. } | RecordError::BeingRestored { .. }) => Ok(false),
             Err(error) => Err(error.into()),

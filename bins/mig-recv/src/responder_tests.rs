@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mig_engine::handover::Query;
 use mig_engine::ownership::{Decision, MigrationStatus};
 use mig_stream::DestinationOutcome;
 use migpipe_units::Acknowledged;
@@ -53,7 +54,7 @@ impl TestHost {
 
 /// From a source that has committed, to this destination if that has acknowledged the guest.
 const fn committed(to: Option<Acknowledged>) -> HostQuery {
-    HostQuery { id: ID, released: false, to, age: Duration::ZERO }
+    HostQuery { id: ID, query: Query::Committed(to), age: Duration::ZERO }
 }
 
 fn says(request: &Request, status: MigrationStatus) -> Option<Reply> {

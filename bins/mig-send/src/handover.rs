@@ -131,8 +131,10 @@ pub fn send_go(
     taken_by: Acknowledged,
 ) -> Result<(), StepError> {
     match (outgoing.channel.mode, &mut outgoing.channel.helper) {
-        (HandoverMode::SeparateCommit, Some(helper)) => helper
-            .query(&QueryArgs::new(Query::Committed(Some(taken_by)), outgoing.started.elapsed())),
+        (HandoverMode::SeparateCommit, Some(helper)) => {
+            let (query, age) = (Query::Committed(Some(taken_by)), outgoing.started.elapsed());
+            helper.query(&QueryArgs { query, age })
+        }
         _ => Ok(outgoing.channel.stream.go(taken_by.nonce)?),
     }
 }

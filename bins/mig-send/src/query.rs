@@ -207,7 +207,7 @@ fn query(
         forward.set_deadline(Some(timeout));
         // Opening the channel took its time.
         let age = about.age + began.elapsed();
-        let query = QueryBody { to: about.taken_by, age };
+        let query = QueryBody { to: about.query.taken_by(), age };
         let mut query = StreamWriter::new(forward, about.preamble(id), Header::from(&query))?;
         // The end of the query flushes filters that hold data back.
         query.get_mut().close()?;

@@ -5,32 +5,25 @@ use std::time::Duration;
 
 use mig_engine::handover::Query;
 use mig_stream::Preamble;
-use migpipe_units::{Acknowledged, MigrationId};
+use migpipe_units::MigrationId;
 use serde::{Deserialize, Serialize};
 
 /// What a query carries beside the id of its migration: all that the resolve helper takes.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct QueryArgs {
-    /// The source took the guest back before its commit, and says so.
-    released: bool,
-    /// Who acknowledged the guest.
-    pub taken_by: Option<Acknowledged>,
+    /// What the destination is asked, or told.
+    pub query: Query,
     /// How long ago the migration began.
     pub age: Duration,
 }
 
 impl QueryArgs {
-    /// Of a migration that began so long ago.
-    pub const fn new(query: Query, age: Duration) -> Self {
-        match query {
-            Query::Committed(taken_by) => Self { released: false, taken_by, age },
-            Query::Released => Self { released: true, taken_by: None, age },
-        }
-    }
-
     /// The preamble of the query about the migration `id`.
     pub fn preamble(&self, id: MigrationId) -> Preamble {
-        if self.released { Preamble::release(id) } else { Preamble::resolve(id) }
+        match self.query {
+            Query::Committed(_) => Preamble::resolve(id),
+            Query::Released => Preamble::release(id),
+        }
     }
 }
 

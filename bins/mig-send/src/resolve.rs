@@ -99,7 +99,8 @@ impl ResolveIo for Resolution<'_> {
 
     fn query(&mut self, query: Query) -> Result<(), StepError> {
         self.attempts.begin()?;
-        let args = QueryArgs::new(query, self.age.saturating_add(self.known_at.elapsed()));
+        let age = self.age.saturating_add(self.known_at.elapsed());
+        let args = QueryArgs { query, age };
         let process = QueryProcess::start(self.args, self.id, &args)?;
         let result = process.result_or_cancel(self.shared);
         result.and_then(|result| attempts::verdict(query, result)).inspect_err(|error| {
@@ -183,7 +184,7 @@ fn ask(outgoing: &mut OutgoingMigration<'_>, query: Query) -> Result<(), StepErr
     let (channel, age) = (&mut outgoing.channel, outgoing.started.elapsed());
     channel.attempts.begin()?;
     let helper = channel.helper.as_mut().ok_or(StepError::Helper("nobody can ask"))?;
-    helper.query(&QueryArgs::new(query, age))?;
+    helper.query(&QueryArgs { query, age })?;
     attempts::verdict(query, helper.result()?)
 }
 

@@ -7,12 +7,13 @@
 
 use mig_stream::DestinationOutcome;
 use migpipe_units::Acknowledged;
+use serde::{Deserialize, Serialize};
 
 use super::ending::SourceEnding;
 use super::failure::{Failure, FailureKind};
 
 /// What a source says to a destination by a tunnel of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Query {
     /// What became of the guest? The source has committed, so this is GO as well. It carries what
     /// the ACK said; one way there was none.
@@ -22,6 +23,14 @@ pub enum Query {
 }
 
 impl Query {
+    /// What the ACK said, where there was one and it matters.
+    pub const fn taken_by(self) -> Option<Acknowledged> {
+        match self {
+            Self::Committed(taken_by) => taken_by,
+            Self::Released => None,
+        }
+    }
+
     /// What the answer of the destination means: `Ok` where this query has nothing left to ask.
     ///
     /// # Errors
