@@ -7,16 +7,15 @@
 //! first who needs it makes by `link(2)`, as a record is, and which is on the disk before anybody
 //! is told of it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use migpipe_units::HostId;
 use nix::sys::statfs::{self, FsType};
 use serde::{Deserialize, Serialize};
+use vm_paths::durable::Draft;
 
-use crate::record::{RecordError, Records};
+use crate::record::{RecordError, Records, read_file};
 
 /// The name of the file; a record's is the id of a migration.
 const FILE: &str = "host-id";
@@ -53,35 +52,26 @@ impl Records {
             return Ok(known);
         }
         let new = Identity { id: HostId::random(), since: SystemTime::now() };
+        self.make_dir()?;
         let path = self.dir().join(FILE);
-        // Two processes may make one at once: each has a draft of its own.
-        let draft = self.dir().join(format!(".{FILE}.{}", new.id));
-        let made = self.make_dir().and_then(|()| {
-            let failed = |source| RecordError::Io { what: "write", path: draft.clone(), source };
-            write(&draft, &new).map_err(failed)?;
-            match fs::hard_link(&draft, &path) {
-                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                    Err(RecordError::Io { what: "create", path: path.clone(), source })
-                }
-                _ => self.settle(),
+        let failed = |what, source| RecordError::Io { what, path: path.clone(), source };
+        // Two may make one at once, in one process too: each has a draft of its own.
+        let name = format!("{FILE}.{}", new.id);
+        let made = serde_json::to_vec(&new)
+            .map_err(io::Error::from)
+            .and_then(|text| Draft::write(self.dir(), &name, &text));
+        match made.map_err(|source| failed("write", source))?.link(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("create", source));
             }
-        });
-        let _ = fs::remove_file(&draft);
-        made?;
+            _ => self.settle()?,
+        }
         // The first one wins.
         Ok(self.read_identity()?.unwrap_or(new))
     }
 
     fn read_identity(&self) -> Result<Option<Identity>, RecordError> {
-        let path = self.dir().join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(RecordError::Io { what: "read", path, source }),
-        };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| RecordError::Damaged { path, source })
+        read_file(self.dir().join(FILE))
     }
 
     /// Whether this host forgets its migrations when it starts again: the records are in memory.
@@ -92,16 +82,9 @@ impl Records {
     }
 }
 
-fn write(path: &Path, identity: &Identity) -> io::Result<()> {
-    let text = serde_json::to_vec(identity)?;
-    let mut file = File::create(path)?;
-    file.write_all(&text)?;
-    file.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{fs, thread};
 
     use super::*;
 

@@ -133,7 +133,7 @@ impl Records {
             };
             let mut text = Vec::new();
             file.read_to_end(&mut text).map_err(|error| failed("read", &path, error))?;
-            let record = Box::new(parse(&path, &text)?);
+            let record: Box<Record> = Box::new(parse(&path, &text)?);
             if record.decision != Decision::Restoring {
                 return Ok(Found::Decided(record));
             }

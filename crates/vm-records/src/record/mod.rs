@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use mig_engine::ownership::Decision;
 use migpipe_confine::Call;
 use migpipe_units::MigrationId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -202,12 +203,7 @@ impl Records {
     /// # Errors
     /// [`RecordError`] if there is a record that cannot be read.
     pub fn read(&self, id: MigrationId) -> Result<Option<Record>, RecordError> {
-        let path = self.path(id);
-        match fs::read(&path) {
-            Ok(text) => parse(&path, &text).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(RecordError::Io { what: "read", path, source }),
-        }
+        read_file(self.path(id))
     }
 
     /// Waits until the records that can be seen are on the disk: another process may have made one
@@ -266,7 +262,16 @@ impl Records {
     }
 }
 
-fn parse(path: &Path, text: &[u8]) -> Result<Record, RecordError> {
+/// What is in a file of the records, if it is there.
+pub(crate) fn read_file<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, RecordError> {
+    match fs::read(&path) {
+        Ok(text) => parse(&path, &text).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RecordError::Io { what: "read", path, source }),
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, RecordError> {
     serde_json::from_slice(text)
         .map_err(|source| RecordError::Damaged { path: path.to_owned(), source })
 }
