@@ -190,7 +190,7 @@ impl Args {
         Ok(self)
     }
 
-    /// Whom a question about the migration goes to.
+    /// Whom a query about the migration goes to.
     pub fn asked(&self) -> &Endpoint {
         self.commit.as_ref().unwrap_or(&self.destination)
     }

@@ -52,7 +52,7 @@ impl SshArgs {
 }
 
 /// The arguments that lead to `destination` once more, so that it can be asked: DEST first. What its
-/// mig-recv was told beside that is no matter of a question.
+/// mig-recv was told beside that is no matter of a query.
 pub fn arguments(destination: &Endpoint) -> Vec<String> {
     let mut arguments = vec![destination.to_string()];
     if let Endpoint::Ssh(ssh) = destination {
