@@ -15,6 +15,7 @@ mod files;
 mod guest_memory;
 mod handover;
 mod hung_storage;
+mod json;
 mod kills;
 mod messages;
 mod migrate;

@@ -42,4 +42,8 @@ impl migpipe_cli::Program for Args {
     fn common(&self) -> &migpipe_cli::Common {
         &self.common
     }
+
+    fn json(&self) -> bool {
+        self.json
+    }
 }

@@ -79,6 +79,9 @@ pub struct Args {
     /// Say nothing when all went well
     #[arg(short, long)]
     pub quiet: bool,
+    /// Say what went wrong as one JSON object on stderr
+    #[arg(long)]
+    pub json: bool,
     /// Serve the mig-recv that started this one; see the module host
     #[arg(long, hide = true)]
     pub broker: bool,
@@ -136,6 +139,10 @@ impl migpipe_cli::Program for Args {
 
     fn common(&self) -> &migpipe_cli::Common {
         &self.common
+    }
+
+    fn json(&self) -> bool {
+        self.json
     }
 }
 

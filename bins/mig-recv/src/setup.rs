@@ -47,6 +47,7 @@ pub fn accept<'a>(
     }
     let name = args.name.clone().unwrap_or_else(|| description.name.clone());
     let began = Instant::now();
+    migpipe_cli::guest_is_at(&name, None);
     Ok(IncomingMigration {
         args,
         host,

@@ -118,6 +118,9 @@ pub struct Args {
     /// No table at the end
     #[arg(short, long)]
     pub quiet: bool,
+    /// Say what went wrong as one JSON object on stderr, and print no table
+    #[arg(long)]
+    pub json: bool,
     /// Make queries about this migration for the mig-send that started this one; see the module
     /// query
     #[arg(long, value_name = "ID", hide = true)]
@@ -177,6 +180,14 @@ impl migpipe_cli::Program for Args {
 
     fn common(&self) -> &migpipe_cli::Common {
         &self.common
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+
+    fn guest(&self) -> Option<&str> {
+        Some(&self.guest)
     }
 }
 

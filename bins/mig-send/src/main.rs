@@ -9,6 +9,7 @@ mod confinement;
 mod disks;
 mod dry_run;
 mod error;
+mod events;
 mod failure;
 mod handover;
 mod live;

@@ -19,7 +19,7 @@ use anyhow::anyhow;
 use mig_engine::handover::{
     Source, SourceEnd, SourceEnding, SourceGuestState, SourceIo, SourceStep, run_source,
 };
-use mig_engine::report::Phase;
+use mig_engine::report::{Location, Phase};
 use mig_stream::StreamDigest;
 use migpipe_cli::output;
 use migpipe_units::Acknowledged;
@@ -48,7 +48,7 @@ pub fn run(
 ) -> Result<u8, StepError> {
     let (mut outgoing, watch) =
         setup::open(draft, args, client, status, shared, ResolveHelper::command)?;
-    let monitor = Monitor::start(watch, outgoing.id, shared);
+    let monitor = Monitor::start(watch, shared);
     let end = run_source(Source::new(outgoing.channel.mode), &mut outgoing);
     shared.progress(|progress| progress.phase = Phase::Done);
     drop(monitor);
@@ -147,7 +147,11 @@ fn leave(draft: &Draft<'_>, mut outgoing: OutgoingMigration<'_>, end: &SourceEnd
         // The status says what became of the guest, and that alone.
         migpipe_cli::complain(NAME, &error.into());
     }
-    if !outgoing.args.quiet && !outgoing.report.rounds.is_empty() {
+    draft.events.end(&outgoing.report, &outgoing.shared.current_progress());
+    let at = outgoing.report.location.map(Location::word);
+    migpipe_cli::guest_is_at(&outgoing.report.guest, at);
+    let quiet = outgoing.args.quiet || migpipe_cli::is_json();
+    if !quiet && !outgoing.report.rounds.is_empty() {
         output::say(outgoing.report.table().trim_end());
     }
     if let Some(complaint) = complaint {

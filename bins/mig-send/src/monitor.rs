@@ -1,25 +1,23 @@
 //! What goes on beside the migration: progress for whoever watches, orders from whoever steers,
 //! and signals.
 
-use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use mig_channel::{Interrupt, Job};
-use mig_engine::report::Progress;
-use migpipe_cli::output::{self, Loss};
-use migpipe_units::{BytesPerSec, MigrationId};
-use nix::libc;
+use mig_engine::report::{Progress, Report};
+use migpipe_cli::output;
+use migpipe_units::BytesPerSec;
 use nix::sys::signal::{SigSet, Signal};
-use tracing::{debug, warn};
+use tracing::debug;
 use vm_control::{Client, ClientError, Order, Refusal};
 
 use crate::args::{Args, ProgressMode};
 use crate::confinement::SIGNALS;
+use crate::events::Events;
 use crate::live;
 
 /// How often orders are taken and progress is shown: an order takes effect within a tenth of a
@@ -98,6 +96,11 @@ impl Shared {
     /// Shows where the migration is.
     pub fn progress(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.lock().progress);
+    }
+
+    /// Where the migration is.
+    pub fn current_progress(&self) -> Progress {
+        self.lock().progress
     }
 
     /// The bandwidth limit, if it was changed since the last call.
@@ -207,11 +210,14 @@ pub struct Watch {
     /// A connection of its own, so that nobody waits for the other.
     client: Client,
     display: ProgressOutput,
+    /// What it is of, as far as that is known.
+    report: Report,
 }
 
 impl Watch {
-    pub fn new(client: Client, args: &Args) -> Self {
-        Self { client, display: ProgressOutput::new(args) }
+    pub fn new(client: Client, args: &Args, events: &Events, report: &Report) -> Self {
+        let display = ProgressOutput::new(args, events.clone());
+        Self { client, display, report: report.clone() }
     }
 }
 
@@ -224,16 +230,16 @@ pub struct Monitor {
 
 impl Monitor {
     /// Starts it.
-    pub fn start(watch: Watch, id: MigrationId, shared: &Arc<Shared>) -> Self {
-        let Watch { client, mut display } = watch;
+    pub fn start(watch: Watch, shared: &Arc<Shared>) -> Self {
+        let Watch { client, mut display, report } = watch;
         let thread_shared = Arc::clone(shared);
         let thread = thread::spawn(move || {
             let shared = thread_shared;
             while !shared.ended.load(Ordering::SeqCst) {
                 let progress = shared.lock().progress;
-                display.show(&progress, shared.terminal_is_lent());
+                display.show(&report, &progress, shared.terminal_is_lent());
                 if let Ok(text) = serde_json::to_string(&progress) {
-                    match client.post_progress(id, text) {
+                    match client.post_progress(report.migration, text) {
                         Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
                         // vmrun has carried it out already.
                         Err(ClientError::Refused(Refusal::Cancelled)) => shared.cancel(),
@@ -265,29 +271,18 @@ impl Drop for Monitor {
 /// Where progress goes. Whoever reads it holds nothing up: not the orders, not the migration.
 struct ProgressOutput {
     line: bool,
-    json: Option<output::Output>,
+    events: Events,
     shown: bool,
 }
 
 impl ProgressOutput {
-    fn new(args: &Args) -> Self {
-        let json = match (args.progress_fd, args.progress) {
-            (Some(fd), _) => progress_fd(fd)
-                .inspect_err(|error| warn!("no progress on descriptor {fd}: {error}"))
-                .ok(),
-            (None, ProgressMode::Json) => output::stderr().cloned(),
-            (None, _) => None,
-        };
+    fn new(args: &Args, events: Events) -> Self {
         let line = args.progress == ProgressMode::Auto && io::stderr().is_terminal();
-        Self { line, json, shown: false }
+        Self { line, events, shown: false }
     }
 
-    fn show(&mut self, progress: &Progress, lent: bool) {
-        if let Some(json) = &self.json
-            && let Ok(text) = serde_json::to_string(progress)
-        {
-            json.push(format!("{text}\n").as_bytes());
-        }
+    fn show(&mut self, report: &Report, progress: &Progress, lent: bool) {
+        self.events.show(report, progress);
         if self.line
             && !lent
             && let Some(line) = live::line(progress)
@@ -304,16 +299,5 @@ impl ProgressOutput {
         {
             stderr.replace(b"\r\x1b[K");
         }
-        if let Some(lost) = self.json.as_ref().map(output::Output::lost).filter(|lost| *lost > 0) {
-            debug!("{lost} lines of progress were not read in time");
-        }
     }
-}
-
-/// The descriptor that the caller passed, as a file description of our own: without waiting for its
-/// reader to open it, where it is a FIFO.
-fn progress_fd(fd: i32) -> io::Result<output::Output> {
-    let mut options = File::options();
-    let file = options.append(true).custom_flags(libc::O_NONBLOCK);
-    output::Output::start(file.open(format!("/proc/self/fd/{fd}"))?, Loss::Silent)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use mig_engine::handover::{Failure, FailureKind, HandoverMode, SourceEnding, SourceGuestState};
-use mig_engine::report::{Location, Mode, Promise, Report, ReportOutcome, Totals};
+use mig_engine::report::{Location, Mode, Progress, Promise, Report, ReportOutcome, Totals};
 use migpipe_units::MigrationId;
 use nix::sys::resource::{UsageWho, getrusage};
 use thiserror::Error;
@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::NAME;
 use crate::args::Args;
 use crate::error::StepError;
+use crate::events::Events;
 use crate::outgoing::OutgoingMigration;
 use crate::resolve::resolve_command;
 
@@ -50,6 +51,8 @@ pub enum ReportError {
 pub struct Draft<'a> {
     args: &'a Args,
     file: Option<File>,
+    /// Who reads progress.
+    pub events: Events,
     /// What is known before the guest is looked at.
     pub report: Report,
 }
@@ -77,7 +80,7 @@ impl<'a> Draft<'a> {
             promise: Promise::new((!limits.classic).then_some(limits.max_downtime), None),
             totals: Totals::default(),
         };
-        Self { args, file: None, report }
+        Self { args, file: None, events: Events::new(args), report }
     }
 
     /// Opens the file of `--report`, and writes that nothing is known yet.
@@ -134,6 +137,8 @@ impl<'a> Draft<'a> {
         self.report.reason = Some(reason);
         self.report.location = guest.and_then(location);
         self.report.totals.cpu = cpu_time();
+        self.events.end(&self.report, &Progress::default());
+        migpipe_cli::guest_is_at(&self.report.guest, self.report.location.map(Location::word));
         if let Err(error) = self.write(&self.report) {
             migpipe_cli::complain(NAME, &error.into());
         }

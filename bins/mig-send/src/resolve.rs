@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Query, ResolveIo, Resolver, SourceEnding, run_resolver};
 use mig_engine::ownership::{Input, State};
-use mig_engine::report::Phase;
+use mig_engine::report::{Location, Phase};
 use migpipe_cli::output;
 use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError, Status};
@@ -51,6 +51,14 @@ pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> an
     };
     let resolver = Resolver::new(handover.taken_by, args.force);
     let (ending, why) = run_resolver(resolver, &mut resolution);
+    let at = match ending {
+        SourceEnding::Moved => Some(Location::Destination),
+        SourceEnding::Stayed | SourceEnding::Forced | SourceEnding::Cancelled => {
+            Some(Location::Source)
+        }
+        SourceEnding::Unknown => None,
+    };
+    migpipe_cli::guest_is_at(name, at.map(Location::word));
     match (ending, why) {
         (SourceEnding::Moved, why) => {
             output::say(format!("{NAME}: {name} runs at its destination"));
@@ -63,10 +71,10 @@ pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> an
             }
         }
         (SourceEnding::Forced, _) => {
-            output::say(format!("{NAME}: {name} runs here, by force"));
+            migpipe_cli::complain(NAME, &anyhow!("{name} runs here, by force"));
         }
         (SourceEnding::Unknown, None | Some(StepError::Cancelled)) => {
-            output::say(format!("{NAME}: cancelled; {name} stays handed-over"));
+            migpipe_cli::complain(NAME, &anyhow!("cancelled; {name} stays handed-over"));
         }
         (SourceEnding::Unknown, Some(why)) => {
             migpipe_cli::complain(NAME, &anyhow!("{name} stays handed-over: {}", why.reason()));
@@ -76,7 +84,10 @@ pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> an
                 Some(StepError::Refused(reason)) => reason,
                 _ => String::new(),
             };
-            output::say(format!("{NAME}: the destination refused {name} ({reason}); it runs here"));
+            migpipe_cli::complain(
+                NAME,
+                &anyhow!("the destination refused {name} ({reason}); it runs here"),
+            );
         }
     }
     Ok(ending.exit_status())

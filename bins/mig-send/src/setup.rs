@@ -41,8 +41,8 @@ pub fn open<'a>(
     shared: &Arc<Shared>,
     helper: fn(&Args, MigrationId) -> Command,
 ) -> Result<(OutgoingMigration<'a>, Watch), StepError> {
-    let watch =
-        Client::connect_within(client.path(), NAME, args.timeout).map(|it| Watch::new(it, args))?;
+    let watch = Client::connect_within(client.path(), NAME, args.timeout)
+        .map(|it| Watch::new(it, args, &draft.events, &draft.report))?;
     let for_disks = Client::connect_within(client.path(), NAME, args.timeout)?;
     let machine = client.describe()?;
     let memory = client.map_memory(&machine)?;

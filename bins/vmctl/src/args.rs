@@ -13,7 +13,7 @@ pub struct Args {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
-    /// Machine-readable output
+    /// Print JSON, also what went wrong
     #[arg(long, global = true)]
     pub json: bool,
     #[command(flatten)]
@@ -71,6 +71,23 @@ pub enum Command {
         #[arg(long, value_name = "EVENT",
               value_parser = ["resumed", "paused", "ownership", "ended"])]
         until: Option<String>,
+        /// Stop after so many seconds, with status 1
+        #[arg(long, value_name = "SECONDS", value_parser = migpipe_cli::seconds)]
+        timeout: Option<Duration>,
+    },
+    /// Wait until a guest is so
+    ///
+    /// Status 0 says that it was. ended means that no guest of this name is here. A state that a guest
+    /// leaves again within milliseconds may be missed.
+    Wait {
+        /// The guest
+        #[arg(value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
+        guest: String,
+        /// running, paused, held, migrating, handed-over, incoming, receiving, prepared or ended
+        #[arg(hide_possible_values = true,
+              value_parser = ["running", "paused", "held", "migrating", "handed-over", "incoming",
+                              "receiving", "prepared", "ended"])]
+        state: String,
         /// Stop after so many seconds, with status 1
         #[arg(long, value_name = "SECONDS", value_parser = migpipe_cli::seconds)]
         timeout: Option<Duration>,
@@ -185,6 +202,7 @@ Examples:
   vmctl balloon web 256M
   vmctl resolve web                     # or, where the guest was not sent: ... web ssh:hostc
   vmctl events web --until ended
+  vmctl wait web running --timeout 60
   vmctl records
   vmctl forget web                      # it did not arrive where it went: vmrun starts it here
   vmctl plot r.json --format svg        # after: mig-send --report r.json web ...
@@ -198,5 +216,31 @@ Exit status:
 impl migpipe_cli::Program for Args {
     fn common(&self) -> &migpipe_cli::Common {
         &self.common
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+
+    fn guest(&self) -> Option<&str> {
+        match &self.command {
+            Command::Status { guest }
+            | Command::Pause { guest }
+            | Command::Resume { guest }
+            | Command::Quit { guest, .. }
+            | Command::Balloon { guest, .. }
+            | Command::Events { guest, .. }
+            | Command::Wait { guest, .. }
+            | Command::Info { guest }
+            | Command::Cancel { guest }
+            | Command::SetSpeed { guest, .. }
+            | Command::SetDowntime { guest, .. }
+            | Command::Resolve { guest, .. }
+            | Command::Commit { guest, .. } => Some(guest),
+            Command::List
+            | Command::Records { .. }
+            | Command::Forget { .. }
+            | Command::Plot { .. } => None,
+        }
     }
 }

@@ -6,6 +6,7 @@ mod handover;
 mod memory;
 mod plot;
 mod show;
+mod wait;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -60,6 +61,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Events { guest, until, timeout } => {
             return events(guest, until.as_deref(), *timeout, args.json);
         }
+        Command::Wait { guest, state, timeout } => wait::until(guest, state, *timeout)?,
         Command::Resolve { guest, destination, force } => {
             return handover::resolve(guest, destination.as_deref(), *force);
         }

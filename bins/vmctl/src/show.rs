@@ -123,7 +123,7 @@ pub fn files(paths: &[PathBuf], as_json: bool) -> String {
 }
 
 /// How a guest is, in a word.
-fn word(guest: &Status) -> &'static str {
+pub fn word(guest: &Status) -> &'static str {
     match (guest.ownership, guest.running) {
         (State::Owned, true) => "running",
         (State::Owned, false) if guest.held.is_some() => "held",

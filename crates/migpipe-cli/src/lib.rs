@@ -14,6 +14,7 @@ pub mod output;
 
 use std::any::Any;
 mod complete;
+mod fault;
 mod manual;
 mod usage;
 
@@ -33,6 +34,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tracing::level_filters::LevelFilter;
 
 pub use complete::candidates;
+pub use fault::{guest_is_at, is_json};
 pub use manual::Manual;
 pub use usage::{Usage, is_usage, quoted, usage};
 
@@ -88,6 +90,16 @@ pub trait Program: Parser + CommandFactory {
 
     /// Its common options.
     fn common(&self) -> &Common;
+
+    /// Whether a script reads what it says.
+    fn json(&self) -> bool {
+        false
+    }
+
+    /// The guest that its command line names.
+    fn guest(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Parses the command line, does what the common options ask for, and runs `body`. An error
@@ -107,8 +119,22 @@ pub fn main<P: Program>(body: impl FnOnce(P) -> anyhow::Result<u8>) -> ExitCode 
         .and_then(|mut matches| P::from_arg_matches_mut(&mut matches))
     {
         Ok(program) => program,
+        Err(error) if error.use_stderr() && asks_for_json() => {
+            fault::collect();
+            let text = error.to_string();
+            let why = text.lines().next().unwrap_or_default();
+            fault::take(why.strip_prefix("error: ").unwrap_or(why));
+            fault::print(&name, USAGE);
+            return ExitCode::from(USAGE);
+        }
         Err(error) => error.exit(),
     };
+    if program.json() {
+        fault::collect();
+    }
+    if let Some(guest) = program.guest() {
+        guest_is_at(guest, None);
+    }
     output::start();
     tracing_subscriber::fmt()
         .with_writer(|| output::Stderr)
@@ -154,18 +180,26 @@ fn ignore_limits() {
 }
 
 fn finish(name: &str, result: anyhow::Result<u8>) -> ExitCode {
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            complain(name, &error);
-            ExitCode::from(if is_usage(&error) { USAGE } else { 1 })
-        }
-    }
+    let status = result.unwrap_or_else(|error| {
+        complain(name, &error);
+        if is_usage(&error) { USAGE } else { 1 }
+    });
+    fault::print(name, status);
+    ExitCode::from(status)
 }
 
-/// Writes `error` and its causes as one line to stderr.
+/// Whether a command line that cannot be read asks for JSON all the same.
+fn asks_for_json() -> bool {
+    std::env::args_os().any(|word| word == "--json")
+}
+
+/// Writes `error` and its causes as one line to stderr; a script gets all such lines as one object
+/// at the end.
 pub fn complain(name: &str, error: &anyhow::Error) {
-    output::say(format!("{name}: {}", one_line(error)));
+    let line = one_line(error);
+    if !fault::take(&line) {
+        output::say(format!("{name}: {line}"));
+    }
 }
 
 /// `error` and its causes on one line, each said once.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use migpipe_units::{Bytes, MigrationId, Pages};
 use serde::{Deserialize, Serialize};
 
-pub use progress::{Phase, Progress};
+pub use progress::{Phase, Progress, ProgressEvent};
 pub use text::{Time, clean, grouped};
 
 use crate::precopy::{RoundStats, Rule, nanos};
@@ -105,6 +105,16 @@ pub enum Location {
     Source,
     /// It runs there.
     Destination,
+}
+
+impl Location {
+    /// The word for it in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
 }
 
 /// The rule that ended pre-copy, for machines and for people.

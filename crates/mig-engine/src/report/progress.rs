@@ -3,10 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use migpipe_units::{Bytes, BytesPerSec, Pages};
+use migpipe_units::{Bytes, BytesPerSec, MigrationId, Pages};
 use serde::{Deserialize, Serialize};
 
 use super::text::{Time, grouped};
+use super::{Location, Report, ReportOutcome};
 use crate::precopy::nanos;
 
 /// How long a line of progress is at most where nobody says how wide it may be, in characters.
@@ -37,6 +38,62 @@ pub struct Progress {
     /// How far the vCPUs are throttled.
     #[serde(rename = "throttle_percent")]
     pub throttle: u8,
+}
+
+/// A line of `--progress json`: where a migration is, of which guest, and at the end what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressEvent {
+    /// The version of this format: [`ProgressEvent::VERSION`].
+    pub version: u32,
+    /// When, since 1970 began (UTC), by the clock of this host.
+    #[serde(rename = "time_ns", with = "nanos")]
+    pub time: Duration,
+    /// Whose line it is.
+    pub side: Location,
+    /// The guest's name on this side.
+    pub guest: String,
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Where it is.
+    #[serde(flatten)]
+    pub progress: Progress,
+    /// How it ended, in the last line; nothing before.
+    pub outcome: Option<ReportOutcome>,
+    /// Why it ended so, unless it completed.
+    pub reason: Option<String>,
+    /// Where the guest is then, where that is known.
+    #[serde(rename = "guest_is_at")]
+    pub location: Option<Location>,
+}
+
+impl ProgressEvent {
+    /// The version of the line that this code writes.
+    pub const VERSION: u32 = 1;
+
+    /// On the way, at `time`; whose it is stands in the report.
+    pub fn new(report: &Report, progress: Progress, time: Duration) -> Self {
+        Self {
+            version: Self::VERSION,
+            time,
+            side: Location::Source,
+            guest: report.guest.clone(),
+            migration: report.migration,
+            progress,
+            outcome: None,
+            reason: None,
+            location: None,
+        }
+    }
+
+    /// The last one: what the report says of the end.
+    pub fn last(report: &Report, progress: Progress, time: Duration) -> Self {
+        Self {
+            outcome: Some(report.outcome),
+            reason: report.reason.clone(),
+            location: report.location,
+            ..Self::new(report, Progress { phase: Phase::Done, ..progress }, time)
+        }
+    }
 }
 
 /// What a migration is doing. In JSON: `connect`, `pre_copy`, `blackout`, `handover`, `resolve`,
