@@ -59,11 +59,15 @@ pub fn kill_9(pid: i32) -> bool {
     lived
 }
 
-/// Whether the process is there and no zombie.
+/// Whether the process is there and no zombie. One whose first thread is dead lives until the last
+/// is: before that, its parent cannot know.
 pub fn lives(pid: i32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-    !matches!(state, Some('Z' | 'X') | None)
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { return false };
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        !matches!(state, Some('Z' | 'X') | None)
+    })
 }
 
 /// Stops it, and waits until all its threads stand still: the signal takes effect when the first
