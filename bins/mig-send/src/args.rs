@@ -19,8 +19,8 @@ pub struct Args {
     /// The guest: its name, or the path of its control socket
     #[arg(value_name = "GUEST", value_parser = vm_paths::guest, add = migpipe_cli::candidates(vm_paths::names))]
     pub guest: String,
-    /// Where the stream goes: - (stdout), ssh:[USER@]HOST[/NAME], exec:CMD, tcp:HOST:PORT, unix:PATH,
-    /// file:PATH or fd:N
+    /// Where the stream goes: - (stdout), ssh:HOST or ssh:USER@HOST/NAME, exec:CMD, tcp:HOST:PORT,
+    /// unix:PATH, file:PATH or fd:N
     ///
     /// ssh: starts mig-recv on HOST, where the guest is called NAME, or as here. It asks for a
     /// password or passphrase on the terminal, and never where there is none.

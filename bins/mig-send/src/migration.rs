@@ -9,7 +9,7 @@
 //! | [`precopy`] | rounds of pages, while the guest runs |
 //! | [`stop_and_copy`] | the guest is paused; the last pages and its state |
 //! | [`handover`] | `End`, ACK, the commit in the source's vmrun, GO, and RUNNING |
-//! | [`resolve`](crate::resolve) | the source's vmrun ends; or it is found out what became of the guest |
+//! | [`resolve`](mod@crate::resolve) | the source's vmrun ends; or it is found out what became of the guest |
 //! | [`failure`] | the guest is given back, and then it is found out why |
 
 use std::sync::Arc;

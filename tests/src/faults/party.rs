@@ -12,33 +12,31 @@ use super::wire::Point;
 use crate::console::wait;
 use crate::host::Host;
 
+/// How long a process may take to be there. One that is not by then has been and gone: a
+/// destination that had its time, say, on a machine with much other work.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The process of `party`, if it has not done its part already; `tunnel` is the one that stopped.
 pub fn find(bed: &TestBed, party: Party, tunnel: i32) -> Option<i32> {
-    Some(match party {
-        Party::Send => bed.sender.pid(),
-        Party::Source => bed.a.pid(),
-        Party::Tunnel => tunnel,
-        // After GO it may be done and gone.
-        Party::Recv if bed.case.step == Point::AfterGo => {
-            return now(&bed.destination, "mig-recv");
-        }
-        Party::Recv => of(&bed.destination, "mig-recv"),
-        Party::Destination => of(&bed.destination, "vmrun"),
-        Party::SendBroker if bed.case.step == Point::AfterGo => {
-            return now(&bed.source, "mig-broker");
-        }
-        Party::SendBroker => of(&bed.source, "mig-broker"),
-        Party::RecvBroker => of(&bed.destination, "mig-broker"),
-    })
-}
-
-fn of(host: &Host, name: &str) -> i32 {
+    let (host, name) = match party {
+        Party::Send => return Some(bed.sender.pid()),
+        Party::Source => return Some(bed.a.pid()),
+        Party::Tunnel => return Some(tunnel),
+        Party::Recv => (&bed.destination, "mig-recv"),
+        Party::Destination => (&bed.destination, "vmrun"),
+        Party::SendBroker => (&bed.source, "mig-broker"),
+        Party::RecvBroker => (&bed.destination, "mig-broker"),
+    };
+    if matches!(party, Party::Recv | Party::SendBroker) && bed.case.step == Point::AfterGo {
+        // It may be done and gone.
+        return now(host, name);
+    }
     let mut found = None;
-    wait(name, || {
+    within(START_TIMEOUT, || {
         found = now(host, name);
         found.is_some()
     });
-    found.expect("waited for")
+    found
 }
 
 /// The process of this name, if it is there now.
