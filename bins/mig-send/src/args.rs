@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::{Parser, ValueEnum};
 use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
@@ -47,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "DEST", conflicts_with = "one_way")]
     pub commit: Option<Endpoint>,
     /// Finish a migration whose outcome is not known: ask DEST what became of it; without DEST, where
-    /// the guest was sent
+    /// the guest was sent, if that is ssh:HOST, tcp: or unix:
     #[arg(long, conflicts_with_all = ["dry_run", "one_way"])]
     pub resolve: bool,
     /// With --resolve: run the guest here though the destination cannot be asked or may have run
@@ -211,14 +212,33 @@ impl Args {
         *self.asked() == Endpoint::Standard
     }
 
-    /// Asks another destination instead, named by arguments of a command line; none if there are none.
+    /// Asks where the guest was sent, which its vmrun says by `arguments` of a command line; none if
+    /// there are none.
+    ///
+    /// What a vmrun says may come from whoever took it over, or from a destination that took the
+    /// mig-send over which told it. So nothing of it is run here, on this host or on another: a
+    /// destination that takes more than a connection is for the operator to name.
     ///
     /// # Errors
-    /// Arguments that name none.
+    /// Arguments that name none; wrong usage if it is to be named.
     pub fn ask_at(&mut self, arguments: &[String]) -> anyhow::Result<()> {
         let line = [NAME, "--resolve", &self.guest].map(str::to_owned);
         let told = Self::try_parse_from(line.iter().chain(arguments))?.complete()?;
-        (self.destination, self.ssh) = (told.destination, told.ssh);
+        let takes_a_connection = match &told.destination {
+            Endpoint::Standard | Endpoint::Tcp { .. } | Endpoint::Unix(_) => true,
+            Endpoint::Ssh(ssh) => ssh.is_plain(),
+            Endpoint::Exec(_) | Endpoint::File(_) | Endpoint::Fd(_) => false,
+        };
+        if !takes_a_connection {
+            let words: Vec<_> = line.iter().chain(arguments).collect();
+            let words = words.iter().map(|it| migpipe_cli::quoted(&migpipe_cli::printable(it)));
+            return Err(migpipe_cli::usage(anyhow!(
+                "{}'s vmrun says that it is to be asked for by a command; if that is right, run it: {}",
+                self.guest,
+                words.collect::<Vec<_>>().join(" ")
+            )));
+        }
+        self.destination = told.destination;
         Ok(())
     }
 
@@ -268,4 +288,47 @@ impl Args {
 
 fn pages(text: &str) -> Result<Pages, String> {
     text.parse().map(Pages).map_err(|_| "give a number of pages".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask_at(words: &[&str]) -> anyhow::Result<Endpoint> {
+        let mut args = Args::parse_from(["mig-send", "--resolve", "web"]);
+        args.ask_at(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())?;
+        Ok(args.destination)
+    }
+
+    #[test]
+    fn where_a_vmrun_says_that_its_guest_was_sent_is_asked_by_a_connection_alone() {
+        assert_eq!(ask_at(&[]).unwrap(), Endpoint::Standard);
+        for plain in ["ssh:root@hostb/w2", "tcp:hostb:4444", "unix:/run/x"] {
+            assert_eq!(ask_at(&[plain]).unwrap().to_string(), plain);
+        }
+        for (words, command) in [
+            (&["exec:touch /x"][..], "mig-send --resolve web 'exec:touch /x'"),
+            (
+                &["ssh:hostb", "--ssh-option=ProxyCommand=id"],
+                "mig-send --resolve web ssh:hostb --ssh-option=ProxyCommand=id",
+            ),
+            (
+                &["ssh:hostb", "--recv-path=bin/id"],
+                "mig-send --resolve web ssh:hostb --recv-path=bin/id",
+            ),
+            (&["ssh:hostb", "--", "-q"], "mig-send --resolve web ssh:hostb -- -q"),
+            (&["file:x"], "mig-send --resolve web file:x"),
+        ] {
+            let error = ask_at(words).unwrap_err();
+            assert!(migpipe_cli::is_usage(&error), "{error}");
+            let said = error.to_string();
+            let told = said.split("run it: ").nth(1).unwrap();
+            assert_eq!(unquoted(told), unquoted(command), "{said}");
+        }
+    }
+
+    /// Which words are quoted is for the crate that does it.
+    fn unquoted(text: &str) -> String {
+        text.replace('\'', "")
+    }
 }

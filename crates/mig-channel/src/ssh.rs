@@ -95,6 +95,11 @@ impl Ssh {
         })
     }
 
+    /// Whether nothing but a host, a user and the name of a guest was said.
+    pub fn is_plain(&self) -> bool {
+        self.options.is_empty() && self.program == Self::PROGRAM && self.arguments.is_empty()
+    }
+
     /// The ssh to be started. Where there is no terminal it asks nothing, and fails instead.
     pub(crate) fn command(&self, has_terminal: bool) -> Command {
         let mut ssh = Command::new("ssh");

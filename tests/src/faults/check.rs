@@ -255,9 +255,9 @@ pub fn leftovers(bed: &mut TestBed, end: Ending) {
         // One that runs may be writing one now, and one that was killed may have been.
         let may_leave_one = matches!(bed.case.fault, Fault::Kill(_));
         wait("the drafts of records to be gone", || {
-            !files(&bed.destination.path("state/vmrun/migrations"))
-                .iter()
-                .any(|draft| draft_writer(draft).is_some_and(|pid| !may_leave_one || lives(pid)))
+            let left = files(&bed.destination.path("state/vmrun/migrations"));
+            let mut drafts = left.iter().filter(|path| is_draft(path));
+            drafts.all(|path| may_leave_one && !draft_writer(path).is_some_and(lives))
         });
     }
     if let Some(pid) = here
@@ -268,10 +268,14 @@ pub fn leftovers(bed: &mut TestBed, end: Ending) {
     }
 }
 
+fn is_draft(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
 /// The process that writes the record of which `path` is the draft.
 fn draft_writer(path: &Path) -> Option<i32> {
     let name = path.file_name()?.to_string_lossy();
-    name.strip_prefix('.')?.rsplit('.').next()?.parse().ok()
+    name.rsplit('.').next()?.parse().ok()
 }
 
 fn bitmaps(pid: i32) -> usize {
