@@ -194,7 +194,7 @@ fn a_guest_of_unknown_outcome_is_resolved_where_it_was_sent() {
     }
     wait("the destination", || away.state("w2").as_deref() == Some("prepared"));
     let status = home.run("vmctl", &["status", "web"]).expect(0).stdout;
-    assert!(status.contains("mig-send --resolve web asks ssh:127.0.0.1/w2"), "{status}");
+    assert!(status.contains("it was sent to ssh:127.0.0.1/w2; mig-send --resolve web"), "{status}");
     // Options of ssh can run commands, and the vmrun that remembers them may be anybody's by now.
     let done = home.run("mig-send", &["--resolve", "web"]).expect(2);
     let command = done.stderr.trim().split("run it: ").nth(1).unwrap().to_owned();

@@ -27,9 +27,12 @@ pub fn check(args: &Args) -> anyhow::Result<()> {
     if attempts::can_be_asked(args) || args.force {
         return Ok(());
     }
+    let why = match args.names_no_destination() {
+        true => "none is known here".to_owned(),
+        false => format!("that is not {}", args.asked()),
+    };
     Err(migpipe_cli::usage(anyhow!(
-        "--resolve needs the destination to ask, and that is not {}: {}",
-        args.asked(),
+        "--resolve needs the destination to ask, and {why}: {}",
         resolve_command(args)
     )))
 }

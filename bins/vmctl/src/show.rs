@@ -69,7 +69,10 @@ fn what_next(guest: &Status) -> Option<String> {
         State::Owned if guest.held.is_some() => guest.held.clone(),
         State::HandedOver(_) if guest.progress.is_none() => Some(match destination(guest) {
             Some(destination) => {
-                format!("mig-send --resolve {} asks {destination} what became of it", guest.name)
+                format!(
+                    "it was sent to {destination}; mig-send --resolve {} goes on from there",
+                    guest.name
+                )
             }
             None => format!(
                 "mig-send --resolve {} DEST asks the destination what became of it",
@@ -237,7 +240,7 @@ mod tests {
         };
         let known = Status { handover: Some(known), ..guest.clone() };
         let text = status(&known, false).unwrap();
-        assert!(text.contains("mig-send --resolve web asks ssh:hostb"), "{text}");
+        assert!(text.contains("it was sent to ssh:hostb; mig-send --resolve web"), "{text}");
         guest.progress = serde_json::to_string(&Progress::default()).ok();
         assert!(!status(&guest, false).unwrap().contains("--resolve"), "mig-send is at it");
     }
