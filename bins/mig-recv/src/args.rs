@@ -76,6 +76,8 @@ pub struct Args {
     /// Refuse a guest that has more vCPUs
     #[arg(long, value_name = "N")]
     pub max_cpus: Option<u32>,
+    #[command(flatten)]
+    pub reporting: migpipe_cli::Reporting,
     /// Say nothing when all went well
     #[arg(short, long)]
     pub quiet: bool,
@@ -100,6 +102,7 @@ Examples:
   mig-recv --max-mem 8G --max-cpus 8           it is no larger than that, or it is refused
   mig-recv file:web.mig                        restore a saved guest
   mig-recv --name web2 --clone file:web.mig    ... once more, as a copy
+  mig-recv --report r.json --progress json tcp:0.0.0.0:4444
   mig-recv < web.mig
 
 Exit status:
@@ -120,6 +123,20 @@ impl Args {
             )));
         }
         Ok(())
+    }
+
+    /// Takes the descriptors on which something is to be said, where `source` brings the stream.
+    ///
+    /// # Errors
+    /// Wrong usage.
+    pub fn claim_descriptors(&self, source: &Endpoint) -> anyhow::Result<()> {
+        // The answers to what comes through stdin go to stdout.
+        let taken = match source {
+            Endpoint::Standard => &[0, 1][..],
+            Endpoint::Fd(fd) => std::slice::from_ref(fd),
+            _ => &[],
+        };
+        self.reporting.claim(taken, mig_channel::claim)
     }
 
     /// The files that are named here: they are meant, wherever they are.

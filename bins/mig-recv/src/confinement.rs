@@ -16,6 +16,9 @@ const CHANNEL: &[Call] = calls![
     SYS_dup3;
     SYS_getsockname;
     SYS_getcwd => "--disk with a relative path";
+    SYS_ioctl(Check::Is(1, libc::TIOCGWINSZ as u32)) => "how wide the live line may be";
+    SYS_getrusage => "the report";
+    SYS_ftruncate => "the report takes the place of an older one";
 ];
 
 /// All threads: the one that reads, and the one that makes pages exist ahead of it.

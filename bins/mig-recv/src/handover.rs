@@ -29,6 +29,7 @@ pub fn send_ack(
     by: Acknowledged,
 ) -> Result<(), StepError> {
     let timings = mem::take(&mut guest.timings);
+    migration.acknowledged = Some(Instant::now());
     Ok(migration.answers.send(&Message::Ack { digest, by, timings })?)
 }
 
@@ -53,7 +54,11 @@ pub fn await_commit(
     let deadline = Instant::now() + go_timeout(migration.args);
     loop {
         match guest.vmrun.client.migration_status(migration.id, nonce) {
-            Ok(MigrationStatus::Running) => return Ok(()),
+            Ok(MigrationStatus::Running) => {
+                let total = migration.paused.map(|at| at.elapsed());
+                migration.arrival.report(|report| report.downtime.total = total);
+                return Ok(());
+            }
             Ok(MigrationStatus::Prepared) if Instant::now() <= deadline => {
                 thread::sleep(COMMIT_POLL_INTERVAL);
             }
@@ -68,7 +73,13 @@ pub fn run(
     guest: &mut Guest,
     nonce: Option<Nonce>,
 ) -> Result<(), StepError> {
+    let go = migration.acknowledged.map(|at| at.elapsed());
     let started = guest.vmrun.client.go(migration.id, Authority::Source(nonce))?;
+    migration.arrival.report(|report| {
+        report.downtime.go = go;
+        report.downtime.first_instruction = Some(started.first_instruction);
+        report.downtime.total = migration.paused.map(|at| at.elapsed());
+    });
     guest.timings.push(("go".into(), started.go));
     guest.timings.push(("first instruction".into(), started.first_instruction));
     Ok(())

@@ -1,6 +1,7 @@
 //! What a migration consists of at the destination: the stream, the way back, and the guest. The
 //! phases work on it one after the other, and hand what the next one needs to it as a value.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mig_channel::ChannelReader;
@@ -13,6 +14,7 @@ use crate::answers::Answers;
 use crate::args::Args;
 use crate::host::{LocalHost, Vmrun};
 use crate::memory::Incoming;
+use crate::report::Arrival;
 
 /// A guest that arrives, whose header is good.
 pub struct IncomingMigration<'a> {
@@ -27,6 +29,13 @@ pub struct IncomingMigration<'a> {
     /// What the guest is called on this host.
     pub name: String,
     pub began: Instant,
+    /// What is told of it.
+    pub arrival: Arc<Arrival>,
+    /// When the stream said that the guest is paused. Of a saved one that was long ago, whenever it is
+    /// read.
+    pub paused: Option<Instant>,
+    /// When the ACK was sent.
+    pub acknowledged: Option<Instant>,
 }
 
 /// The guest, in the vmrun that has taken it up.
@@ -44,6 +53,4 @@ pub struct Content {
     pub sections: Vec<Vec<u8>>,
     /// What the whole memory was on the source, where that is to be compared.
     pub digest: Option<MemoryDigest>,
-    /// When the stream said that the guest is paused.
-    pub paused: Option<Instant>,
 }

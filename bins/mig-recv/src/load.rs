@@ -2,8 +2,6 @@
 
 use migpipe_units::Acknowledged;
 
-use mig_engine::handover::HandoverMode;
-
 use crate::error::StepError;
 use crate::incoming::{Content, Guest, IncomingMigration};
 
@@ -17,12 +15,12 @@ pub fn run(
     if let Some(expected) = &content.digest {
         guest.memory.verify(expected)?;
     }
-    // A saved guest was paused long ago, whenever that was read.
-    let paused = content.paused.filter(|_| migration.mode != HandoverMode::Saved);
-    let paused_for = paused.map(|at| at.elapsed());
+    let paused_for = migration.paused.map(|at| at.elapsed());
+    migration.arrival.report(|report| report.downtime.receive = paused_for);
     match guest.vmrun.client.prepare(migration.id, content.sections, paused_for) {
         Ok(loaded) => {
             guest.timings.push(("load".into(), loaded.load));
+            migration.arrival.report(|report| report.downtime.state_load = Some(loaded.load));
             Ok(loaded.acknowledge)
         }
         Err(error) => Err(migration.host.explain(&guest.vmrun, error).into()),

@@ -23,6 +23,7 @@ mod outcome;
 mod overrides;
 mod query;
 mod receive;
+mod report;
 mod resolve;
 mod responder;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::answers::Answers;
 use crate::args::Args;
 use crate::host::Host;
 use crate::query::HostQuery;
+use crate::report::Reports;
 
 /// What vmrun's log calls us.
 const NAME: &str = "mig-recv";
@@ -59,14 +61,24 @@ fn run(args: Args) -> anyhow::Result<u8> {
         return broker::serve(&args);
     }
     args.check()?;
+    let source = source(&args)?;
+    args.claim_descriptors(&source)?;
     args.confinement.begin(ViolationAction::Killed);
+    let mut reports = Reports::open(&args, &source)?;
+    let status = receive(&args, &source, &mut reports);
+    reports.end(&status);
+    status
+}
+
+/// Takes what the stream brings, and returns the exit status.
+fn receive(args: &Args, source: &Endpoint, reports: &mut Reports) -> anyhow::Result<u8> {
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
     let ReceiverChannel { mut forward, mut back, tunnel } =
-        open_receiver(&source(&args)?, None, &interrupt).map_err(unopened)?;
+        open_receiver(source, None, &interrupt).map_err(unopened)?;
     forward.set_stall_limit(Some(args.timeout));
     // The broker after the channel: it inherits no end of it. Everything below reads what others
     // have written.
-    let mut host = Host::new(&args)?;
+    let mut host = Host::new(args)?;
     confinement::enter(tunnel.as_ref())?;
     if let Some(tunnel) = &tunnel {
         tunnel.job().watch().context("cannot start a thread")?;
@@ -91,9 +103,13 @@ fn run(args: Args) -> anyhow::Result<u8> {
     };
     match reader.query() {
         Some(query) => {
+            reports.no_guest_comes();
             resolve::run(HostQuery::new(preamble.id, preamble.kind, query), &mut host, answers)
         }
-        None => migration::run(&args, &mut host, reader, answers),
+        None => {
+            let watch = reports.begin(args, &reader);
+            migration::run(args, &mut host, reader, answers, watch)
+        }
     }
 }
 

@@ -13,6 +13,8 @@
 //! | [`failure`] | it is found out what became of the guest; or the guest is given up |
 //! | [`outcome`] | what the user is told |
 
+use std::sync::Arc;
+
 use mig_channel::ChannelReader;
 use mig_engine::handover::{Destination, DestinationIo, run_destination};
 use mig_engine::ownership::{Decision, MigrationStatus};
@@ -24,6 +26,7 @@ use crate::args::Args;
 use crate::error::StepError;
 use crate::host::LocalHost;
 use crate::incoming::{Content, Guest, IncomingMigration};
+use crate::report::Watch;
 use crate::{failure, handover, load, outcome, receive, setup};
 
 /// Receives the guest whose header was read, and returns the exit status.
@@ -32,9 +35,18 @@ pub fn run(
     host: &mut dyn LocalHost,
     stream: StreamReader<ChannelReader>,
     answers: Answers,
+    watch: Watch,
 ) -> anyhow::Result<u8> {
-    let mut migration = setup::accept(args, host, stream, answers)?;
+    let mut migration = setup::accept(args, host, stream, answers, Arc::clone(&watch.arrival))?;
     let end = run_destination(Destination::new(migration.mode), &mut migration);
+    // The live line is gone before anything is said.
+    drop(watch);
+    let totals = migration.stream.totals();
+    migration.arrival.report(|report| {
+        report.totals.bytes = migration.stream.bytes_read();
+        report.totals.pages = totals.pages;
+        report.totals.fills = totals.filled;
+    });
     outcome::tell(&migration, end)
 }
 

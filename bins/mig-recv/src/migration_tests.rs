@@ -22,6 +22,7 @@ use crate::answers::Answers;
 use crate::args::Args;
 use crate::host::{LocalHost, Vmrun};
 use crate::migration;
+use crate::report::Watch;
 use crate::scripted_vmrun::{BY, ID, MEMORY, ScriptedVmrun, USELESS, VmrunAnswers, refused};
 
 const RELEASED: MigrationId = MigrationId::from_bytes([4; 16]);
@@ -200,7 +201,7 @@ fn receive(case: &Case) -> Found {
         TestHost { socket, decision: case.decision, forgotten: Vec::new(), ended: Vec::new() };
     let options = ["mig-recv", "--quiet"].into_iter().chain(case.options.iter().copied());
     let args = Args::try_parse_from(options).unwrap();
-    let status = migration::run(&args, &mut host, reader, answers);
+    let status = migration::run(&args, &mut host, reader, answers, Watch::default());
     drop(back);
 
     let mut said = Vec::new();

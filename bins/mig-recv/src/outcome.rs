@@ -46,7 +46,10 @@ pub fn tell(
                     }
                 ),
             };
-            migpipe_cli::complain(NAME, &because(said));
+            let why = because(said);
+            let reason = migpipe_cli::one_line(&why);
+            migration.arrival.report(|report| report.reason = Some(reason));
+            migpipe_cli::complain(NAME, &why);
         }
     }
     Ok(end.ending.exit_status())

@@ -5,6 +5,8 @@ use std::io;
 use std::time::Instant;
 
 use anyhow::anyhow;
+use mig_engine::handover::HandoverMode;
+use mig_engine::report::Phase;
 use mig_stream::{ReadError, Record, StreamDigest};
 use tracing::debug;
 
@@ -17,13 +19,16 @@ pub fn read(
     guest: &mut Guest,
 ) -> Result<(StreamDigest, Content), StepError> {
     let mut content = Content::default();
+    migration.arrival.enter(Phase::PreCopy);
     while let Some(record) = migration.stream.next_record()? {
+        migration.arrival.take(&record, migration.stream.bytes_read());
         match record {
             Record::Pages(range) => guest.memory.receive(range, &mut migration.stream)?,
             Record::Fill { range, pattern } => guest.memory.fill(range, pattern),
             Record::Extents(extents) => guest.memory.expect(extents),
             Record::Round(round) => debug!("{round:?}"),
-            Record::Blackout => content.paused = Some(Instant::now()),
+            Record::Blackout if migration.mode == HandoverMode::Saved => {}
+            Record::Blackout => migration.paused = Some(Instant::now()),
             Record::Section(section) => content.sections.push(section),
             Record::Digest(digest) => content.digest = Some(digest),
             Record::End(totals) => return Ok((totals.digest, content)),

@@ -1,5 +1,6 @@
 //! Setup: the header is checked, and a vmrun builds the machine. No page was read.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -19,6 +20,7 @@ use crate::host::LocalHost;
 use crate::incoming::{Guest, IncomingMigration};
 use crate::memory::{Incoming, check_memory};
 use crate::overrides;
+use crate::report::Arrival;
 
 /// Takes up a migration whose header can be used. One that cannot is answered at once.
 pub fn accept<'a>(
@@ -26,6 +28,7 @@ pub fn accept<'a>(
     host: &'a mut dyn LocalHost,
     stream: StreamReader<ChannelReader>,
     mut answers: Answers,
+    arrival: Arc<Arrival>,
 ) -> anyhow::Result<IncomingMigration<'a>> {
     let preamble = *stream.preamble();
     let mode = mode_of(preamble.flags);
@@ -39,6 +42,7 @@ pub fn accept<'a>(
     let mut id = preamble.id;
     if args.clone {
         id = MigrationId::random();
+        arrival.report(|report| report.migration = Some(id));
         output::say(format!(
             "{NAME}: a copy of {}, as migration {id}: if the first one still runs, the two share \
              every address and disk",
@@ -59,6 +63,9 @@ pub fn accept<'a>(
         description,
         name,
         began,
+        arrival,
+        paused: None,
+        acknowledged: None,
     })
 }
 
@@ -112,6 +119,7 @@ pub fn build(migration: &mut IncomingMigration<'_>) -> Result<Guest, StepError> 
     }
     let vmrun = migration.host.vmrun(&migration.name, &migration.description.name)?;
     migration.name.clone_from(&vmrun.name);
+    migration.arrival.report(|report| report.guest = Some(vmrun.name.clone()));
     let description = migration.description.clone();
     let received = vmrun.client.receive(migration.id, description, overrides, migration.mode);
     let (memory, notes) = match received {

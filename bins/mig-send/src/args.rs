@@ -1,10 +1,9 @@
 //! The command line of mig-send.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use mig_channel::{Endpoint, ReturnPath};
 use mig_engine::precopy::{Limits, OnStall};
 use migpipe_units::{BytesPerSec, MigrationId, Pages};
@@ -107,15 +106,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = migpipe_cli::seconds)]
     pub resolve_for: Duration,
 
-    /// Write the report to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
-    /// Progress on stderr: a live line on a terminal (auto), JSON lines, or none
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = ProgressMode::Auto)]
-    pub progress: ProgressMode,
-    /// Write progress as JSON lines to this descriptor; a reader that is slow misses some
-    #[arg(long, value_name = "FD")]
-    pub progress_fd: Option<i32>,
+    #[command(flatten)]
+    pub reporting: migpipe_cli::Reporting,
     /// No table at the end
     #[arg(short, long)]
     pub quiet: bool,
@@ -139,17 +131,6 @@ pub struct Args {
     pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
     pub common: migpipe_cli::Common,
-}
-
-/// How progress is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ProgressMode {
-    /// A live line if stderr is a terminal, else nothing.
-    Auto,
-    /// JSON lines.
-    Json,
-    /// Nothing.
-    None,
 }
 
 const EXAMPLES: &str = "\
@@ -242,10 +223,11 @@ impl Args {
         Ok(())
     }
 
-    /// Checks that progress has a descriptor of its own: among the pages it would break the stream,
-    /// and a number that nobody passed may be anything.
-    pub fn check_progress(&self) -> anyhow::Result<()> {
-        let Some(fd) = self.progress_fd else { return Ok(()) };
+    /// Takes the descriptors on which something is to be said.
+    ///
+    /// # Errors
+    /// Wrong usage.
+    pub fn claim_descriptors(&self) -> anyhow::Result<()> {
         let stream = match self.destination {
             Endpoint::Standard => Some(1),
             Endpoint::Fd(fd) => Some(fd),
@@ -256,16 +238,8 @@ impl Args {
             Some(ReturnPath::Fd(fd)) => Some(fd),
             Some(ReturnPath::None) | None => None,
         };
-        let reason = if stream == Some(fd) || back == Some(fd) {
-            "it carries the stream or its answers"
-        } else if !mig_channel::is_passed(fd) {
-            "it was not passed to this program"
-        } else {
-            return Ok(());
-        };
-        Err(migpipe_cli::usage(anyhow::anyhow!(
-            "no progress on descriptor {fd}: {reason}; open another one in the shell, as in 3>PATH"
-        )))
+        let taken: Vec<_> = [stream, back].into_iter().flatten().collect();
+        self.reporting.claim(&taken, mig_channel::claim)
     }
 
     /// The limits of pre-copy.

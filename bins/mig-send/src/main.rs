@@ -9,10 +9,8 @@ mod confinement;
 mod disks;
 mod dry_run;
 mod error;
-mod events;
 mod failure;
 mod handover;
-mod live;
 mod migration;
 mod monitor;
 mod outgoing;
@@ -58,7 +56,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if let (Some(id), Some(about)) = (args.ask, args.about) {
         return query::run(&args, id, about);
     }
-    args.check_progress()?;
+    args.claim_descriptors()?;
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = monitor::block_signals()?;
     if args.dry_run {

@@ -19,7 +19,7 @@ use anyhow::anyhow;
 use mig_engine::handover::{
     Source, SourceEnd, SourceEnding, SourceGuestState, SourceIo, SourceStep, run_source,
 };
-use mig_engine::report::{Location, Phase};
+use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
 use migpipe_cli::output;
 use migpipe_units::Acknowledged;
@@ -27,7 +27,7 @@ use vm_control::Client;
 
 use crate::args::Args;
 use crate::error::StepError;
-use crate::monitor::{Monitor, Shared};
+use crate::monitor::{self, Shared};
 use crate::outgoing::OutgoingMigration;
 use crate::precopy::Remainder;
 use crate::query::ResolveHelper;
@@ -48,7 +48,7 @@ pub fn run(
 ) -> Result<u8, StepError> {
     let (mut outgoing, watch) =
         setup::open(draft, args, client, status, shared, ResolveHelper::command)?;
-    let monitor = Monitor::start(watch, shared);
+    let monitor = monitor::start(watch, shared);
     let end = run_source(Source::new(outgoing.channel.mode), &mut outgoing);
     shared.progress(|progress| progress.phase = Phase::Done);
     drop(monitor);
@@ -143,13 +143,7 @@ fn leave(draft: &Draft<'_>, mut outgoing: OutgoingMigration<'_>, end: &SourceEnd
     }
     let complaint = report::complaint(ending, guest, &outgoing, why);
     report::finish(&mut outgoing, ending, guest, why);
-    if let Err(error) = draft.write(&outgoing.report) {
-        // The status says what became of the guest, and that alone.
-        migpipe_cli::complain(NAME, &error.into());
-    }
-    draft.events.end(&outgoing.report, &outgoing.shared.current_progress());
-    let at = outgoing.report.location.map(Location::word);
-    migpipe_cli::guest_is_at(&outgoing.report.guest, at);
+    draft.end(&outgoing.report, outgoing.shared.current_progress());
     let quiet = outgoing.args.quiet || migpipe_cli::is_json();
     if !quiet && !outgoing.report.rounds.is_empty() {
         output::say(outgoing.report.table().trim_end());

@@ -1,24 +1,22 @@
 //! What goes on beside the migration: progress for whoever watches, orders from whoever steers,
 //! and signals.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use mig_channel::{Interrupt, Job};
-use mig_engine::report::{Progress, Report};
-use migpipe_cli::output;
+use mig_engine::report::{Phase, Progress, ProgressEvent, Report};
+use migpipe_cli::{JsonLines, LiveLine, Ticker, now, output};
 use migpipe_units::BytesPerSec;
 use nix::sys::signal::{SigSet, Signal};
 use tracing::debug;
 use vm_control::{Client, ClientError, Order, Refusal};
 
-use crate::args::{Args, ProgressMode};
+use crate::args::Args;
 use crate::confinement::SIGNALS;
-use crate::events::Events;
-use crate::live;
 
 /// How often orders are taken and progress is shown: an order takes effect within a tenth of a
 /// second.
@@ -39,7 +37,6 @@ pub struct Shared {
     pub interrupt: Interrupt,
     /// One of [`UNDECIDED`], [`CANCELLED`] and [`COMMITTED`]: whichever comes first.
     decision: AtomicU8,
-    ended: AtomicBool,
     /// A signal has asked for the end, whether or not it came in time for that.
     signalled: AtomicBool,
     /// The tunnel, as the terminal's.
@@ -61,7 +58,6 @@ impl Shared {
             changed: Condvar::new(),
             interrupt: Interrupt::new()?,
             decision: AtomicU8::new(UNDECIDED),
-            ended: AtomicBool::new(false),
             signalled: AtomicBool::new(false),
             job: OnceLock::new(),
         }))
@@ -209,95 +205,47 @@ pub fn watch_signals(signals: SigSet, shared: &Arc<Shared>) {
 pub struct Watch {
     /// A connection of its own, so that nobody waits for the other.
     client: Client,
-    display: ProgressOutput,
+    line: LiveLine,
+    events: JsonLines,
     /// What it is of, as far as that is known.
     report: Report,
 }
 
 impl Watch {
-    pub fn new(client: Client, args: &Args, events: &Events, report: &Report) -> Self {
-        let display = ProgressOutput::new(args, events.clone());
-        Self { client, display, report: report.clone() }
+    pub fn new(client: Client, args: &Args, events: JsonLines, report: Report) -> Self {
+        let line = LiveLine::new(args.reporting.wants_live_line());
+        Self { client, line, events, report }
     }
-}
 
-/// The thread that shows progress and takes orders.
-#[derive(Debug)]
-pub struct Monitor {
-    thread: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
-}
-
-impl Monitor {
-    /// Starts it.
-    pub fn start(watch: Watch, shared: &Arc<Shared>) -> Self {
-        let Watch { client, mut display, report } = watch;
-        let thread_shared = Arc::clone(shared);
-        let thread = thread::spawn(move || {
-            let shared = thread_shared;
-            while !shared.ended.load(Ordering::SeqCst) {
-                let progress = shared.lock().progress;
-                display.show(&report, &progress, shared.terminal_is_lent());
-                if let Ok(text) = serde_json::to_string(&progress) {
-                    match client.post_progress(report.migration, text) {
-                        Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
-                        // vmrun has carried it out already.
-                        Err(ClientError::Refused(Refusal::Cancelled)) => shared.cancel(),
-                        Err(ClientError::Refused(why @ Refusal::GivenUp { .. })) => {
-                            shared.give_up(why);
-                        }
-                        // Before the migration has begun vmrun knows of none.
-                        Err(error) => debug!("no orders: {error}"),
-                    }
-                }
-                thread::park_timeout(PROGRESS_INTERVAL);
-            }
-            display.end();
-        });
-        Self { thread: Some(thread), shared: Arc::clone(shared) }
+    /// Whoever reads it holds nothing up: not the orders, not the migration.
+    fn show(&mut self, progress: Progress, shared: &Shared) {
+        self.events.push(|| ProgressEvent::new(&self.report, progress, now()));
+        // While the channel is being set up a tunnel may ask its questions on the terminal, and may
+        // have asked one before it is known that it wants to.
+        if progress.phase != Phase::Connect && !shared.terminal_is_lent() {
+            self.line.show(|width| progress.line_within(width));
+        }
     }
-}
 
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
+    fn take_orders(&self, progress: &Progress, shared: &Shared) {
+        let Ok(text) = serde_json::to_string(progress) else { return };
+        match self.client.post_progress(self.report.migration, text) {
+            Ok(orders) => orders.into_iter().for_each(|order| shared.take(order)),
+            // vmrun has carried it out already.
+            Err(ClientError::Refused(Refusal::Cancelled)) => shared.cancel(),
+            Err(ClientError::Refused(why @ Refusal::GivenUp { .. })) => shared.give_up(why),
+            // Before the migration has begun vmrun knows of none.
+            Err(error) => debug!("no orders: {error}"),
         }
     }
 }
 
-/// Where progress goes. Whoever reads it holds nothing up: not the orders, not the migration.
-struct ProgressOutput {
-    line: bool,
-    events: Events,
-    shown: bool,
-}
-
-impl ProgressOutput {
-    fn new(args: &Args, events: Events) -> Self {
-        let line = args.progress == ProgressMode::Auto && io::stderr().is_terminal();
-        Self { line, events, shown: false }
-    }
-
-    fn show(&mut self, report: &Report, progress: &Progress, lent: bool) {
-        self.events.show(report, progress);
-        if self.line
-            && !lent
-            && let Some(line) = live::line(progress)
-            && let Some(stderr) = output::stderr()
-        {
-            stderr.show(format!("\r\x1b[K{line}").as_bytes());
-            self.shown = true;
-        }
-    }
-
-    fn end(&mut self) {
-        if self.shown
-            && let Some(stderr) = output::stderr()
-        {
-            stderr.replace(b"\r\x1b[K");
-        }
-    }
+/// Starts to show progress and to take orders.
+pub fn start(mut watch: Watch, shared: &Arc<Shared>) -> Ticker {
+    let shared = Arc::clone(shared);
+    Ticker::start(PROGRESS_INTERVAL, move || {
+        let progress = shared.current_progress();
+        watch.show(progress, &shared);
+        watch.take_orders(&progress, &shared);
+    })
 }

@@ -1,58 +1,27 @@
 //! The report of a migration, and what is said of one that did not succeed.
 
-use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::path::PathBuf;
-use std::time::Duration;
-
 use anyhow::anyhow;
 use mig_engine::handover::{Failure, FailureKind, HandoverMode, SourceEnding, SourceGuestState};
-use mig_engine::report::{Location, Mode, Progress, Promise, Report, ReportOutcome, Totals};
+use mig_engine::report::{
+    Location, Mode, Progress, ProgressEvent, Promise, Report, ReportOutcome, Totals,
+};
+use migpipe_cli::{JsonLines, ReportFile, cpu_time, now};
 use migpipe_units::MigrationId;
-use nix::sys::resource::{UsageWho, getrusage};
-use thiserror::Error;
+use tracing::debug;
 
 use crate::NAME;
 use crate::args::Args;
 use crate::error::StepError;
-use crate::events::Events;
 use crate::outgoing::OutgoingMigration;
 use crate::resolve::resolve_command;
 
-/// Why a report cannot be written.
-#[derive(Debug, Error)]
-pub enum ReportError {
-    /// Its file cannot be opened.
-    #[error("cannot write the report {}", .path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It was opened, and takes nothing.
-    #[error("the report {} was not written", .path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// The report from before anything is tried to the end, and the file that it is written to.
-///
-/// The file is opened first of all: later nothing can be opened any more, and a path that is wrong
-/// is known at once. From then on what is in it is of this migration, and valid: a report of an
-/// earlier one does not survive in it, whatever happens.
+/// The report from before anything is tried to the end, and who is told.
 #[derive(Debug)]
 pub struct Draft<'a> {
     args: &'a Args,
-    file: Option<File>,
+    file: ReportFile,
     /// Who reads progress.
-    pub events: Events,
+    pub events: JsonLines,
     /// What is known before the guest is looked at.
     pub report: Report,
 }
@@ -80,41 +49,29 @@ impl<'a> Draft<'a> {
             promise: Promise::new((!limits.classic).then_some(limits.max_downtime), None),
             totals: Totals::default(),
         };
-        Self { args, file: None, events: Events::new(args), report }
+        Self { args, file: ReportFile::default(), events: args.reporting.progress_lines(), report }
     }
 
     /// Opens the file of `--report`, and writes that nothing is known yet.
     pub fn open(&mut self) -> Result<(), StepError> {
-        let Some(path) = &self.args.report else { return Ok(()) };
-        let file = File::options().write(true).create(true).truncate(true).open(path);
-        let opened = file.map_err(|source| ReportError::Open { path: path.clone(), source });
-        let file = opened.map_err(StepError::other)?;
-        // A pipe or a terminal gets one report and no more.
-        let keeps = file.metadata().is_ok_and(|there| there.is_file());
-        self.file = Some(file);
-        match keeps {
-            true => self
-                .write(&self.report)
-                .map_err(|error| StepError::other(error).context("before the guest was touched")),
-            false => Ok(()),
-        }
+        self.file =
+            ReportFile::open(self.args.reporting.report.as_deref()).map_err(StepError::other)?;
+        let begun = self.file.begin(&self.report);
+        begun.map_err(|error| StepError::other(error).context("before the guest was touched"))
     }
 
-    /// Writes `report`.
-    pub fn write(&self, report: &Report) -> Result<(), ReportError> {
-        let (Some(path), Some(mut file)) = (&self.args.report, self.file.as_ref()) else {
-            return Ok(());
-        };
-        let failed = |source| ReportError::Write { path: path.clone(), source };
-        let mut text =
-            serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
-        text.push('\n');
-        // What is no regular file has no length and no beginning.
-        let emptied = match file.metadata().is_ok_and(|there| there.is_file()) {
-            true => file.rewind().and_then(|()| file.set_len(0)),
-            false => Ok(()),
-        };
-        emptied.and_then(|()| file.write_all(text.as_bytes())).map_err(failed)
+    /// Tells everybody how it ended.
+    pub fn end(&self, report: &Report, progress: Progress) {
+        migpipe_cli::guest_is_at(&report.guest, report.location.map(Location::word));
+        // Before anybody is told that it ended, who may look at it then.
+        if let Err(error) = self.file.write(report) {
+            // The status says what became of the guest, and that alone.
+            migpipe_cli::complain(NAME, &error.into());
+        }
+        self.events.push(|| ProgressEvent::last(report, progress, now()));
+        if self.events.lost() > 0 {
+            debug!("{} lines of progress were not read in time", self.events.lost());
+        }
     }
 
     /// Ends a migration that could not begin: writes the report, says why and where the guest is,
@@ -137,11 +94,7 @@ impl<'a> Draft<'a> {
         self.report.reason = Some(reason);
         self.report.location = guest.and_then(location);
         self.report.totals.cpu = cpu_time();
-        self.events.end(&self.report, &Progress::default());
-        migpipe_cli::guest_is_at(&self.report.guest, self.report.location.map(Location::word));
-        if let Err(error) = self.write(&self.report) {
-            migpipe_cli::complain(NAME, &error.into());
-        }
+        self.end(&self.report, Progress::default());
         migpipe_cli::complain(NAME, &anyhow!(complaint));
         match error.is_usage() {
             true => migpipe_cli::USAGE,
@@ -270,15 +223,4 @@ const fn location(guest: SourceGuestState) -> Option<Location> {
         }
         SourceGuestState::HandedOver | SourceGuestState::Other(_) | SourceGuestState::Gone => None,
     }
-}
-
-fn cpu_time() -> Duration {
-    getrusage(UsageWho::RUSAGE_SELF).map_or(Duration::ZERO, |usage| {
-        let time = |value: nix::sys::time::TimeVal| {
-            Duration::from_micros(
-                (value.tv_sec() * 1_000_000 + value.tv_usec()).try_into().unwrap_or(0),
-            )
-        };
-        time(usage.user_time()) + time(usage.system_time())
-    })
 }

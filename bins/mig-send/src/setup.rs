@@ -42,7 +42,7 @@ pub fn open<'a>(
     helper: fn(&Args, MigrationId) -> Command,
 ) -> Result<(OutgoingMigration<'a>, Watch), StepError> {
     let watch = Client::connect_within(client.path(), NAME, args.timeout)
-        .map(|it| Watch::new(it, args, &draft.events, &draft.report))?;
+        .map(|it| Watch::new(it, args, draft.events.clone(), draft.report.clone()))?;
     let for_disks = Client::connect_within(client.path(), NAME, args.timeout)?;
     let machine = client.describe()?;
     let memory = client.map_memory(&machine)?;

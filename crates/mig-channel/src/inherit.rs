@@ -135,9 +135,12 @@ fn borrow<'a>(raw: i32) -> Option<BorrowedFd<'a>> {
     passed.then_some(fd)
 }
 
-/// Whether the parent passed this descriptor, and it is not taken for a stream.
-pub fn is_passed(fd: i32) -> bool {
-    borrow(fd).is_some()
+/// Keeps a descriptor that the parent passed to this program: none that it starts holds it open, and
+/// least of all one that outlives it. stdin, stdout and stderr stay as they are. False if the parent
+/// did not pass it, or it is taken for a stream.
+pub fn claim(fd: i32) -> bool {
+    let Some(passed) = borrow(fd) else { return false };
+    fd <= STDERR || fcntl(passed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_ok()
 }
 
 /// Moves the file behind an inherited number to a close-on-exec number of our own. The standard

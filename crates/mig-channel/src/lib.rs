@@ -41,7 +41,7 @@ mod writer;
 pub use activation::{ActivationError, activated_endpoint};
 pub use endpoint::{Endpoint, ParseEndpointError, ParseReturnPathError, ReturnPath};
 pub use error::{ChannelError, OpenError};
-pub use inherit::is_passed;
+pub use inherit::claim;
 pub use interrupt::Interrupt;
 pub use reader::ChannelReader;
 pub use receiver::{BackHalf, PendingReceiver, ReceiverChannel, open_receiver, prepare_receiver};

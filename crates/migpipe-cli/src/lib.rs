@@ -15,7 +15,12 @@ pub mod output;
 use std::any::Any;
 mod complete;
 mod fault;
+mod json_lines;
+mod live_line;
 mod manual;
+mod report_file;
+mod reporting;
+mod ticker;
 mod usage;
 
 use std::error::Error;
@@ -35,7 +40,12 @@ use tracing::level_filters::LevelFilter;
 
 pub use complete::candidates;
 pub use fault::{guest_is_at, is_json};
+pub use json_lines::{JsonLines, now};
+pub use live_line::LiveLine;
 pub use manual::Manual;
+pub use report_file::{ReportError, ReportFile, cpu_time};
+pub use reporting::{ProgressMode, Reporting};
+pub use ticker::Ticker;
 pub use usage::{Usage, is_usage, quoted, usage};
 
 /// Exit status for a command line that makes no sense; clap's own.

@@ -5,6 +5,7 @@
 //! what is not known is `null`, fields are added but never renamed, and [`Report::version`] counts
 //! the changes that a reader must know of.
 
+mod arrival;
 mod progress;
 mod table;
 #[cfg(test)]
@@ -16,7 +17,8 @@ use std::time::Duration;
 use migpipe_units::{Bytes, MigrationId, Pages};
 use serde::{Deserialize, Serialize};
 
-pub use progress::{Phase, Progress, ProgressEvent};
+pub use arrival::{ArrivalDowntime, ArrivalReport, ArrivalTotals, ArrivedRound};
+pub use progress::{Phase, Progress, ProgressEvent, Reported};
 pub use text::{Time, clean, grouped};
 
 use crate::precopy::{RoundStats, Rule, nanos};
@@ -69,6 +71,32 @@ pub struct Report {
 impl Report {
     /// The version of the report that this code writes.
     pub const VERSION: u32 = 1;
+}
+
+impl Reported for Report {
+    fn side(&self) -> Location {
+        Location::Source
+    }
+
+    fn guest(&self) -> Option<&str> {
+        Some(&self.guest)
+    }
+
+    fn migration(&self) -> Option<MigrationId> {
+        Some(self.migration)
+    }
+
+    fn outcome(&self) -> ReportOutcome {
+        self.outcome
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    fn location(&self) -> Option<Location> {
+        self.location
+    }
 }
 
 /// Whether the destination could answer.

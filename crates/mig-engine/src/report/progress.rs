@@ -7,7 +7,7 @@ use migpipe_units::{Bytes, BytesPerSec, MigrationId, Pages};
 use serde::{Deserialize, Serialize};
 
 use super::text::{Time, grouped};
-use super::{Location, Report, ReportOutcome};
+use super::{Location, ReportOutcome};
 use crate::precopy::nanos;
 
 /// How long a line of progress is at most where nobody says how wide it may be, in characters.
@@ -40,6 +40,22 @@ pub struct Progress {
     pub throttle: u8,
 }
 
+/// What a line of progress says beside [`Progress`]: what does not change on the way, and the end.
+pub trait Reported {
+    /// Whose report it is.
+    fn side(&self) -> Location;
+    /// The guest's name on this side, once it is known.
+    fn guest(&self) -> Option<&str>;
+    /// Which migration, once it is known.
+    fn migration(&self) -> Option<MigrationId>;
+    /// How it ended.
+    fn outcome(&self) -> ReportOutcome;
+    /// Why it ended so, unless it completed.
+    fn reason(&self) -> Option<&str>;
+    /// Where the guest is, where that is known.
+    fn location(&self) -> Option<Location>;
+}
+
 /// A line of `--progress json`: where a migration is, of which guest, and at the end what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgressEvent {
@@ -50,10 +66,10 @@ pub struct ProgressEvent {
     pub time: Duration,
     /// Whose line it is.
     pub side: Location,
-    /// The guest's name on this side.
-    pub guest: String,
-    /// Which migration.
-    pub migration: MigrationId,
+    /// The guest's name on this side; none of a stream whose header did not come.
+    pub guest: Option<String>,
+    /// Which migration; likewise.
+    pub migration: Option<MigrationId>,
     /// Where it is.
     #[serde(flatten)]
     pub progress: Progress,
@@ -70,14 +86,14 @@ impl ProgressEvent {
     /// The version of the line that this code writes.
     pub const VERSION: u32 = 1;
 
-    /// On the way, at `time`; whose it is stands in the report.
-    pub fn new(report: &Report, progress: Progress, time: Duration) -> Self {
+    /// On the way, at `time` (since 1970 began); whose it is stands in the report.
+    pub fn new(report: &impl Reported, progress: Progress, time: Duration) -> Self {
         Self {
             version: Self::VERSION,
             time,
-            side: Location::Source,
-            guest: report.guest.clone(),
-            migration: report.migration,
+            side: report.side(),
+            guest: report.guest().map(str::to_owned),
+            migration: report.migration(),
             progress,
             outcome: None,
             reason: None,
@@ -86,11 +102,11 @@ impl ProgressEvent {
     }
 
     /// The last one: what the report says of the end.
-    pub fn last(report: &Report, progress: Progress, time: Duration) -> Self {
+    pub fn last(report: &impl Reported, progress: Progress, time: Duration) -> Self {
         Self {
-            outcome: Some(report.outcome),
-            reason: report.reason.clone(),
-            location: report.location,
+            outcome: Some(report.outcome()),
+            reason: report.reason().map(str::to_owned),
+            location: report.location(),
             ..Self::new(report, Progress { phase: Phase::Done, ..progress }, time)
         }
     }
