@@ -64,6 +64,11 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
+/// All values of a text, on however many lines.
+fn values(text: &str) -> Vec<Value> {
+    serde_json::Deserializer::from_str(text).into_iter().map(Result::unwrap).collect()
+}
+
 /// The one object that a program says on stderr when it fails.
 #[track_caller]
 fn fault(done: &Done) -> Value {
@@ -119,12 +124,18 @@ fn the_last_line_of_progress_says_what_became_of_the_migration() {
     for (dest, status, outcome, at) in [
         ("exec:exit 3", 1, "failed", Some("source")),
         ("tcp:127.0.0.1:1", 1, "failed", Some("source")),
-        ("exec:mig-recv -q --name b --console null", 0, "completed", Some("destination")),
+        (
+            "exec:mig-recv -q --name b --console null --report recv.json --progress-fd 8 8>recv",
+            0,
+            "completed",
+            Some("destination"),
+        ),
     ] {
         let file = host.path("progress");
         let script = format!(
-            "exec mig-send -q --report {0}.json --progress-fd 7 a '{dest}' 7>{0}",
-            file.display()
+            "cd {1} && exec mig-send -q --report {0}.json --progress-fd 7 a '{dest}' 7>{0}",
+            file.display(),
+            host.path("").display()
         );
         host.sh(&script).expect(status);
         let lines = lines(&fs::read_to_string(&file).unwrap());
@@ -143,6 +154,9 @@ fn the_last_line_of_progress_says_what_became_of_the_migration() {
         if status == 0 {
             let golden = file_of_a_report();
             compare("Report", &[report, golden]);
+            let text = |name: &str| fs::read_to_string(host.path(name)).unwrap();
+            compare("Report of mig-recv", &values(&text("recv.json")));
+            samples.extend(values(&text("recv")));
         }
     }
     compare("Progress", &samples);

@@ -12,6 +12,7 @@ mod disks;
 mod durable;
 mod faults;
 mod files;
+mod following;
 mod guest_memory;
 mod handover;
 mod hung_storage;

@@ -65,13 +65,13 @@ fn run(args: Args) -> anyhow::Result<u8> {
     args.claim_descriptors(&source)?;
     args.confinement.begin(ViolationAction::Killed);
     let mut reports = Reports::open(&args, &source)?;
-    let status = receive(&args, &source, &mut reports);
+    let status = serve(&args, &source, &mut reports);
     reports.end(&status);
     status
 }
 
 /// Takes what the stream brings, and returns the exit status.
-fn receive(args: &Args, source: &Endpoint, reports: &mut Reports) -> anyhow::Result<u8> {
+fn serve(args: &Args, source: &Endpoint, reports: &mut Reports) -> anyhow::Result<u8> {
     let interrupt = Interrupt::new().context("cannot make an eventfd")?;
     let ReceiverChannel { mut forward, mut back, tunnel } =
         open_receiver(source, None, &interrupt).map_err(unopened)?;

@@ -19,6 +19,7 @@ use mig_channel::ChannelReader;
 use mig_engine::handover::{Destination, DestinationIo, run_destination};
 use mig_engine::ownership::{Decision, MigrationStatus};
 use mig_stream::{StreamDigest, StreamReader};
+use migpipe_cli::Milestone;
 use migpipe_units::{Acknowledged, Nonce};
 
 use crate::answers::Answers;
@@ -56,7 +57,9 @@ impl DestinationIo for IncomingMigration<'_> {
     type Content = Content;
 
     fn receive(&mut self) -> Result<Guest, StepError> {
-        setup::build(self)
+        let guest = setup::build(self)?;
+        self.arrival.reached(Milestone::Ready);
+        Ok(guest)
     }
 
     fn send_ready(&mut self) -> Result<(), StepError> {
@@ -93,11 +96,17 @@ impl DestinationIo for IncomingMigration<'_> {
     }
 
     fn await_commit(&mut self, guest: &mut Guest, nonce: Option<Nonce>) -> Result<(), StepError> {
-        handover::await_commit(self, guest, nonce)
+        handover::await_commit(self, guest, nonce)?;
+        self.arrival.reached(Milestone::Committed);
+        self.arrival.reached(Milestone::Running);
+        Ok(())
     }
 
     fn run(&mut self, guest: &mut Guest, nonce: Option<Nonce>) -> Result<(), StepError> {
-        handover::run(self, guest, nonce)
+        self.arrival.reached(Milestone::Committed);
+        handover::run(self, guest, nonce)?;
+        self.arrival.reached(Milestone::Running);
+        Ok(())
     }
 
     fn send_running(&mut self, guest: &mut Guest) -> Result<(), StepError> {

@@ -9,7 +9,7 @@ use mig_engine::report::{
     ArrivalReport, ArrivedRound, Location, Mode, Phase, Progress, ProgressEvent, ReportOutcome,
 };
 use mig_stream::{Record, StreamReader};
-use migpipe_cli::{JsonLines, LiveLine, ReportFile, Ticker, cpu_time, now};
+use migpipe_cli::{JsonLines, LiveLine, Milestone, Milestones, ReportFile, Ticker, cpu_time, now};
 use migpipe_units::{Bytes, Pages};
 use tracing::debug;
 
@@ -23,8 +23,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const MOST_ROUNDS: usize = 10_000;
 
 /// What is known of a migration that comes.
-#[derive(Debug)]
-pub struct Arrival(Mutex<State>);
+#[derive(Debug, Default)]
+pub struct Arrival {
+    state: Mutex<State>,
+    milestones: Milestones,
+}
 
 #[derive(Debug)]
 struct State {
@@ -32,16 +35,15 @@ struct State {
     progress: Progress,
 }
 
-impl Default for Arrival {
+impl Default for State {
     fn default() -> Self {
-        let (report, progress) = (ArrivalReport::begun(), Progress::default());
-        Self(Mutex::new(State { report, progress }))
+        Self { report: ArrivalReport::begun(), progress: Progress::default() }
     }
 }
 
 impl Arrival {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds to the report.
@@ -52,6 +54,13 @@ impl Arrival {
     /// What it is doing now.
     pub fn enter(&self, phase: Phase) {
         self.lock().progress.phase = phase;
+    }
+
+    /// Tells whoever waits for it.
+    pub fn reached(&self, milestone: Milestone) {
+        if let Some(id) = self.lock().report.migration {
+            self.milestones.reached(milestone, id);
+        }
     }
 
     /// A record was read, with which the stream is so many bytes long.
@@ -127,7 +136,7 @@ impl Reports {
             live: reporting.wants_live_line() && *source != Endpoint::Standard,
             is_query: false,
             began: Instant::now(),
-            arrival: Arc::default(),
+            arrival: Arc::new(Arrival { milestones: reporting.milestones(), ..Arrival::default() }),
         };
         reports.file.begin(&reports.arrival.lock().report)?;
         Ok(reports)
@@ -173,7 +182,13 @@ impl Reports {
     pub fn no_guest_comes(&mut self) {
         self.is_query = true;
         let reason = "no guest came: a source has asked what became of a migration";
-        self.arrival.report(|report| report.reason = Some(reason.to_owned()));
+        let mut state = self.arrival.lock();
+        state.report.outcome = ReportOutcome::Failed;
+        state.report.reason = Some(reason.to_owned());
+        // Whoever has asked may end the tunnel with the answer, and this process with it.
+        if let Err(error) = self.file.begin(&state.report) {
+            migpipe_cli::complain(NAME, &error.into());
+        }
     }
 
     /// Tells everybody how it ended, which `status` is for the user.
@@ -207,6 +222,14 @@ impl Reports {
         self.events.push(|| ProgressEvent::last(&report, progress, now()));
         if self.events.lost() > 0 {
             debug!("{} lines of progress were not read in time", self.events.lost());
+        }
+        if report.outcome == ReportOutcome::Completed {
+            // Where its vmrun had to be asked for that.
+            self.arrival.reached(Milestone::Running);
+        }
+        if !self.is_query {
+            let id = report.migration.map_or("-".to_owned(), |id| id.to_string());
+            self.arrival.milestones.ended(report.outcome.word(), id);
         }
     }
 }

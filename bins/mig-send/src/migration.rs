@@ -21,7 +21,7 @@ use mig_engine::handover::{
 };
 use mig_engine::report::Phase;
 use mig_stream::StreamDigest;
-use migpipe_cli::output;
+use migpipe_cli::{Milestone, output};
 use migpipe_units::Acknowledged;
 use vm_control::Client;
 
@@ -63,7 +63,9 @@ impl SourceIo for OutgoingMigration<'_> {
     }
 
     fn await_ready(&mut self) -> Result<(), StepError> {
-        handover::await_ready(self)
+        handover::await_ready(self)?;
+        self.reached(Milestone::Ready);
+        Ok(())
     }
 
     fn precopy(&mut self) -> Result<Remainder, StepError> {
@@ -91,7 +93,9 @@ impl SourceIo for OutgoingMigration<'_> {
     }
 
     fn commit(&mut self, taken_by: Option<Acknowledged>) -> Result<(), StepError> {
-        handover::commit(self, taken_by)
+        handover::commit(self, taken_by)?;
+        self.reached(Milestone::Committed);
+        Ok(())
     }
 
     fn send_go(&mut self, taken_by: Acknowledged) -> Result<(), StepError> {
@@ -99,7 +103,9 @@ impl SourceIo for OutgoingMigration<'_> {
     }
 
     fn await_running(&mut self, taken_by: Acknowledged) -> Result<(), StepError> {
-        handover::await_running(self, taken_by)
+        handover::await_running(self, taken_by)?;
+        self.reached(Milestone::Running);
+        Ok(())
     }
 
     fn remove_file(&mut self) -> bool {
@@ -140,6 +146,10 @@ fn leave(draft: &Draft<'_>, mut outgoing: OutgoingMigration<'_>, end: &SourceEnd
     {
         // The guest has arrived; what the tunnel says now cannot change that.
         tracing::warn!("{}", migpipe_cli::line_of(&error));
+    }
+    if ending == SourceEnding::Moved && outgoing.channel.mode.is_answered() {
+        // Where the destination had to be asked for that.
+        outgoing.reached(Milestone::Running);
     }
     let complaint = report::complaint(ending, guest, &outgoing, why);
     report::finish(&mut outgoing, ending, guest, why);

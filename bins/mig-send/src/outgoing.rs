@@ -9,6 +9,7 @@ use mig_engine::handover::HandoverMode;
 use mig_engine::precopy::{Pacer, Policy, RateMeter, Wws};
 use mig_engine::report::Report;
 use mig_stream::StreamWriter;
+use migpipe_cli::{Milestone, Milestones};
 use migpipe_units::MigrationId;
 use vm_control::Client;
 use vm_mapping::GuestMemory;
@@ -34,6 +35,7 @@ pub struct OutgoingMigration<'a> {
     pub channel: Channel<'a>,
     pub precopy: PreCopy,
     pub report: Report,
+    pub milestones: Milestones,
     /// When the last vCPU had stopped.
     pub paused: Option<Instant>,
     /// When the destination had the guest.
@@ -79,6 +81,11 @@ impl OutgoingMigration<'_> {
         if let Some(tunnel) = &self.channel.tunnel {
             tunnel.release_terminal();
         }
+    }
+
+    /// Tells whoever waits for it.
+    pub fn reached(&self, milestone: Milestone) {
+        self.milestones.reached(milestone, self.id);
     }
 
     /// What the monitor was told since the last call.

@@ -5,7 +5,7 @@ use mig_engine::handover::{Failure, FailureKind, HandoverMode, SourceEnding, Sou
 use mig_engine::report::{
     Location, Mode, Progress, ProgressEvent, Promise, Report, ReportOutcome, Totals,
 };
-use migpipe_cli::{JsonLines, ReportFile, cpu_time, now};
+use migpipe_cli::{JsonLines, Milestones, ReportFile, cpu_time, now};
 use migpipe_units::MigrationId;
 use tracing::debug;
 
@@ -22,6 +22,8 @@ pub struct Draft<'a> {
     file: ReportFile,
     /// Who reads progress.
     pub events: JsonLines,
+    /// Who waits for something to happen.
+    pub milestones: Milestones,
     /// What is known before the guest is looked at.
     pub report: Report,
 }
@@ -49,7 +51,13 @@ impl<'a> Draft<'a> {
             promise: Promise::new((!limits.classic).then_some(limits.max_downtime), None),
             totals: Totals::default(),
         };
-        Self { args, file: ReportFile::default(), events: args.reporting.progress_lines(), report }
+        Self {
+            args,
+            file: ReportFile::default(),
+            events: args.reporting.progress_lines(),
+            milestones: args.reporting.milestones(),
+            report,
+        }
     }
 
     /// Opens the file of `--report`, and writes that nothing is known yet.
@@ -72,6 +80,7 @@ impl<'a> Draft<'a> {
         if self.events.lost() > 0 {
             debug!("{} lines of progress were not read in time", self.events.lost());
         }
+        self.milestones.ended(report.outcome.word(), report.migration);
     }
 
     /// Ends a migration that could not begin: writes the report, says why and where the guest is,
@@ -118,11 +127,8 @@ pub fn finish(
     };
     let report = &mut outgoing.report;
     report.outcome = match ending {
-        SourceEnding::Moved => ReportOutcome::Completed,
         SourceEnding::Stayed if needed.is_some() => ReportOutcome::GaveUp,
-        SourceEnding::Stayed | SourceEnding::Forced => ReportOutcome::Failed,
-        SourceEnding::Cancelled => ReportOutcome::Cancelled,
-        SourceEnding::Unknown => ReportOutcome::Unknown,
+        ending => ending.into(),
     };
     report.location = match ending {
         SourceEnding::Moved if report.mode == Mode::BothWays => Some(Location::Destination),

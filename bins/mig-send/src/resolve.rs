@@ -7,8 +7,8 @@ use anyhow::anyhow;
 use mig_channel::Endpoint;
 use mig_engine::handover::{Query, ResolveIo, Resolver, SourceEnding, run_resolver};
 use mig_engine::ownership::{Input, State};
-use mig_engine::report::{Location, Phase};
-use migpipe_cli::output;
+use mig_engine::report::{Location, Phase, ReportOutcome};
+use migpipe_cli::{Milestone, output};
 use migpipe_units::MigrationId;
 use vm_control::{Client, ClientError, Status};
 
@@ -62,6 +62,11 @@ pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> an
         SourceEnding::Unknown => None,
     };
     migpipe_cli::guest_is_at(name, at.map(Location::word));
+    let milestones = args.reporting.milestones();
+    if ending == SourceEnding::Moved {
+        milestones.reached(Milestone::Running, id);
+    }
+    milestones.ended(ReportOutcome::from(ending).word(), id);
     match (ending, why) {
         (SourceEnding::Moved, why) => {
             output::say(format!("{NAME}: {name} runs at its destination"));

@@ -109,6 +109,7 @@ pub fn open<'a>(
         channel,
         precopy,
         report,
+        milestones: draft.milestones.clone(),
         paused: None,
         acknowledged: None,
     };

@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 
 use crate::json_lines::JsonLines;
+use crate::milestones::Milestones;
 use crate::usage::usage;
 
 /// How a migration can be followed, on either side.
@@ -20,6 +21,10 @@ pub struct Reporting {
     /// Write progress as JSON lines to this descriptor; a reader that is slow misses some
     #[arg(long, value_name = "FD")]
     pub progress_fd: Option<i32>,
+    /// Write a line to this descriptor when something has happened: ready, committed, running, and
+    /// how it ended (completed, failed, gave_up, cancelled or unknown), each with the id of the migration
+    #[arg(long, value_name = "FD")]
+    pub status_fd: Option<i32>,
 }
 
 /// How progress is shown.
@@ -42,7 +47,9 @@ impl Reporting {
     /// # Errors
     /// Wrong usage.
     pub fn claim(&self, taken: &[i32], claim: impl Fn(i32) -> bool) -> anyhow::Result<()> {
-        for (said, fd) in [("progress", self.progress_fd)] {
+        // Both may go to one.
+        let status_fd = self.status_fd.filter(|fd| self.progress_fd != Some(*fd));
+        for (said, fd) in [("progress", self.progress_fd), ("status", status_fd)] {
             let Some(fd) = fd else { continue };
             let reason = if taken.contains(&fd) {
                 "it carries the stream or its answers"
@@ -65,6 +72,11 @@ impl Reporting {
             (None, ProgressMode::Json) => JsonLines::to_stderr(),
             (None, _) => JsonLines::default(),
         }
+    }
+
+    /// Where it is said what happened, if that is wanted.
+    pub fn milestones(&self) -> Milestones {
+        Milestones::to(self.status_fd)
     }
 
     /// Whether a live line is wanted where there is a terminal.

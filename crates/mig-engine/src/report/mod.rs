@@ -21,6 +21,7 @@ pub use arrival::{ArrivalDowntime, ArrivalReport, ArrivalTotals, ArrivedRound};
 pub use progress::{Phase, Progress, ProgressEvent, Reported};
 pub use text::{Time, clean, grouped};
 
+use crate::handover::SourceEnding;
 use crate::precopy::{RoundStats, Rule, nanos};
 
 /// The report of one migration, as its source saw it.
@@ -123,6 +124,30 @@ pub enum ReportOutcome {
     Cancelled,
     /// Not known: the source is handed-over and no answer came. Status 4.
     Unknown,
+}
+
+impl From<SourceEnding> for ReportOutcome {
+    fn from(ending: SourceEnding) -> Self {
+        match ending {
+            SourceEnding::Moved => Self::Completed,
+            SourceEnding::Stayed | SourceEnding::Forced => Self::Failed,
+            SourceEnding::Cancelled => Self::Cancelled,
+            SourceEnding::Unknown => Self::Unknown,
+        }
+    }
+}
+
+impl ReportOutcome {
+    /// The word for it in JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::GaveUp => "gave_up",
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// The host that has the guest.

@@ -208,3 +208,14 @@ fn the_json_of_progress_is_stable() {
     );
     assert_eq!(serde_json::from_str::<Progress>(&json).unwrap(), progress());
 }
+
+#[test]
+fn the_words_are_those_of_the_json() {
+    use ReportOutcome::*;
+    for outcome in [Completed, Failed, GaveUp, Cancelled, Unknown] {
+        assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.word());
+    }
+    for location in [Location::Source, Location::Destination] {
+        assert_eq!(serde_json::to_value(location).unwrap(), location.word());
+    }
+}
