@@ -6,9 +6,14 @@ use migpipe_units::{Bytes, MemoryRegion, MigrationId, Pages};
 use serde::Serialize;
 use vm_state::MachineDescription;
 
+/// The version of what is printed.
+const VERSION: u32 = 1;
+
 /// Everything that was found in a stream.
 #[derive(Debug, Serialize)]
 pub struct Summary {
+    /// The version of this form.
+    pub version: u32,
     pub format: Format,
     pub migration: MigrationId,
     pub kind: Kind,
@@ -66,6 +71,7 @@ impl Summary {
         let preamble = reader.preamble();
         let header = reader.header();
         Self {
+            version: VERSION,
             format: Format { written: preamble.written, oldest_reader: preamble.oldest },
             migration: preamble.id,
             kind: preamble.kind,

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use vm_records::departure::Departures;
 use vm_records::record::{Entry, Records};
 
+use crate::show;
+
 /// Shows all of it, after removing what can go if `tidy` says so.
 pub fn records(tidy: bool, as_json: bool) -> anyhow::Result<String> {
     let records = Records::of_this_host();
@@ -29,7 +31,13 @@ pub fn records(tidy: bool, as_json: bool) -> anyhow::Result<String> {
             })
             .collect();
         let tidied: Vec<_> = tidied.iter().map(ToString::to_string).collect();
-        return Ok(format!("{}\n", json!({ "records": entries, "left": left, "tidied": tidied })));
+        let all = json!({
+            "version": show::VERSION,
+            "records": entries,
+            "left": left,
+            "tidied": tidied,
+        });
+        return Ok(format!("{all}\n"));
     }
     let mut text = String::new();
     if tidy {

@@ -9,6 +9,9 @@ use mig_engine::report::Progress;
 use serde_json::{Value, json};
 use vm_control::{Event, Status};
 
+/// The version of the JSON that is printed here.
+pub const VERSION: u32 = 1;
+
 /// One line per guest.
 pub fn list(guests: &[Status], as_json: bool) -> anyhow::Result<String> {
     if as_json {
@@ -97,7 +100,9 @@ pub fn migration(guest: &Status, as_json: bool) -> anyhow::Result<String> {
     let progress = progress(guest)?
         .with_context(|| format!("{} is {}: no migration is under way", guest.name, word(guest)))?;
     if as_json {
-        return Ok(line(&serde_json::to_value(progress)?));
+        let mut value = serde_json::to_value(progress)?;
+        value["version"] = VERSION.into();
+        return Ok(line(&value));
     }
     Ok(format!("{}: {}\n", guest.name, progress.line()))
 }
@@ -110,7 +115,9 @@ pub fn event(event: &Event, as_json: bool) -> anyhow::Result<String> {
         Event::Ended(why) => Some(why.clone()),
     };
     Ok(match (as_json, detail) {
-        (true, detail) => line(&json!({ "event": event.name(), "detail": detail })),
+        (true, detail) => {
+            line(&json!({ "version": VERSION, "event": event.name(), "detail": detail }))
+        }
         (false, Some(detail)) => format!("{} {detail}\n", event.name()),
         (false, None) => format!("{}\n", event.name()),
     })
@@ -159,6 +166,7 @@ fn value(guest: &Status) -> Value {
     let progress: Option<Value> =
         guest.progress.as_ref().and_then(|text| serde_json::from_str(text).ok());
     json!({
+        "version": VERSION,
         "name": guest.name,
         "pid": guest.pid,
         "state": word(guest),
