@@ -36,4 +36,5 @@ mod shell;
 mod ssh;
 mod statuses;
 mod terminal;
+mod tunnels;
 mod usage;
