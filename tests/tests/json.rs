@@ -239,6 +239,10 @@ fn a_script_waits_for_a_state() {
     host.run("vmctl", &["wait", "a", "running"]).expect(0);
     host.run("vmctl", &["wait", "a", "paused", "--timeout", "0.1"])
         .refused_with(&["a is running and not paused"]);
+    // A script that asks again and again: vmrun serves 64 clients at once.
+    for _ in 0..80 {
+        host.run("vmctl", &["wait", "a", "paused", "--timeout", "0"]).expect(1);
+    }
     let mut paused = waiting("paused");
     host.run("vmctl", &["pause", "a"]).expect(0);
     assert!(paused.wait().unwrap().success());

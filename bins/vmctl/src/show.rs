@@ -29,7 +29,7 @@ pub fn list(guests: &[Status], as_json: bool) -> anyhow::Result<String> {
             guest.pid,
             guest.vcpus,
             guest.memory.to_string(),
-            word(guest)
+            guest.word()
         )?;
     }
     Ok(text)
@@ -42,7 +42,7 @@ pub fn status(guest: &Status, as_json: bool) -> anyhow::Result<String> {
     }
     let mut text = String::new();
     writeln!(text, "name       {}", guest.name)?;
-    writeln!(text, "state      {}", word(guest))?;
+    writeln!(text, "state      {}", guest.word())?;
     writeln!(text, "ownership  {}", guest.ownership)?;
     writeln!(text, "vmrun      {}", guest.pid)?;
     writeln!(text, "vcpus      {}", guest.vcpus)?;
@@ -97,8 +97,9 @@ fn destination(guest: &Status) -> Option<String> {
 
 /// The migration of a guest.
 pub fn migration(guest: &Status, as_json: bool) -> anyhow::Result<String> {
-    let progress = progress(guest)?
-        .with_context(|| format!("{} is {}: no migration is under way", guest.name, word(guest)))?;
+    let progress = progress(guest)?.with_context(|| {
+        format!("{} is {}: no migration is under way", guest.name, guest.word())
+    })?;
     if as_json {
         let mut value = serde_json::to_value(progress)?;
         value["version"] = VERSION.into();
@@ -132,23 +133,6 @@ pub fn files(paths: &[PathBuf], as_json: bool) -> String {
     names.map(|name| name + "\n").collect()
 }
 
-/// How a guest is, in a word.
-pub fn word(guest: &Status) -> &'static str {
-    match (guest.ownership, guest.running) {
-        (State::Owned, true) => "running",
-        (State::Owned, false) if guest.held.is_some() => "held",
-        (State::Owned, false) => "paused",
-        (State::Migrating(_), true) => "migrating",
-        (State::Migrating(_), false) => "migrating, paused",
-        (State::HandedOver(_), _) => "handed-over",
-        (State::Incoming, _) => "incoming",
-        (State::Receiving(_), _) => "receiving",
-        (State::Prepared(_), _) => "prepared",
-        (State::Refused(_), _) => "refused",
-        (State::Finished, _) => "ending",
-    }
-}
-
 fn progress(guest: &Status) -> anyhow::Result<Option<Progress>> {
     let read = |text: &String| serde_json::from_str(text).context("mig-send is another release");
     guest.progress.as_ref().map(read).transpose()
@@ -169,7 +153,7 @@ fn value(guest: &Status) -> Value {
         "version": VERSION,
         "name": guest.name,
         "pid": guest.pid,
-        "state": word(guest),
+        "state": guest.word(),
         "running": guest.running,
         "migration": id,
         "destination": destination(guest),

@@ -4,9 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use vm_control::{Client, ClientError};
+use vm_control::{Client, ClientError, Subscription};
 
-use crate::{LIST_TIMEOUT, NAME, is_nobody, show};
+use crate::{LIST_TIMEOUT, NAME, is_nobody};
 
 /// How often a guest is looked for that is not there.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -20,18 +20,15 @@ const ENDED: &str = "ended";
 /// Waits until the guest is in this state.
 pub fn until(guest: &str, state: &str, timeout: Option<Duration>) -> anyhow::Result<()> {
     let socket = vm_paths::socket_of(guest)?;
+    let connect = || Client::connect_within(&socket, NAME, LIST_TIMEOUT);
     let began = Instant::now();
+    let mut events: Option<Subscription> = None;
     loop {
         let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
-        let connected = Client::connect_within(&socket, NAME, LIST_TIMEOUT).and_then(|client| {
-            // What happens from here on is an event.
-            Ok((client.subscribe()?, Client::connect_within(&socket, NAME, LIST_TIMEOUT)?))
-        });
-        let found = connected.and_then(|(events, client)| Ok((events, client.status()?)));
-        let (events, is) = match found {
-            Ok((events, status)) => (Some(events), show::word(&status)),
-            Err(ClientError::Connect { source, .. }) if is_nobody(&source) => (None, ENDED),
-            Err(error) if error.is_end_of_vmrun() => (None, "ending"),
+        let is = match connect().and_then(|client| client.status()) {
+            Ok(status) => status.word(),
+            Err(ClientError::Connect { source, .. }) if is_nobody(&source) => ENDED,
+            Err(error) if error.is_end_of_vmrun() => "ending",
             Err(error) => return Err(error.into()),
         };
         // Of "migrating, paused" the first word is the state.
@@ -41,11 +38,16 @@ pub fn until(guest: &str, state: &str, timeout: Option<Duration>) -> anyhow::Res
         if left.is_some_and(|left| left.is_zero()) {
             bail!("{guest} is {is} and not {state} after {:.1} s", began.elapsed().as_secs_f64());
         }
-        match events {
+        events = match events {
             Some(mut events) => {
-                drop(events.next(Some(left.unwrap_or(LOOK_TIMEOUT).min(LOOK_TIMEOUT))))
+                let happened = events.next(Some(left.unwrap_or(LOOK_TIMEOUT).min(LOOK_TIMEOUT)));
+                happened.map(|_| events)
             }
-            None => thread::sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL)),
-        }
+            // What happens from here on is an event; what happened meanwhile is seen at once.
+            None => connect().and_then(Client::subscribe).ok().or_else(|| {
+                thread::sleep(left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL));
+                None
+            }),
+        };
     }
 }

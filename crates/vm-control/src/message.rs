@@ -282,6 +282,25 @@ pub struct Status {
     pub released: Vec<MigrationId>,
 }
 
+impl Status {
+    /// How it is, in the word for it that people and scripts see.
+    pub const fn word(&self) -> &'static str {
+        match (self.ownership, self.running) {
+            (State::Owned, true) => "running",
+            (State::Owned, false) if self.held.is_some() => "held",
+            (State::Owned, false) => "paused",
+            (State::Migrating(_), true) => "migrating",
+            (State::Migrating(_), false) => "migrating, paused",
+            (State::HandedOver(_), _) => "handed-over",
+            (State::Incoming, _) => "incoming",
+            (State::Receiving(_), _) => "receiving",
+            (State::Prepared(_), _) => "prepared",
+            (State::Refused(_), _) => "refused",
+            (State::Finished, _) => "ending",
+        }
+    }
+}
+
 /// What a source knows of the migration by which its guest was handed over: what a query about
 /// it carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -175,10 +175,29 @@ fn forward(
     let peer = Peer { id, stream };
     loop {
         match events.recv_timeout(SUBSCRIBER_POLL_INTERVAL) {
-            Ok(event) => frame::send(stream, &event, &[])?,
+            Ok(event) => match frame::send(stream, &event, &[]) {
+                Err(_) if peer.is_gone() => return Ok(()),
+                sent => sent?,
+            },
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) if peer.is_gone() => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_subscriber_that_has_gone_is_no_failure() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let (sender, events) = sync_channel(1);
+        sender.send(Event::Paused).unwrap();
+        assert!(forward(ConnectionId(1), &ours, &events).is_ok());
     }
 }
