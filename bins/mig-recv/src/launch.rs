@@ -62,6 +62,10 @@ impl Launched {
             .stdin(Stdio::from(control))
             .stdout(Stdio::from(log.0.try_clone()?))
             .stderr(Stdio::from(log.0));
+        // A service manager that watches us does not watch the vmrun.
+        for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            command.env_remove(name);
+        }
         let started = command.spawn();
         // We hold its control connection no more, or nobody would see vmrun end.
         drop(command);

@@ -20,6 +20,7 @@ mod outgoing;
 mod refusal;
 mod run_state;
 mod service;
+mod service_manager;
 mod signals;
 mod watch;
 mod withdrawal;
@@ -42,6 +43,7 @@ use vm_records::record::Records;
 use crate::args::Args;
 use crate::departure_writer::DepartureWriter;
 use crate::guest::Guest;
+use crate::service_manager::ServiceManager;
 use crate::signals::Signals;
 
 /// Requests that are being answered when the guest ends get their answers within this time.
@@ -72,6 +74,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let held = boot::held(&args, &departures)?;
     args.confinement.begin(ViolationAction::NoSuchCall);
     let signals = Signals::take()?;
+    let manager = Arc::new(ServiceManager::of_environment()?);
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
     let first = boot::inner(&args, held)?;
@@ -96,8 +99,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         boot::start(&guest, &args).context("cannot start the guest")?;
     }
     info!("{} listens on {}", args.name, server.path().display());
+    manager.ready(&guest).context("cannot start a thread")?;
 
     let end = guest.ending.wait();
+    manager.stopping(&end);
     // Whoever waits for the end of this vmrun waits for the end of its connection: whatever it may
     // want next must be free by then. So the order is:
     // 1. The machine: the locks of its disks, its taps, its memory.
