@@ -1,0 +1,165 @@
+//! A host sends all of its guests away (scripts/mig-drain).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use migpipe_tests::{Console, Guest, Host, assert_one_story, needs_kvm, run, wait};
+
+/// Of more guests, most would be waiting for a processor.
+const GUESTS: usize = 20;
+
+const KERNEL: &str = "builtin:dirty,pages=16,rate=200,tick-ms=50,fill=random,fill-mb=4";
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/mig-drain")
+}
+
+fn drain(host: &Host, args: &[&str]) -> Command {
+    let mut command = host.shell("exec \"$0\" \"$@\"");
+    command.arg(script()).args(args);
+    command
+}
+
+fn tunnel(away: &Host) -> String {
+    format!("exec:{}", away.remote("mig-recv -q"))
+}
+
+fn guests(home: &Host, count: usize) -> Vec<Guest> {
+    let start = |n| Guest::start(home, &format!("g{n}"), KERNEL, &["--mem", "32M"]);
+    let guests: Vec<_> = (0..count).map(start).collect();
+    for guest in &guests {
+        guest.console.wait_for("ready");
+    }
+    guests
+}
+
+/// Panics unless each guest runs on that host, and has run there alone since it left.
+fn assert_all_moved(guests: &[Guest], away: &Host) {
+    for guest in guests {
+        let arrived =
+            Console::at(&away.path(&format!("state/vmrun/guests/{}.serial0.log", guest.name)));
+        arrived.wait_ticks(2);
+        assert_one_story(&[&guest.console, &arrived]);
+    }
+}
+
+fn list(host: &Host) -> String {
+    host.run("vmctl", &["list"]).expect(0).stdout
+}
+
+#[test]
+fn all_guests_leave_though_the_drain_is_killed_five_times() {
+    needs_kvm!();
+    let (home, away) = (Host::new(), Host::new());
+    let guests = guests(&home, GUESTS);
+    let to = tunnel(&away);
+    let mut killed = 0;
+    let mut left = GUESTS;
+    while killed < 5 {
+        let mut drain = drain(&home, &[&to]).stdout(Stdio::null()).spawn().unwrap();
+        // Each time at another point of the way: when two or three more have gone.
+        wait("some guests to leave", || list(&home).lines().count() - 1 <= left - 2 - killed % 2);
+        left = list(&home).lines().count() - 1;
+        assert!(left > 0, "they left before it was killed");
+        drain.kill().unwrap();
+        drain.wait().unwrap();
+        killed += 1;
+    }
+    let done = run(&mut drain(&home, &[&to])).expect(0);
+    assert!(!done.stdout.contains("stays"), "{done:#?}");
+    assert_eq!(list(&home).lines().count(), 1, "only the head is left: {}", list(&home));
+    assert_eq!(list(&away).lines().count(), 1 + GUESTS, "{}", list(&away));
+    assert_all_moved(&guests, &away);
+}
+
+#[test]
+fn no_more_guests_move_at_once_than_may() {
+    needs_kvm!();
+    let (home, away) = (Host::new(), Host::new());
+    let guests = guests(&home, 4);
+    // Each tunnel stays until all of the first wave have come to it.
+    let marks = home.path("marks");
+    std::fs::create_dir(&marks).unwrap();
+    let script = format!(
+        "touch {0}/$$; until [ $(ls {0} | wc -l) -ge 2 ]; do sleep 0.05; done; ls {0} | wc -l >>{0}.most; {1}; \
+         rm {0}/$$",
+        marks.display(),
+        away.remote("mig-recv -q")
+    );
+    run(&mut drain(&home, &["--jobs", "2", &format!("exec:{script}")])).expect(0);
+    let most = std::fs::read_to_string(home.path("marks.most")).unwrap();
+    assert!(most.lines().all(|number| number.trim() == "2"), "{most}");
+    assert_all_moved(&guests, &away);
+}
+
+#[test]
+fn a_guest_goes_where_it_is_taken() {
+    needs_kvm!();
+    let (home, away) = (Host::new(), Host::new());
+    let guests = guests(&home, 2);
+    let full = format!("exec:{}", Host::new().remote("mig-recv -q --max-mem 1M"));
+    let done = run(&mut drain(&home, &[&full, &tunnel(&away)])).expect(0);
+    let at_least_one_was_refused = done.stdout.contains("--max-mem");
+    assert!(at_least_one_was_refused, "{done:#?}");
+    assert_all_moved(&guests, &away);
+}
+
+#[test]
+fn what_nobody_takes_stays_is_ended_or_saved_as_told() {
+    needs_kvm!();
+    let home = Host::new();
+    let mut guests = guests(&home, 1);
+    let nowhere = "exec:false";
+    let done = run(&mut drain(&home, &["--tries", "1", nowhere])).expect(1);
+    assert!(done.stdout.contains("g0: nobody took it: it stays here"), "{done:#?}");
+    guests[0].assert_runs();
+
+    let dir = home.path("saved");
+    std::fs::create_dir(&dir).unwrap();
+    let save = format!("save:{}", dir.display());
+    let done = run(&mut drain(&home, &["--tries", "1", "--left", &save, nowhere])).expect(0);
+    let command = format!("mig-recv file:{}/g0.mig", dir.display());
+    assert!(done.stdout.contains(&command), "{done:#?}");
+    assert_eq!(guests[0].ended(), Some(0));
+    home.sh(&format!("{command} -q")).expect(0);
+    assert_eq!(home.state("g0").as_deref(), Some("running"));
+
+    let done = run(&mut drain(&home, &["--tries", "1", "--left", "quit", nowhere])).expect(0);
+    assert!(done.stdout.contains("g0: nobody took it: it was ended"), "{done:#?}");
+    assert_eq!(home.state("g0"), None);
+}
+
+#[test]
+fn a_guest_of_unknown_outcome_is_resolved() {
+    needs_kvm!();
+    let (home, away, other) = (Host::new(), Host::new(), Host::new());
+    let guests = guests(&home, 1);
+    let lost = format!("exec:lossy-tunnel go=cut '{}'", away.remote("mig-recv -q"));
+    home.run("mig-send", &["-q", "--resolve-for", "0", "g0", &lost]).expect(4);
+    wait("the destination", || away.state("g0").as_deref() == Some("prepared"));
+    // A host that has nothing to do with it does not decide.
+    let done =
+        run(&mut drain(&home, &["--tries", "1", "--left", "quit", &tunnel(&other)])).expect(1);
+    assert!(done.stdout.contains("g0: is handed-over, and nobody says"), "{done:#?}");
+    assert_eq!(home.state("g0").as_deref(), Some("handed-over"));
+    let done = run(&mut drain(&home, &[&tunnel(&other), &tunnel(&away)])).expect(0);
+    assert!(done.stdout.contains("g0: has moved"), "{done:#?}");
+    assert_all_moved(&guests, &away);
+}
+
+#[test]
+fn a_wrong_command_line_is_said_to_be_one() {
+    let home = Host::new();
+    for (args, word) in [
+        (&["--jobs", "0", "x"][..], "--jobs"),
+        (&["--left", "lose", "x"], "keep, quit or save:DIR"),
+        (&["--all"], "--all"),
+        (&[], "where are the guests to go"),
+    ] {
+        run(&mut drain(&home, args)).refused_as(2, &["mig-drain: ", word]);
+    }
+    let help = run(&mut drain(&home, &["--help"])).expect(0).stdout;
+    assert!(help.starts_with("Usage: mig-drain"), "{help}");
+    // Nothing to do is done.
+    run(&mut drain(&home, &["exec:false"])).expect(0);
+}
