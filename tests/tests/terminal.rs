@@ -75,10 +75,11 @@ impl Drop for Terminal<'_> {
     }
 }
 
-/// A tunnel that asks on the terminal before it carries anything, as ssh does.
+/// A tunnel that asks on the terminal before it carries anything, as ssh does: what is typed is not to
+/// be seen. One that asks when it is not its turn is stopped by that, and has not asked yet.
 fn asking(host: &Host) -> String {
-    let script = "#!/bin/sh\nprintf 'the password, please: ' > /dev/tty\n\
-                  read answer < /dev/tty\nexec mig-recv --quiet --name b --console null\n";
+    let script = "#!/bin/sh\nstty -echo < /dev/tty\nprintf 'the password, please: ' > /dev/tty\n\
+                  read answer < /dev/tty\nstty echo < /dev/tty\nexec mig-recv --quiet --name b --console null\n";
     let path = host.path("ask");
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -121,7 +122,7 @@ fn the_live_line_is_one_line_however_narrow_the_terminal() {
 }
 
 #[test]
-fn a_question_of_the_tunnel_stays_on_the_screen_and_can_be_answered() {
+fn a_prompt_of_the_tunnel_stays_on_the_screen_and_can_be_answered() {
     needs_kvm!();
     let host = Host::new();
     let mut a = guest(&host);

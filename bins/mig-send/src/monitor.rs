@@ -68,9 +68,9 @@ impl Shared {
         let _ = self.job.set(job.clone());
     }
 
-    /// Whether the terminal is the tunnel's at the moment.
+    /// Whether the terminal is the tunnel's at the moment, or the tunnel is stopped for it.
     fn terminal_is_lent(&self) -> bool {
-        self.job.get().is_some_and(Job::has_terminal)
+        self.job.get().is_some_and(|job| job.has_terminal() || job.is_stopped())
     }
 
     /// How often this program was stopped with its tunnel.

@@ -77,6 +77,14 @@ impl Job {
         self.0.lent.load(Ordering::SeqCst)
     }
 
+    /// Whether the tunnel was stopped, as one is that wants the terminal and does not have it yet. What
+    /// it has asked there may stand on the screen already.
+    pub fn is_stopped(&self) -> bool {
+        let look = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        self.0.terminal.is_some()
+            && matches!(waitid(Id::Pid(self.0.group), look), Ok(WaitStatus::Stopped(..)))
+    }
+
     /// How often this program was stopped because the tunnel was. The time that passed meanwhile is
     /// nobody's fault.
     pub fn stops(&self) -> u32 {
