@@ -4,7 +4,7 @@ set -euo pipefail
 TEST=$(basename "$0" .sh)
 # The lab's hosts are emulated, on a machine that does other things too: they keep the order of
 # things, not the pace. This ends what hangs, and measures nothing.
-PATIENCE=${PATIENCE:-900}
+HANG_TIMEOUT=${HANG_TIMEOUT:-900}
 # A blackout takes a few tenths of a second there, so the promise of 100 ms cannot be kept.
 DOWNTIME=${DOWNTIME:-3000}
 
@@ -42,10 +42,10 @@ expect() {
 
 # wait_for WHAT COMMAND...: until the command succeeds.
 wait_for() {
-    local what=$1 until=$((SECONDS + PATIENCE))
+    local what=$1 until=$((SECONDS + HANG_TIMEOUT))
     shift
     until "$@"; do
-        [ $SECONDS -lt $until ] || fail "waited $PATIENCE s in vain for $what"
+        [ $SECONDS -lt $until ] || fail "waited $HANG_TIMEOUT s in vain for $what"
         sleep 0.2
     done
 }

@@ -109,7 +109,7 @@ fn a_migration_that_does_not_begin_leaves_a_report_of_its_own_and_says_where_the
         (1, &["file:/nonexistent/directory/a.mig"]),
         (1, &["--ready-timeout", "0.2", "exec:sleep 100"]),
         (2, &["fd:99"]),
-        (2, &["--commit", "exec:true", "file:/tmp/x"]),
+        (2, &["--commit", "exec:true", "file:a.mig"]),
         (2, &["--one-way", "--return", "stdin", "exec:true"]),
     ] {
         fs::write(&path, "{\"old\": \"and longer than the new one, by far\"}".repeat(200)).unwrap();

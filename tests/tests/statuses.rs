@@ -91,7 +91,7 @@ fn a_destination_that_cannot_read_its_records_says_that_and_nothing_of_the_guest
 }
 
 #[test]
-fn a_question_that_the_destination_cannot_use_is_no_refusal_of_the_guest() {
+fn a_query_that_the_destination_cannot_use_is_no_refusal_of_the_guest() {
     needs_kvm!();
     let host = Host::new();
     let a = small(&host);

@@ -70,7 +70,7 @@ END
 hvc() { echo "/tmp/$1.hvc"; }
 
 # ask NAME COMMAND: what the shell on that guest's hvc0 answers.
-ask() { "$LAB_TESTS/lib/ask" "$(hvc "$1")" "$2" "$PATIENCE"; }
+ask() { "$LAB_TESTS/lib/ask" "$(hvc "$1")" "$2" "$HANG_TIMEOUT"; }
 
 # with_libraries TREE PROGRAM...: copies programs of this host with all that they load.
 with_libraries() {
@@ -148,7 +148,7 @@ does_with_at_least() { [ "$(does_with "$1")" -ge "$2" ]; }
 
 # vmrun_ends NAME STATUS: the vmrun that was started last ends with it.
 vmrun_ends() {
-    local until=$((SECONDS + PATIENCE)) status=0
+    local until=$((SECONDS + HANG_TIMEOUT)) status=0
     while kill -0 $vmrun 2>/dev/null; do
         [ $SECONDS -lt $until ] || fail "vmrun of $1 does not end: $(tail -3 "$(console "$1")")"
         sleep 0.2

@@ -102,7 +102,7 @@ assert_locked() {
 # assert_console: a shell answers on the virtio console, wherever the guest runs.
 assert_console() {
     local said
-    said=$(at $here "$LAB_TESTS/lib/ask $HVC 'echo \$((6 * 7)) \$(hostname)' $PATIENCE") || fail "hvc0 is dead: $said"
+    said=$(at $here "$LAB_TESTS/lib/ask $HVC 'echo \$((6 * 7)) \$(hostname)' $HANG_TIMEOUT") || fail "hvc0 is dead: $said"
     [ "$said" = '42 web' ] || fail "hvc0 says '$said'"
 }
 
