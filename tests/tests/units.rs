@@ -172,7 +172,7 @@ fn receiver_that_loses_go(host: &Host) -> PathBuf {
         for (mut command, stream) in [first, second].into_iter().zip(listener.incoming()) {
             let stream = OwnedFd::from(stream.unwrap());
             command.stdout(stream.try_clone().unwrap()).stdin(stream);
-            command.spawn().unwrap();
+            command.spawn().unwrap().wait().unwrap();
         }
     });
     path
