@@ -81,6 +81,14 @@ fn fault(done: &Done) -> Value {
 }
 
 #[test]
+fn what_a_host_can_give_to_a_guest() {
+    needs_kvm!();
+    let host = Host::new();
+    let own = host.run("vmctl", &["cpu"]).expect(0).stdout;
+    compare("Processors", &[serde_json::from_str(&own).unwrap()]);
+}
+
+#[test]
 fn what_went_wrong_is_one_object_with_the_guest_and_who_has_it() {
     needs_kvm!();
     let host = Host::new();

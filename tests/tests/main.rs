@@ -5,6 +5,7 @@ mod architecture;
 mod broken_output;
 mod confinement;
 mod control_abuse;
+mod cpu;
 mod damaged_streams;
 mod departures;
 mod devices;

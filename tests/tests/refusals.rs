@@ -144,7 +144,10 @@ fn a_missing_cpu_feature_is_refused_by_name_before_the_first_page() {
         // VMX: AMD has none, and vmrun gives it to no guest.
         leaf.ecx |= 1 << 5;
     });
-    receive(&host, &file).refused_with(&["the guest uses vmx", "this host"]);
+    receive(&host, &file).refused_with(&[
+        "this host cannot run the guest: it lacks the CPU features vmx; started with",
+        "the baseline of both hosts (vmctl cpu baseline) it could have come",
+    ]);
     assert_eq!(host.processes(), []);
 }
 

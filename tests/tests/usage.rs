@@ -50,6 +50,7 @@ fn a_device_that_is_written_wrongly_is_wrong_usage_too() {
         ["--virtio-console", "tape:x"],
         ["--disk", "a.raw,nonsense"],
         ["--net", "nonsense"],
+        ["--cpu", "Skylake"],
     ] {
         let all = [&["--name", "a", "--kernel", &kernel][..], &args].concat();
         host.run("vmrun", &all).refused_as(2, &[args[1]]);

@@ -45,6 +45,7 @@ fn machine() -> MachineDescription {
             ],
             xsave_components: 7,
             xsave_bytes: 832,
+            arch_capabilities: Some(0),
             msrs: vec![0x10, 0x174],
             tsc_khz: 2_400_000,
         },

@@ -167,6 +167,16 @@ pub enum Command {
         #[arg(value_name = "GUEST|ID")]
         what: String,
     },
+    /// Show what processor this host can give to a guest, as JSON; or what several hosts can
+    ///
+    /// Keep it in a file for each host (ssh hostb vmctl cpu > hostb.json). A guest that was started
+    /// with vmrun --cpu baseline:FILE can run on every host whose file the baseline was made of.
+    #[command(args_conflicts_with_subcommands = true)]
+    Cpu {
+        /// What of several hosts
+        #[command(subcommand)]
+        of: Option<CpuCommand>,
+    },
     /// Draw a report of mig-send: pages per round, how often a page was sent, downtime by phase
     ///
     /// Writes PREFIX-rounds, PREFIX-sent and PREFIX-downtime and prints their names. It needs no
@@ -180,6 +190,17 @@ pub enum Command {
         /// What to write
         #[arg(long, value_enum, default_value = "both")]
         format: Format,
+    },
+}
+
+/// What is asked of several hosts.
+#[derive(Subcommand, Debug)]
+pub enum CpuCommand {
+    /// Print what all of these hosts can give to a guest, for vmrun --cpu baseline:FILE
+    Baseline {
+        /// What vmctl cpu printed on a host, or an earlier baseline; once for each
+        #[arg(required = true, value_name = "HOST.json")]
+        hosts: Vec<PathBuf>,
     },
 }
 
@@ -205,6 +226,7 @@ Examples:
   vmctl wait web running --timeout 60
   vmctl records
   vmctl forget web                      # it did not arrive where it went: vmrun starts it here
+  vmctl cpu baseline hosta.json hostb.json > fleet.json
   vmctl plot r.json --format svg        # after: mig-send --report r.json web ...
 
 Exit status:
@@ -240,6 +262,7 @@ impl migpipe_cli::Program for Args {
             Command::List
             | Command::Records { .. }
             | Command::Forget { .. }
+            | Command::Cpu { .. }
             | Command::Plot { .. } => None,
         }
     }

@@ -2,13 +2,12 @@
 
 use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, anyhow, bail};
 use mig_engine::ownership::{Authority, State};
 
-use crate::connect;
+use crate::{connect, program};
 
 /// `mig-send --resolve`, in place of this process.
 pub fn resolve(guest: &str, destination: Option<&str>, force: bool) -> anyhow::Result<u8> {
@@ -34,12 +33,6 @@ pub fn commit(guest: &str, force: bool) -> anyhow::Result<u8> {
     };
     client.go(id, Authority::Operator)?;
     Ok(0)
-}
-
-/// A program beside this one, else in PATH.
-fn program(name: &str) -> Command {
-    let beside = std::env::current_exe().ok().map(|own| own.with_file_name(name));
-    Command::new(beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(name)))
 }
 
 fn replace(mut command: Command) -> anyhow::Result<u8> {

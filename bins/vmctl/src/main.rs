@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cpu;
 mod handover;
 mod memory;
 mod plot;
@@ -9,7 +10,8 @@ mod show;
 mod wait;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{self, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -18,7 +20,7 @@ use migpipe_units::BytesPerSec;
 use vm_control::{Client, ClientError, Event, Order, Status};
 use vm_paths::PathError;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, CpuCommand};
 
 /// What vmrun's log calls us.
 const NAME: &str = "vmctl";
@@ -70,6 +72,12 @@ fn run(args: Args) -> anyhow::Result<u8> {
             print(&memory::records(*tidy, args.json)?)?;
         }
         Command::Forget { what } => memory::forget(what)?,
+        Command::Cpu { of: None } => {
+            print(&cpu::of_this_host()?)?;
+        }
+        Command::Cpu { of: Some(CpuCommand::Baseline { hosts }) } => {
+            print(&cpu::baseline(hosts)?)?;
+        }
         Command::Plot { report, out, format } => {
             let files = plot::draw(report, out.as_deref(), *format)?;
             print(&show::files(&files, args.json))?;
@@ -80,6 +88,13 @@ fn run(args: Args) -> anyhow::Result<u8> {
 
 fn connect(guest: &str) -> anyhow::Result<Client> {
     Ok(Client::connect(&vm_paths::socket_of(guest)?, NAME)?)
+}
+
+/// A program beside this one, else in PATH.
+fn program(name: &str) -> process::Command {
+    let beside = std::env::current_exe().ok().map(|own| own.with_file_name(name));
+    let found = beside.filter(|path| path.is_file());
+    process::Command::new(found.unwrap_or_else(|| PathBuf::from(name)))
 }
 
 /// Ends a guest, and waits until its name and its disks are free.

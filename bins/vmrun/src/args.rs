@@ -31,6 +31,20 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "incoming",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: u32,
+    /// The processor of the guest: all that this host has and that migrates (host), what all hosts of
+    /// a fleet have (baseline:FILE, from vmctl cpu baseline), or a level of x86-64 (x86-64-v2, -v3,
+    /// -v4). Features are added and taken away by the names that /proc/cpuinfo has. An arriving guest
+    /// keeps its own
+    #[arg(
+        long,
+        value_name = "host|baseline:FILE|x86-64-vN[,+FEATURE,-FEATURE]",
+        default_value = "host",
+        conflicts_with = "incoming"
+    )]
+    pub cpu: String,
+    /// Print what this host can give to a guest, and end; vmctl cpu uses it
+    #[arg(long, hide = true, requires = "incoming")]
+    pub host_cpu: bool,
     /// Where the guest's serial console goes: stdio, file:PATH (also a FIFO), unix:PATH or null
     #[arg(long, value_name = "CONSOLE", default_value = "null")]
     pub console: String,
@@ -104,6 +118,7 @@ Examples:
   vmrun --name web --kernel builtin:dirty,pages=1024,rate=2000,fill=random,fill-mb=400
   vmrun --name web --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --console stdio
   vmrun --name test --kernel ./unikernel.elf --mem 1G --cpus 2 --console stdio
+  vmrun --name web --kernel vmlinuz --cpu baseline:fleet.json     (vmctl cpu baseline makes it)
   vmrun --name web --incoming --console file:web.log     (then: mig-recv --vm web < web.mig)
 
 Exit status:

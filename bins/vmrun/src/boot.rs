@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, info};
 use vm_machine::{
-    AllowedPaths, ConsoleSpec, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
+    AllowedPaths, ConsoleSpec, CpuSpec, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
     MemorySource, VirtioSpec,
 };
 use vm_records::departure::{Departure, Departures};
@@ -107,6 +107,7 @@ fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
 }
 
 fn boot(args: &Args, kernel: &str, memory: MemorySource) -> anyhow::Result<Machine> {
+    let cpu = args.cpu.parse::<CpuSpec>().map_err(migpipe_cli::usage)?.read()?;
     let kernel = match kernel.strip_prefix("builtin:") {
         Some(_) if args.initrd.is_some() => {
             let why = anyhow!("the built-in guest is not Linux, and only Linux takes an initrd");
@@ -122,6 +123,7 @@ fn boot(args: &Args, kernel: &str, memory: MemorySource) -> anyhow::Result<Machi
         cmdline: args.append.clone(),
         mem: args.mem,
         cpus: args.cpus,
+        cpu,
         console: console_spec(&args.console)?,
         memory,
         devices: devices(args)?,

@@ -26,6 +26,7 @@ mod watch;
 mod withdrawal;
 mod withdrawn;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -37,6 +38,7 @@ use mig_engine::ownership::State;
 use migpipe_confine::ViolationAction;
 use tracing::{info, warn};
 use vm_control::server::{Server, Service};
+use vm_machine::Host;
 use vm_records::departure::Departures;
 use vm_records::record::Records;
 
@@ -59,6 +61,11 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     vm_paths::check_name(&args.name)?;
+    if args.host_cpu {
+        let offer = Host::probe()?.offer();
+        io::stdout().write_all(offer.to_json().as_bytes()).context("cannot print the answer")?;
+        return Ok(0);
+    }
     let socket = match &args.socket {
         Some(path) => path.clone(),
         None => vm_paths::socket_of(&args.name)?,

@@ -76,6 +76,7 @@ fn describe(bytes: &[u8]) -> Option<MachineDescription> {
         cpuid: cpu.cpuid.clone(),
         xsave_components: cpu.xsave_components,
         msrs: cpu.msrs.clone(),
+        arch_capabilities: cpu.arch_capabilities.unwrap_or_default(),
         tsc_khz: cpu.tsc_khz,
         tsc_scaling: false,
     };

@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 8;
+pub const PROTOCOL_VERSION: u16 = 9;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

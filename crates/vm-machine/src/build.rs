@@ -5,10 +5,13 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use migpipe_units::Bytes;
+use vm_cpu::Offer;
 use vm_devices::{ConsoleSpec, SerialSnapshot, VirtioKind, VirtioSpec};
-use vm_state::{DeviceDescription, HostCapabilities, MachineDescription, Snapshot, compat};
+use vm_state::{
+    CpuDescription, DeviceDescription, HostCapabilities, MachineDescription, Snapshot, compat,
+};
 
-use crate::arch::{IoctlError, check_vcpus, describe_cpu, host_capabilities, set_cpuid};
+use crate::arch::{IoctlError, check_vcpus, cpu_of_guest, find_msrs, host_capabilities, set_cpu};
 use crate::config::{IncomingConfig, MachineConfig};
 use crate::devices::OpenedDevices;
 use crate::dirty::DirtyLog;
@@ -42,6 +45,18 @@ impl Host {
         let capabilities = host_capabilities(&kvm)?;
         Ok(Self { kvm, capabilities })
     }
+
+    /// What it can give to a guest.
+    pub fn offer(&self) -> Offer {
+        Offer::from(&self.capabilities)
+    }
+
+    /// Whether it can take a guest with this processor.
+    fn check(&self, cpu: &CpuDescription) -> Result<(), MachineError> {
+        let mut capabilities = self.capabilities.clone();
+        find_msrs(&self.kvm, cpu, &mut capabilities)?;
+        Ok(compat::check(cpu, &capabilities)?)
+    }
 }
 
 impl Machine {
@@ -53,7 +68,7 @@ impl Machine {
     pub fn boot(config: &MachineConfig) -> Result<Self, MachineError> {
         config.kernel.check_host()?;
         let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
-        let cpu = describe_cpu(&kvm, config.cpus)?;
+        let cpu = cpu_of_guest(&kvm, &config.cpu, config.cpus)?;
         let pages = config.mem.pages();
         if config.mem != pages.bytes() || pages.0 == 0 {
             return Err(MemoryError::Size {
@@ -93,8 +108,8 @@ impl Machine {
         host: &Host,
     ) -> Result<Machine, MachineError> {
         boot::check_arriving(description)?;
-        let Host { kvm, capabilities } = host;
-        compat::check(&description.cpu, capabilities)?;
+        let kvm = &host.kvm;
+        host.check(&description.cpu)?;
         check_vcpus(kvm, description.vcpus)?;
         // A device that nobody knows is named before a parameter that none has.
         devices_of(description)?;
@@ -214,7 +229,7 @@ impl Parts {
         let mut vcpus = Vec::new();
         for id in 0..description.vcpus {
             let vcpu = named("KVM_CREATE_VCPU", vm.create_vcpu(id.into()))?;
-            set_cpuid(&vcpu, &description.cpu, id).map_err(MachineError::Build)?;
+            set_cpu(&vcpu, &description.cpu, id).map_err(MachineError::Build)?;
             vcpus.push(vcpu);
         }
         let devices = OpenedDevices::open(console, specs, &vm, &memory)?;

@@ -1,6 +1,7 @@
 //! What a machine is to be: for a guest that begins here, and for one that arrives.
 
 use migpipe_units::Bytes;
+use vm_cpu::Wanted;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_state::DeviceParam;
 
@@ -21,6 +22,8 @@ pub struct MachineConfig {
     pub mem: Bytes,
     /// How many vCPUs it has.
     pub cpus: u32,
+    /// What each of them is.
+    pub cpu: Wanted,
     /// Where its serial console goes.
     pub console: ConsoleSpec,
     /// Where its memory comes from.

@@ -10,6 +10,8 @@ use migpipe_confine::{Call, Check, Filter, calls};
 use vm_devices::confinement::{CLIENT, FAR_ENDS, RINGS};
 pub use vm_devices::confinement::{CONSOLE, DISKS, REGISTERS, WORKER};
 
+use crate::arch::REQ_XCOMP_GUEST_PERM;
+
 /// The request of KVM with this number.
 const fn kvm(number: u8) -> Check {
     Check::Bits { arg: 1, mask: 0xffff, set: (KVMIO as u64) << 8 | number as u64 }
@@ -82,6 +84,7 @@ const BUILD: &[Call] = calls![
     SYS_ioctl(kvm(0x90)) => "KVM_SET_CPUID2";
     SYS_ioctl(kvm(0x91)) => "KVM_GET_CPUID2";
     SYS_ioctl(kvm(0xa3)) => "KVM_ENABLE_CAP: clearing the log of dirty pages is left to us";
+    SYS_arch_prctl(Check::Is(0, REQ_XCOMP_GUEST_PERM)) => "AMX for the guest";
     SYS_readlink => "where a path leads";
     SYS_readlinkat;
     SYS_getcwd;

@@ -37,6 +37,7 @@ pub use machine::Machine;
 pub use memory::{HugeTmpfs, MemoryError, MemorySource, TmpfsError};
 pub use monotonic_time::MonotonicTime;
 pub use vcpu::VcpuError;
+pub use vm_cpu::{CpuSpec, Offer, Wanted};
 pub use vm_devices::{ConsoleSpec, DiskFile, VirtioError, VirtioKind, VirtioSpec};
 
 /// How a disk is written on a command line.

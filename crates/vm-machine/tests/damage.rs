@@ -8,7 +8,9 @@ use std::path::Path;
 use common::{Guest, HANG_TIMEOUT, has_kvm};
 use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
-use vm_machine::{Kernel, Machine, MachineConfig, MachineError, MachineEvent, MemorySource};
+use vm_machine::{
+    Kernel, Machine, MachineConfig, MachineError, MachineEvent, MemorySource, Wanted,
+};
 use vm_memory::{Bytes as _, GuestAddress};
 
 /// Pauses the guest, changes one byte of its memory, and returns the error that it prints.
@@ -89,6 +91,7 @@ fn boot(kernel: Kernel, console: &Path, cmdline: &str, mem: Bytes) -> Result<Mac
         cmdline: cmdline.to_owned(),
         mem,
         cpus: 1,
+        cpu: Wanted::default(),
         console: ConsoleSpec::File(console.to_owned()),
         memory: MemorySource::default(),
         devices: Vec::new(),
@@ -168,6 +171,7 @@ fn huge_pages_are_used_or_their_lack_is_named() {
         cmdline: String::new(),
         mem,
         cpus: 1,
+        cpu: Wanted::default(),
         console: common::console(&console),
         memory: MemorySource::HugeTlb,
         devices: Vec::new(),

@@ -7,6 +7,7 @@ use std::path::Path;
 use common::{Guest, console, has_kvm, serial_console};
 use vm_machine::{
     Host, IncomingConfig, Kernel, Machine, MachineConfig, MachineError, MemorySource, VirtioSpec,
+    Wanted,
 };
 use vm_state::DeviceParam;
 
@@ -24,6 +25,7 @@ fn config(dir: &Path, devices: Vec<VirtioSpec>) -> MachineConfig {
         cmdline: String::new(),
         mem: "32M".parse().unwrap(),
         cpus: 1,
+        cpu: Wanted::default(),
         console: console(&dir.join("console")),
         memory: MemorySource::default(),
         devices,

@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The version that [`MachineDescription::encode`] writes. Versions 1 and 2 had the memory as well,
-/// and version 1 did not say which kernel the guest booted.
-const VERSION: u16 = 3;
+/// The version that [`MachineDescription::encode`] writes. Versions 1 to 3 lacked
+/// [`CpuDescription::arch_capabilities`], 1 and 2 had the memory as well, and 1 did not say which
+/// kernel the guest booted.
+const VERSION: u16 = 4;
 
 /// Everything a destination must know to build the same machine. It travels in the header of a
 /// stream, so that a host which cannot take the guest says so before the first page.
@@ -65,7 +66,7 @@ struct Version1 {
     vcpus: u32,
     memory: Vec<MemoryRegion>,
     hugetlb: bool,
-    cpu: CpuDescription,
+    cpu: CpuVersion1,
     devices: Vec<DeviceDescription>,
 }
 
@@ -73,19 +74,65 @@ impl From<Version1> for MachineDescription {
     fn from(old: Version1) -> Self {
         let Version1 { name, vcpus, memory, hugetlb, cpu, devices } = old;
         let kernel = KernelKind::Unknown;
-        Self { name, vcpus, memory, hugetlb, cpu, devices, kernel }
+        Self { name, vcpus, memory, hugetlb, cpu: cpu.into(), devices, kernel }
     }
 }
 
-/// The description as version 3 has it: without the memory, which stands beside it.
+/// The description as version 2 had it.
+#[derive(Deserialize)]
+struct Version2 {
+    name: String,
+    vcpus: u32,
+    memory: Vec<MemoryRegion>,
+    hugetlb: bool,
+    cpu: CpuVersion1,
+    devices: Vec<DeviceDescription>,
+    kernel: KernelKind,
+}
+
+impl From<Version2> for MachineDescription {
+    fn from(old: Version2) -> Self {
+        let Version2 { name, vcpus, memory, hugetlb, cpu, devices, kernel } = old;
+        Self { name, vcpus, memory, hugetlb, cpu: cpu.into(), devices, kernel }
+    }
+}
+
+/// The processor as versions 1 to 3 had it.
+#[derive(Deserialize)]
+struct CpuVersion1 {
+    cpuid: Vec<CpuidLeaf>,
+    xsave_components: u64,
+    xsave_bytes: u32,
+    msrs: Vec<u32>,
+    tsc_khz: u32,
+}
+
+impl From<CpuVersion1> for CpuDescription {
+    fn from(old: CpuVersion1) -> Self {
+        let CpuVersion1 { cpuid, xsave_components, xsave_bytes, msrs, tsc_khz } = old;
+        let arch_capabilities = None;
+        Self { cpuid, xsave_components, xsave_bytes, msrs, tsc_khz, arch_capabilities }
+    }
+}
+
+/// The description as versions 3 and 4 have it: without the memory, which stands beside it. They
+/// differ in the processor.
 #[derive(Serialize, Deserialize)]
-struct Version3<Name, Cpu, Devices> {
+struct WithoutMemory<Name, Cpu, Devices> {
     name: Name,
     vcpus: u32,
     hugetlb: bool,
     cpu: Cpu,
     devices: Devices,
     kernel: KernelKind,
+}
+
+impl<Cpu: Into<CpuDescription>> WithoutMemory<String, Cpu, Vec<DeviceDescription>> {
+    fn with(self, memory: &[MemoryRegion]) -> MachineDescription {
+        let Self { name, vcpus, hugetlb, cpu, devices, kernel } = self;
+        let (memory, cpu) = (memory.to_vec(), cpu.into());
+        MachineDescription { name, vcpus, memory, hugetlb, cpu, devices, kernel }
+    }
 }
 
 /// The processor that a guest sees, as far as a host must have it too.
@@ -102,6 +149,9 @@ pub struct CpuDescription {
     pub msrs: Vec<u32>,
     /// The frequency of the guest's TSC in kHz.
     pub tsc_khz: u32,
+    /// IA32_ARCH_CAPABILITIES as the guest reads it: 0 where it has no such MSR, `None` where it
+    /// was saved by a release that did not say.
+    pub arch_capabilities: Option<u64>,
 }
 
 /// One CPUID leaf (KVM API, struct kvm_cpuid_entry2).
@@ -165,6 +215,8 @@ pub struct HostCapabilities {
     pub xsave_components: u64,
     /// Every MSR that the host can get and set.
     pub msrs: Vec<u32>,
+    /// IA32_ARCH_CAPABILITIES as KVM gives it to a new guest; 0 where there is none.
+    pub arch_capabilities: u64,
     /// The frequency of the host's TSC in kHz.
     pub tsc_khz: u32,
     /// Whether the host can run a guest with another TSC frequency than its own
@@ -214,7 +266,7 @@ impl MachineDescription {
     pub fn encode(&self) -> Result<Vec<u8>, DescriptionError> {
         let Self { name, vcpus, memory: _, hugetlb, cpu, devices, kernel } = self;
         let (vcpus, hugetlb, kernel) = (*vcpus, *hugetlb, *kernel);
-        let body = Version3 { name, vcpus, hugetlb, cpu, devices, kernel };
+        let body = WithoutMemory { name, vcpus, hugetlb, cpu, devices, kernel };
         postcard::to_extend(&body, VERSION.to_le_bytes().to_vec())
             .map_err(DescriptionError::Damaged)
     }
@@ -233,11 +285,9 @@ impl MachineDescription {
         let description = match u16::from_le_bytes(*version) {
             0 => return Err(DescriptionError::NoVersion),
             1 => whole::<Version1>(body)?.into(),
-            2 => whole(body)?,
-            VERSION => {
-                let Version3 { name, vcpus, hugetlb, cpu, devices, kernel } = whole(body)?;
-                Self { name, vcpus, memory: memory.to_vec(), hugetlb, cpu, devices, kernel }
-            }
+            2 => whole::<Version2>(body)?.into(),
+            3 => whole::<WithoutMemory<_, CpuVersion1, _>>(body)?.with(memory),
+            VERSION => whole::<WithoutMemory<_, CpuDescription, _>>(body)?.with(memory),
             found => return Err(DescriptionError::Newer { found }),
         };
         if description.memory != memory {
@@ -282,6 +332,7 @@ mod tests {
                 xsave_bytes: 832,
                 msrs: vec![0x10, 0x174],
                 tsc_khz: 2_400_000,
+                arch_capabilities: None,
             },
             devices: vec![DeviceDescription {
                 kind: "block".to_owned(),
@@ -308,11 +359,15 @@ mod tests {
     fn every_version_of_a_description_that_was_released_is_read() {
         let linux = golden(KernelKind::Linux);
         let v3 = include_bytes!("../tests/golden/description-3.bin");
+        let v4 = include_bytes!("../tests/golden/description-4.bin");
         let decode = |bytes| MachineDescription::decode(bytes, &linux.memory).unwrap();
         assert_eq!(decode(V1), golden(KernelKind::Unknown));
         assert_eq!(decode(V2), linux);
         assert_eq!(decode(v3), linux);
-        assert_eq!(linux.encode().unwrap(), v3);
+        let mut now = linux.clone();
+        now.cpu.arch_capabilities = Some(0x0c08_e0eb);
+        assert_eq!(decode(v4), now);
+        assert_eq!(now.encode().unwrap(), v4);
     }
 
     #[test]
@@ -355,7 +410,7 @@ mod tests {
             MachineDescription::decode(&bytes, &[]).unwrap_err()
         };
         assert!(matches!(versioned(0), DescriptionError::NoVersion));
-        assert!(matches!(versioned(4), DescriptionError::Newer { found: 4 }));
+        assert!(matches!(versioned(5), DescriptionError::Newer { found: 5 }));
         let long = [bytes, vec![0]].concat();
         let error = MachineDescription::decode(&long, &[]).unwrap_err();
         assert!(matches!(error, DescriptionError::LeftOver(1)), "{error}");

@@ -4,11 +4,12 @@
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
+use vm_cpu::{CpuError, Wanted};
+use vm_state::compat::{missing_msrs, tsc_is_close};
 use vm_state::{CpuDescription, CpuidLeaf, HostCapabilities};
 
-use super::cpuid;
-use super::ioctl::{IoctlError, Named};
-use super::msr;
+use super::ioctl::{self, IoctlError, Named};
+use super::{cpuid, msr};
 
 /// Most vCPUs of a guest: an xAPIC id has 8 bits, 255 means all processors, and ids above it need
 /// interrupt remapping, which the machine has not.
@@ -48,12 +49,16 @@ pub enum CapabilityError {
     /// A call failed.
     #[error("cannot find out what this host's KVM can do")]
     Ioctl(#[from] IoctlError),
+    /// The guest is to have another processor than this host can give.
+    #[error("cannot give the guest its processor")]
+    Cpu(#[from] CpuError),
 }
 
 /// A machine that never runs, to ask what one can only ask a vCPU.
 struct Scratch {
-    vm: VmFd,
     vcpu: VcpuFd,
+    /// Lives as long as its vCPU.
+    _vm: VmFd,
 }
 
 impl Scratch {
@@ -62,7 +67,7 @@ impl Scratch {
         vm.create_irq_chip().named("KVM_CREATE_IRQCHIP")?;
         let vcpu = vm.create_vcpu(0).named("KVM_CREATE_VCPU")?;
         cpuid::set(&vcpu, cpuid, 0)?;
-        Ok(Self { vm, vcpu })
+        Ok(Self { vcpu, _vm: vm })
     }
 }
 
@@ -79,21 +84,47 @@ pub fn check_kvm(kvm: &Kvm) -> Result<(), CapabilityError> {
     if lacks.is_empty() { Ok(()) } else { Err(CapabilityError::Lacks(lacks)) }
 }
 
-/// What this host can give to a guest, for [`vm_state::compat::check`].
+/// What this host can give to a guest, for [`vm_state::compat::check`] and [`Wanted::on`].
 ///
 /// # Errors
 /// [`CapabilityError`] if KVM lacks what the machine needs, or a call fails.
 pub fn host_capabilities(kvm: &Kvm) -> Result<HostCapabilities, CapabilityError> {
     check_kvm(kvm)?;
+    // Before the first vCPU, and before KVM is asked, which offers what it may give this process.
+    ioctl::permit_amx();
     let cpuid = cpuid::offered(kvm)?;
     let scratch = Scratch::new(kvm, &cpuid)?;
     Ok(HostCapabilities {
         xsave_components: cpuid::xsave_components(&cpuid),
         msrs: msr::usable(&scratch.vcpu, &msr::candidates(kvm)?)?,
+        arch_capabilities: msr::arch_capabilities(&scratch.vcpu)?,
         tsc_khz: scratch.vcpu.get_tsc_khz().named("KVM_GET_TSC_KHZ")?,
         tsc_scaling: kvm.check_extension(Cap::TscControl),
         cpuid,
     })
+}
+
+/// Adds to `host` what it has of the MSRs that the guest needs: KVM_GET_MSR_INDEX_LIST lacks some
+/// that KVM reads and writes, and which these are changes from release to release.
+///
+/// # Errors
+/// [`CapabilityError::Ioctl`] if a call fails.
+pub fn find_msrs(
+    kvm: &Kvm,
+    guest: &CpuDescription,
+    host: &mut HostCapabilities,
+) -> Result<(), CapabilityError> {
+    let missing = missing_msrs(guest, &host.msrs);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // With the guest's CPUID, as far as KVM takes it: it decides by that which MSRs there are.
+    let scratch = match Scratch::new(kvm, &guest.cpuid) {
+        Ok(scratch) => scratch,
+        Err(_) => Scratch::new(kvm, &host.cpuid)?,
+    };
+    host.msrs.extend(msr::usable(&scratch.vcpu, &missing)?);
+    Ok(())
 }
 
 /// Whether a guest can have so many vCPUs on this host.
@@ -108,25 +139,43 @@ pub fn check_vcpus(kvm: &Kvm, vcpus: u32) -> Result<(), CapabilityError> {
     }
 }
 
-/// The processor of a new guest with `vcpus` vCPUs on this host: all that KVM offers and that can
-/// migrate.
+/// The processor of a new guest with `vcpus` vCPUs on this host.
 ///
 /// # Errors
-/// [`CapabilityError`] if there cannot be so many vCPUs, KVM lacks what the machine needs, or a
-/// call fails.
-pub fn describe_cpu(kvm: &Kvm, vcpus: u32) -> Result<CpuDescription, CapabilityError> {
+/// [`CapabilityError`] if there cannot be so many vCPUs, the host lacks what is wanted, KVM lacks
+/// what the machine needs, or a call fails.
+pub fn cpu_of_guest(
+    kvm: &Kvm,
+    wanted: &Wanted,
+    vcpus: u32,
+) -> Result<CpuDescription, CapabilityError> {
     check_kvm(kvm)?;
     check_vcpus(kvm, vcpus)?;
-    let cpuid = cpuid::for_guest(&cpuid::offered(kvm)?, vcpus);
-    let scratch = Scratch::new(kvm, &cpuid)?;
-    let candidates: Vec<_> =
-        msr::candidates(kvm)?.into_iter().filter(|&index| msr::is_guest_state(index)).collect();
-    let xsave_bytes = scratch.vm.check_extension_int(Cap::Xsave2);
-    Ok(CpuDescription {
-        xsave_components: cpuid::xsave_components(&cpuid),
-        xsave_bytes: u32::try_from(xsave_bytes).unwrap_or(0).max(4096),
-        msrs: msr::usable(&scratch.vcpu, &candidates)?,
-        tsc_khz: scratch.vcpu.get_tsc_khz().named("KVM_GET_TSC_KHZ")?,
-        cpuid,
-    })
+    let processor = wanted.on(&host_capabilities(kvm)?)?;
+    let mut cpu = processor.cpu;
+    cpu.cpuid = cpuid::for_guest(cpu.cpuid, vcpus);
+    let scratch = Scratch::new(kvm, &cpu.cpuid)?;
+    msr::set_arch_capabilities(&scratch.vcpu, &cpu)?;
+    let mut candidates = msr::candidates(kvm)?;
+    candidates.retain(|&index| msr::is_guest_state(index));
+    if let Some(most) = processor.msrs {
+        candidates.retain(|index| most.contains(index));
+    }
+    cpu.msrs = msr::usable(&scratch.vcpu, &candidates)?;
+    Ok(cpu)
+}
+
+/// Makes a new vCPU the processor of the description: CPUID, what it says of itself in MSRs, and
+/// the frequency of its TSC.
+///
+/// # Errors
+/// [`IoctlError`] if KVM refuses it.
+pub fn set_cpu(vcpu: &VcpuFd, cpu: &CpuDescription, id: u32) -> Result<(), IoctlError> {
+    cpuid::set_cpuid(vcpu, cpu, id)?;
+    msr::set_arch_capabilities(vcpu, cpu)?;
+    let own_khz = vcpu.get_tsc_khz().named("KVM_GET_TSC_KHZ")?;
+    if !tsc_is_close(cpu.tsc_khz, own_khz) {
+        vcpu.set_tsc_khz(cpu.tsc_khz).named("KVM_SET_TSC_KHZ")?;
+    }
+    Ok(())
 }

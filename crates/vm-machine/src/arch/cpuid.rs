@@ -1,5 +1,5 @@
-//! The processor that a guest is given: what KVM offers, less what cannot migrate, plus the
-//! topology of this many vCPUs.
+//! CPUID: what KVM offers, the topology of a guest with so many vCPUs, and how a vCPU is given it.
+//! Which features a guest has is decided in `vm-cpu`.
 //!
 //! Every guest sees one package of single-threaded cores that share the last-level cache, and its
 //! APIC ids are its vCPU ids (KVM sets them so when it creates a vCPU).
@@ -15,27 +15,16 @@ use super::ioctl::{IoctlError, Named};
 const INDEX_COUNTS: u32 = 1;
 
 /// Leaf 1 ecx.
-const VMX: u32 = 1 << 5;
-const PDCM: u32 = 1 << 15;
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 const XSAVE: u32 = 1 << 26;
-const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 edx.
 const HTT: u32 = 1 << 28;
-/// Leaf 7.0 ecx and edx, 7.1 eax.
-const OSPKE: u32 = 1 << 4;
-const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-const AMX_FP16: u32 = 1 << 21;
-/// The XSAVE components of AMX.
-const XCR0_AMX: u64 = 1 << 17 | 1 << 18;
 /// x87 and SSE, which a processor without XSAVE has as well.
 const XCR0_LEGACY: u64 = 0b11;
 /// Leaf 0x80000001 ecx.
 const CMP_LEGACY: u32 = 1 << 1;
-const SVM: u32 = 1 << 2;
-const PERFCTR: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
 fn leaves(cpuid: &CpuId) -> Vec<CpuidLeaf> {
     cpuid
@@ -93,36 +82,11 @@ pub(crate) fn xsave_components(cpuid: &[CpuidLeaf]) -> u64 {
     }
 }
 
-/// The CPUID of vCPU 0 of a guest with `vcpus` vCPUs.
-///
-/// Left out of what is offered, because it cannot migrate or would tie the guest to one model:
-/// - VMX and SVM: the state of a nested guest is not saved;
-/// - performance counters: their number and events are those of the very processor;
-/// - AMX without its XSAVE components (a process must ask for those, and this one does not);
-/// - OSXSAVE and OSPKE, which KVM sets when the guest switches them on.
-pub(crate) fn for_guest(offered: &[CpuidLeaf], vcpus: u32) -> Vec<CpuidLeaf> {
-    let amx = xsave_components(offered) & XCR0_AMX == XCR0_AMX;
-    let mut guest: Vec<_> = offered
-        .iter()
-        .filter(|leaf| !matches!(leaf.function, 0xb | 0x1f | 0x8000_0022))
-        .copied()
-        .collect();
-    for leaf in &mut guest {
-        match (leaf.function, leaf.index) {
-            (1, _) => leaf.ecx &= !(VMX | PDCM | OSXSAVE),
-            (7, 0) => {
-                leaf.ecx &= !OSPKE;
-                leaf.edx &= if amx { !0 } else { !AMX };
-            }
-            (7, 1) if !amx => leaf.eax &= !AMX_FP16,
-            (0xa | 0x8000_000a, _) => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
-            (0x8000_0001, _) => leaf.ecx &= !(SVM | PERFCTR),
-            _ => {}
-        }
-    }
-    set_topology(&mut guest, vcpus);
-    set_apic_id(&mut guest, 0);
-    guest
+/// The CPUID of vCPU 0 of a guest with `vcpus` vCPUs that was given these features.
+pub(crate) fn for_guest(mut cpuid: Vec<CpuidLeaf>, vcpus: u32) -> Vec<CpuidLeaf> {
+    set_topology(&mut cpuid, vcpus);
+    set_apic_id(&mut cpuid, 0);
+    cpuid
 }
 
 /// How many bits of an APIC id number the cores of a package.
@@ -133,7 +97,7 @@ fn id_bits(vcpus: u32) -> u32 {
 /// One package of `vcpus` cores (Intel SDM vol. 2A CPUID leaves 1, 4, 0xb; AMD APM vol. 3 leaves
 /// 0x80000001, 0x80000008, 0x8000001d, 0x8000001e).
 fn set_topology(cpuid: &mut Vec<CpuidLeaf>, vcpus: u32) {
-    let amd = vm_state::compat::vendor(cpuid) == "AuthenticAMD";
+    let amd = vm_state::compat::is_amd(cpuid);
     let ids = 1 << id_bits(vcpus);
     // Level 3 and up are shared by all, the others belong to one core.
     let sharing = |eax: u32| if eax >> 5 & 7 >= 3 { ids - 1 } else { 0 };
@@ -230,17 +194,12 @@ mod tests {
     fn offered(vendor: [u32; 3]) -> Vec<CpuidLeaf> {
         vec![
             leaf(0, 0, [0x1f, vendor[0], vendor[1], vendor[2]]),
-            leaf(1, 0, [0, 0x0700_0800, VMX | PDCM | XSAVE | OSXSAVE | 1, 0x1]),
+            leaf(1, 0, [0, 0x0700_0800, XSAVE | 1, 0x1]),
             leaf(4, 0, [0xfc00_4121, 0, 0, 0]),
             leaf(4, 3, [0xfc00_4163, 0, 0, 0]),
             leaf(4, 4, [0, 0, 0, 0]),
-            leaf(7, 0, [1, 0, OSPKE, AMX | 1]),
-            leaf(7, 1, [AMX_FP16 | 1, 0, 0, 0]),
-            leaf(0xa, 0, [0x0730_0402, 1, 2, 3]),
-            leaf(0xb, 0, [1, 2, 0x100, 7]),
             leaf(0xd, 0, [0xe7, 0, 0, 0]),
-            leaf(0x1f, 0, [1, 2, 0x100, 7]),
-            leaf(0x8000_0001, 0, [0, 0, SVM | PERFCTR | 1, 0]),
+            leaf(0x8000_0001, 0, [0, 0, 1, 0]),
             leaf(0x8000_0008, 0, [0x3030, 0, 0x7001, 0]),
             leaf(0x8000_001d, 3, [0x4163, 0, 0, 0]),
             leaf(0x8000_001e, 0, [9, 9, 9, 0]),
@@ -255,19 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_migrate_is_not_given_to_a_guest() {
-        let guest = for_guest(&offered(AMD), 1);
-        assert_eq!(find(&guest, 1, 0).ecx, XSAVE | 1);
-        assert_eq!(find(&guest, 7, 0).ecx, 0);
-        assert_eq!(find(&guest, 7, 0).edx, 1);
-        assert_eq!(find(&guest, 7, 1).eax, 1);
-        assert_eq!(find(&guest, 0xa, 0).eax, 0);
-        assert_eq!(find(&guest, 0x8000_0001, 0).ecx, 1);
-    }
-
-    #[test]
     fn the_topology_is_one_package_of_cores() {
-        let guest = for_guest(&offered(INTEL), 3);
+        let guest = for_guest(offered(INTEL), 3);
         assert_eq!(find(&guest, 1, 0).ebx, 0x0003_0800);
         assert_ne!(find(&guest, 1, 0).edx & HTT, 0);
         // The private cache is shared by no one, the last level by all four possible ids.
@@ -279,12 +227,11 @@ mod tests {
             levels.map(|l| (l.eax, l.ebx, l.ecx)),
             [(0, 1, 0x100), (2, 3, 0x201), (0, 0, 2)]
         );
-        assert!(guest.iter().all(|l| l.function != 0x1f));
     }
 
     #[test]
     fn amd_says_the_topology_in_its_own_leaves_too() {
-        let guest = for_guest(&offered(AMD), 4);
+        let guest = for_guest(offered(AMD), 4);
         assert_eq!(find(&guest, 0x8000_0008, 0).ecx, 0x2003);
         assert_ne!(find(&guest, 0x8000_0001, 0).ecx & CMP_LEGACY, 0);
         assert_eq!(find(&guest, 0x8000_001d, 3).eax, 3 << 14 | 0x163);
@@ -294,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_single_vcpu_is_no_multiprocessor() {
-        let guest = for_guest(&offered(AMD), 1);
+        let guest = for_guest(offered(AMD), 1);
         assert_eq!(find(&guest, 1, 0).edx & HTT, 0);
         assert_eq!(find(&guest, 0x8000_0001, 0).ecx & CMP_LEGACY, 0);
         assert_eq!(find(&guest, 0xb, 1).eax, 0);
@@ -302,7 +249,7 @@ mod tests {
 
     #[test]
     fn every_vcpu_sees_its_own_id_everywhere() {
-        let mut own = for_guest(&offered(AMD), 4);
+        let mut own = for_guest(offered(AMD), 4);
         set_apic_id(&mut own, 3);
         assert_eq!(find(&own, 1, 0).ebx >> 24, 3);
         assert_eq!([0, 1, 2].map(|index| find(&own, 0xb, index).edx), [3, 3, 3]);

@@ -90,6 +90,24 @@ fn tsc_offset_attr(addr: u64) -> kvm_device_attr {
     }
 }
 
+/// Asks the kernel for leave to give AMX to guests (arch_prctl(2), ARCH_REQ_XCOMP_GUEST_PERM; Linux
+/// 5.17): without it KVM does not offer AMX. It is for the whole process, until it ends, and too late
+/// once there is a vCPU. Where it is refused there is no AMX to be given.
+pub(crate) fn permit_amx() {
+    // SAFETY: this call reads no memory of the process and writes none; its second argument is a
+    // number.
+    let refused = unsafe { libc::syscall(libc::SYS_arch_prctl, REQ_XCOMP_GUEST_PERM, XTILE_DATA) };
+    if refused != 0 {
+        tracing::debug!("no AMX for guests: {}", errno::Error::last());
+    }
+}
+
+/// ARCH_REQ_XCOMP_GUEST_PERM of asm/prctl.h.
+pub(crate) const REQ_XCOMP_GUEST_PERM: u32 = 0x1025;
+
+/// The XSAVE component of AMX that takes leave.
+const XTILE_DATA: u32 = 18;
+
 /// `None` for the answers by which a kernel says that it does not know a call or an attribute.
 fn unless_unknown<T>(ret: i32, value: T, call: &'static str) -> Result<Option<T>, IoctlError> {
     if ret == 0 {

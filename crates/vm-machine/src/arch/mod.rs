@@ -21,13 +21,15 @@ mod restore_table;
 mod tests;
 
 pub use capabilities::{
-    CapabilityError, MAX_VCPUS, check_kvm, check_vcpus, describe_cpu, host_capabilities,
+    CapabilityError, MAX_VCPUS, check_kvm, check_vcpus, cpu_of_guest, find_msrs, host_capabilities,
+    set_cpu,
 };
 pub use clock::{
     ClockState, Disagreement, TimeBase, TscState, restore_clock, save_clock, tell_paused,
 };
 pub use cpuid::set_cpuid;
 pub use ioctl::IoctlError;
+pub(crate) use ioctl::REQ_XCOMP_GUEST_PERM;
 pub use irqchip::{
     ChipError, ChipState, IoapicState, PicMasterState, PicSlaveState, PitState, restore_chips,
     save_chips,

@@ -8,13 +8,15 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_state::compat::{msr_matters, msr_name};
+use vm_state::CpuDescription;
+use vm_state::compat::{has, msr_matters, msr_name};
 
 use super::cpuid;
 use super::ioctl::{IoctlError, Named};
 
 pub(crate) const IA32_TSC: u32 = 0x10;
 pub(crate) const IA32_TSC_DEADLINE: u32 = 0x6e0;
+const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 
 /// How many MSRs go into one call. KVM takes fewer than 256 (MAX_IO_MSRS; 256 itself is E2BIG).
 const CHUNK: usize = 128;
@@ -24,6 +26,7 @@ const CHUNK: usize = 128;
 const UNLISTED: &[RangeInclusive<u32>] = &[
     0x4b56_4d00..=0x4b56_4d08, // kvm-clock, async page faults, steal time, EOI, poll control
     0x0000_0011..=0x0000_0012, // kvm-clock at its old numbers
+    0x0000_01d9..=0x0000_01d9, // IA32_DEBUGCTL
     0x0000_0200..=0x0000_020f, // variable MTRRs
     0x0000_0250..=0x0000_0250, // fixed MTRRs, from here on
     0x0000_0258..=0x0000_0259,
@@ -31,6 +34,7 @@ const UNLISTED: &[RangeInclusive<u32>] = &[
     0x0000_0277..=0x0000_0277, // PAT
     0x0000_02ff..=0x0000_02ff, // MTRR default type
     0x0000_0400..=0x0000_047f, // machine check banks
+    0x0000_0da0..=0x0000_0da0, // IA32_XSS
     0xc000_0103..=0xc000_0103, // TSC_AUX, which a KVM without RDTSCP holds and does not list
     0xc001_0015..=0xc001_0015, // HWCR
 ];
@@ -111,6 +115,27 @@ pub(crate) fn usable(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Vec<u32>, IoctlError
         }
     }
     Ok(usable)
+}
+
+/// IA32_ARCH_CAPABILITIES of a vCPU; 0 where KVM has no such MSR.
+pub(crate) fn arch_capabilities(vcpu: &VcpuFd) -> Result<u64, IoctlError> {
+    let value = get_chunk(vcpu, &[IA32_ARCH_CAPABILITIES])?;
+    Ok(value.first().map_or(0, |msr| msr.value))
+}
+
+/// Gives a vCPU the IA32_ARCH_CAPABILITIES of the description: KVM gives it the host's. Without the
+/// feature there is no such MSR in the guest, and nothing to be done.
+pub(crate) fn set_arch_capabilities(vcpu: &VcpuFd, cpu: &CpuDescription) -> Result<(), IoctlError> {
+    let Some(value) = cpu.arch_capabilities.filter(|_| has(&cpu.cpuid, "arch_capabilities")) else {
+        return Ok(());
+    };
+    match set_chunk(vcpu, &[MsrValue { index: IA32_ARCH_CAPABILITIES, value }])? {
+        1 => Ok(()),
+        _ => Err(IoctlError {
+            call: "KVM_SET_MSRS of IA32_ARCH_CAPABILITIES",
+            source: kvm_ioctls::Error::new(libc::EINVAL),
+        }),
+    }
 }
 
 /// Reads MSRs. Those that the host refuses to tell are left out of the answer.

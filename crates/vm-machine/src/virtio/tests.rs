@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use migpipe_units::{Bytes as Size, PAGE_SIZE, Pages};
 use page_bitmap::GuestBitmap;
+use vm_cpu::Wanted;
 use vm_devices::{ConsoleSpec, VirtioSpec};
 use vm_memory::{Bytes, GuestAddress};
 use vm_state::Balloon;
@@ -40,6 +41,7 @@ fn config(devices: Vec<VirtioSpec>) -> MachineConfig {
         cmdline: String::new(),
         mem: Size(MEMORY),
         cpus: 1,
+        cpu: Wanted::default(),
         console: ConsoleSpec::Null,
         memory: MemorySource::default(),
         devices,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use migpipe_confine::{Mode, ViolationAction};
 use migpipe_units::Bytes;
 use vm_devices::ConsoleSpec;
-use vm_machine::{Host, IncomingConfig, Kernel, Machine, MachineConfig, MemorySource};
+use vm_machine::{Host, IncomingConfig, Kernel, Machine, MachineConfig, MemorySource, Wanted};
 use vm_memory::GuestMemoryBackend;
 use vm_state::DeviceParam;
 
@@ -64,6 +64,7 @@ impl Guest {
             cmdline: String::new(),
             mem: mem.parse::<Bytes>().unwrap(),
             cpus,
+            cpu: Wanted::default(),
             console: console(&path),
             memory: MemorySource::default(),
             devices: Vec::new(),

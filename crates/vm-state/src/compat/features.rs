@@ -8,15 +8,20 @@ use crate::description::CpuidLeaf;
 
 /// An output register of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Register {
+pub enum Register {
+    /// EAX.
     Eax,
+    /// EBX.
     Ebx,
+    /// ECX.
     Ecx,
+    /// EDX.
     Edx,
 }
 
 impl Register {
-    pub(crate) fn of(self, leaf: &CpuidLeaf) -> u32 {
+    /// Its value in a leaf.
+    pub fn of(self, leaf: &CpuidLeaf) -> u32 {
         match self {
             Self::Eax => leaf.eax,
             Self::Ebx => leaf.ebx,
@@ -25,7 +30,17 @@ impl Register {
         }
     }
 
-    pub(crate) const fn name(self) -> &'static str {
+    /// Its place in a leaf.
+    pub fn of_mut(self, leaf: &mut CpuidLeaf) -> &mut u32 {
+        match self {
+            Self::Eax => &mut leaf.eax,
+            Self::Ebx => &mut leaf.ebx,
+            Self::Ecx => &mut leaf.ecx,
+            Self::Edx => &mut leaf.edx,
+        }
+    }
+
+    const fn name(self) -> &'static str {
         match self {
             Self::Eax => "eax",
             Self::Ebx => "ebx",
@@ -36,20 +51,51 @@ impl Register {
 }
 
 /// One register of CPUID that holds feature bits.
-pub(crate) struct FeatureWord {
-    pub(crate) function: u32,
-    pub(crate) index: u32,
-    pub(crate) register: Register,
+#[derive(Debug)]
+pub struct FeatureWord {
+    /// EAX on input.
+    pub function: u32,
+    /// ECX on input, where it counts.
+    pub index: u32,
+    /// The register.
+    pub register: Register,
     /// The names of bits 0 to 31, `-` where a bit has none. A bit without a name is compared all
     /// the same: a feature that this table does not know yet is still a feature.
     names: &'static str,
     /// Bits that are not compared, see [`WORDS`].
-    pub(crate) ignored: u32,
+    pub ignored: u32,
 }
 
 impl FeatureWord {
+    /// What a processor says there.
+    pub fn of(&self, cpuid: &[CpuidLeaf]) -> u32 {
+        self.register.of(&leaf(cpuid, self.function, self.index))
+    }
+
+    /// The bit of this name; 0 if there is none.
+    pub fn bit(&self, name: &str) -> u32 {
+        self.bits().filter(|(_, known)| *known == Some(name)).fold(0, |all, (at, _)| all | bit(at))
+    }
+
+    /// All bits that have a name.
+    pub fn named(&self) -> u32 {
+        self.bits().filter(|(_, name)| name.is_some()).fold(0, |all, (at, _)| all | bit(at))
+    }
+
+    /// The names of the bits that are set in `value`; `CPUID 0x7.0 ebx bit 22` of one without a
+    /// name.
+    pub fn names_of(&self, value: u32) -> impl Iterator<Item = String> + '_ {
+        self.bits().filter(move |(at, _)| value & bit(*at) != 0).map(|(at, name)| {
+            let (function, index, register) = (self.function, self.index, self.register.name());
+            name.map_or_else(
+                || format!("CPUID {function:#x}.{index} {register} bit {at}"),
+                ToOwned::to_owned,
+            )
+        })
+    }
+
     /// Number and name of each bit; `None` for a bit without a name.
-    pub(crate) fn bits(&self) -> impl Iterator<Item = (u32, Option<&'static str>)> {
+    pub fn bits(&self) -> impl Iterator<Item = (u32, Option<&'static str>)> {
         let names = self.names.split_ascii_whitespace();
         (0..32).zip(names.map(|name| (name != "-").then_some(name)))
     }
@@ -57,6 +103,14 @@ impl FeatureWord {
 
 /// The CPUID leaf where KVM says what it offers (KVM API, x86/cpuid.rst).
 pub(crate) const KVM_FEATURES: u32 = 0x4000_0001;
+
+/// The leaf of AVX10, whose ebx has a version number and the lengths of vectors (Intel SDM vol. 2A).
+pub const AVX10: u32 = 0x24;
+
+/// The version of AVX10 that a processor has; 0 for none.
+pub(crate) fn avx10_version(cpuid: &[CpuidLeaf]) -> u32 {
+    leaf(cpuid, AVX10, 0).ebx & 0xff
+}
 
 const fn bit(number: u32) -> u32 {
     1 << number
@@ -74,7 +128,7 @@ const fn bit(number: u32) -> u32 {
 /// - 0x80000008 ebx 23 (amd_ppin): a serial number, which no guest is given;
 /// - APIC ids, cache and topology leaves, brand string, family, model and stepping: KVM gives the
 ///   guest what it was created with, whatever the host is.
-pub(crate) const WORDS: &[FeatureWord] = &[
+pub const WORDS: &[FeatureWord] = &[
     FeatureWord {
         function: 1,
         index: 0,
@@ -139,6 +193,14 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         ignored: 0,
     },
     FeatureWord {
+        function: 7,
+        index: 2,
+        register: Register::Edx,
+        names: "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no uc_lock_disable \
+            monitor_mitg_no - - - - - - - - - - - - - - - - - - - - - - - -",
+        ignored: 0,
+    },
+    FeatureWord {
         function: 0xd,
         index: 1,
         register: Register::Eax,
@@ -192,6 +254,22 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         ignored: 0,
     },
     FeatureWord {
+        function: 0x8000_0021,
+        index: 0,
+        register: Register::Ecx,
+        names: "- tsa_sq_no tsa_l1_no - - - - - - - - - - - - - - - - - - - - - - - - - - - - -",
+        ignored: 0,
+    },
+    FeatureWord {
+        function: AVX10,
+        index: 0,
+        register: Register::Ebx,
+        names: "- - - - - - - - - - - - - - - - avx10_128 avx10_256 avx10_512 - - - - - - - - - - \
+            - - -",
+        // The version, which is compared as a number.
+        ignored: 0xff,
+    },
+    FeatureWord {
         function: KVM_FEATURES,
         index: 0,
         register: Register::Eax,
@@ -205,7 +283,7 @@ pub(crate) const WORDS: &[FeatureWord] = &[
 ];
 
 /// The leaf that a processor answers with: nothing but zeros where it is not listed.
-pub(crate) fn leaf(cpuid: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf {
+pub fn leaf(cpuid: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf {
     /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: ECX counts.
     const INDEX_COUNTS: u32 = 1;
     cpuid
@@ -218,11 +296,18 @@ pub(crate) fn leaf(cpuid: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf 
 }
 
 /// Whether a processor has the feature of this name; never for a name that [`WORDS`] lacks.
-pub(crate) fn has(cpuid: &[CpuidLeaf], feature: &str) -> bool {
-    WORDS.iter().any(|word| {
-        let value = word.register.of(&leaf(cpuid, word.function, word.index));
-        word.bits().any(|(number, name)| name == Some(feature) && value & bit(number) != 0)
-    })
+pub fn has(cpuid: &[CpuidLeaf], feature: &str) -> bool {
+    WORDS.iter().any(|word| word.of(cpuid) & word.bit(feature) != 0)
+}
+
+/// The names of all features of a processor that are compared, once each.
+pub fn feature_names(cpuid: &[CpuidLeaf]) -> Vec<String> {
+    let mut names = Vec::new();
+    for word in WORDS {
+        let new = word.names_of(word.of(cpuid) & !word.ignored);
+        names.extend(new.filter(|name| !names.contains(name)).collect::<Vec<_>>());
+    }
+    names
 }
 
 #[cfg(test)]

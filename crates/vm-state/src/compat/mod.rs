@@ -1,99 +1,32 @@
 //! Can this host take that guest? Decided on descriptions alone, before any state or page is sent.
 //!
-//! [`check`] compares what the guest was *given* with what the host *has*: a guest may use a
-//! feature at any time, so that a feature which it has not used yet counts as much. The answer
-//! names everything that is missing, not only the first thing: a user who must hide features on
-//! the source wants the whole list.
+//! [`check`] compares what the guest was *given* with what the host *has*, feature by feature: a
+//! guest may use a feature at any time, so that a feature which it has not used yet counts as much,
+//! and what it was not given does not count at all. The answer names everything that is missing, not
+//! only the first thing, and which processor would have fitted: a user who must start guests with
+//! less wants the whole list.
 
+mod arch_capabilities;
 mod features;
+mod level;
 mod msrs;
+mod problem;
 mod xsave;
 
-use std::fmt;
-
-use thiserror::Error;
-
+pub use arch_capabilities::{WORSE, arch_capability, arch_capability_names};
+pub use features::{AVX10, FeatureWord, Register, WORDS, feature_names, has, leaf};
+pub use level::{Level, NoLevel};
 pub use msrs::{msr_matters, msr_name};
+pub use problem::{Incompatible, Problem, Remedy};
+pub use xsave::{components as xsave_component_numbers, name as xsave_component_name};
 
 use crate::description::{CpuDescription, CpuidLeaf, HostCapabilities};
-use features::{KVM_FEATURES, WORDS, leaf};
+use features::KVM_FEATURES;
 
 /// How far the host's TSC may be from the guest's, in parts per million, where the host cannot
 /// scale it. KVM uses the same figure (`tsc_tolerance_ppm`): two hosts of one model measure their
 /// clocks some 10 ppm apart, and NTP in the guest corrects up to 500 ppm.
 pub const TSC_TOLERANCE_PPM: u64 = 250;
-
-/// How many problems an error text spells out; a damaged description can have thousands.
-const MAX_SHOWN: usize = 40;
-
-/// Why a host cannot take a guest: everything that is missing.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub struct Incompatible {
-    /// What is missing; never empty.
-    pub problems: Vec<Problem>,
-}
-
-impl fmt::Display for Incompatible {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this host cannot run the guest: ")?;
-        for (number, problem) in self.problems.iter().take(MAX_SHOWN).enumerate() {
-            if number > 0 {
-                f.write_str("; ")?;
-            }
-            problem.fmt(f)?;
-        }
-        match self.problems.len().saturating_sub(MAX_SHOWN) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
-        }
-    }
-}
-
-/// One thing that the guest has and the host has not.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Problem {
-    /// Another manufacturer's processor: the MSRs, the fast system calls and the errata that a
-    /// kernel chose at boot differ.
-    #[error("the guest was given a processor by {guest}, this host's is by {host}")]
-    Vendor {
-        /// The vendor string that the guest sees.
-        guest: String,
-        /// The vendor string of the host.
-        host: String,
-    },
-    /// A CPUID feature bit, by its Linux name; `CPUID 0x7.0 ebx bit 22` where it has none.
-    #[error("the guest uses {0}, this host has no {0}")]
-    Feature(String),
-    /// The guest's physical addresses are wider: a mapping that is good there faults here.
-    #[error("the guest was given {guest}-bit physical addresses, this host has {host}-bit ones")]
-    PhysicalAddresses {
-        /// Bits that the guest sees.
-        guest: u32,
-        /// Bits of the host.
-        host: u32,
-    },
-    /// An XSAVE component that the host cannot save and restore.
-    #[error("the guest uses XSAVE component {0}, this host has no such component")]
-    XsaveComponent(String),
-    /// A component lies elsewhere in the host's XSAVE area: its state would be taken for that of
-    /// another, and the guest has already been told the old place.
-    #[error("XSAVE component {0} lies elsewhere in this host's XSAVE area than in the guest's")]
-    XsaveLayout(String),
-    /// An MSR whose value would be lost.
-    #[error("the guest has {}, this host's KVM does not", msr_name(*.0))]
-    Msr(u32),
-    /// The TSC runs at another frequency and the host cannot scale it.
-    #[error(
-        "the guest's TSC runs at {guest} kHz and this host's at {host} kHz, more than \
-         {TSC_TOLERANCE_PPM} ppm apart, and this host cannot scale it"
-    )]
-    Tsc {
-        /// Frequency of the guest's TSC in kHz.
-        guest: u32,
-        /// Frequency of the host's TSC in kHz.
-        host: u32,
-    },
-}
 
 /// Whether `host` can take a guest that was given `guest`.
 ///
@@ -103,6 +36,7 @@ pub fn check(guest: &CpuDescription, host: &HostCapabilities) -> Result<(), Inco
     let mut problems = Vec::new();
     check_vendor(guest, host, &mut problems);
     check_features(guest, host, &mut problems);
+    check_arch_capabilities(guest, host, &mut problems);
     check_addresses(guest, host, &mut problems);
     check_xsave(guest, host, &mut problems);
     check_msrs(guest, host, &mut problems);
@@ -112,7 +46,22 @@ pub fn check(guest: &CpuDescription, host: &HostCapabilities) -> Result<(), Inco
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Incompatible { problems })
+    let remedy = remedy(guest, host, &problems);
+    Err(Incompatible { problems, remedy })
+}
+
+/// What a guest could have been started with on its source to be taken here. The baseline of the two
+/// hosts is what both have, so it fits unless they are by different manufacturers.
+fn remedy(guest: &CpuDescription, host: &HostCapabilities, problems: &[Problem]) -> Option<Remedy> {
+    if problems.iter().any(|problem| matches!(problem, Problem::Vendor { .. })) {
+        return None;
+    }
+    // A guest of a level has the TSC of its host.
+    let same_tsc = !problems.iter().any(|problem| matches!(problem, Problem::Tsc { .. }));
+    let (given, here) = (address_bits(&guest.cpuid), address_bits(&host.cpuid));
+    let same_addresses = here >= given.min(Level::PHYSICAL_ADDRESS_BITS);
+    let level = Level::of(&guest.cpuid).min(Level::of(&host.cpuid));
+    Some(Remedy { level: level.filter(|_| same_tsc && same_addresses) })
 }
 
 /// Whether a guest whose TSC ran at `guest` kHz can go on at `host` kHz without scaling: at most
@@ -137,28 +86,66 @@ fn check_vendor(guest: &CpuDescription, host: &HostCapabilities, problems: &mut 
 }
 
 fn check_features(guest: &CpuDescription, host: &HostCapabilities, problems: &mut Vec<Problem>) {
+    let mut missing = Vec::new();
     for word in WORDS {
         // Bits of the KVM leaf mean something else to a guest that was given another hypervisor's.
         if word.function == KVM_FEATURES && !sees_kvm(&guest.cpuid) {
             continue;
         }
-        let value = |cpuid| word.register.of(&leaf(cpuid, word.function, word.index));
-        let missing = value(&guest.cpuid) & !value(&host.cpuid) & !word.ignored;
-        for (number, name) in word.bits().filter(|(number, _)| missing & (1 << number) != 0) {
-            let name = name.map_or_else(
-                || {
-                    let register = word.register.name();
-                    let (function, index) = (word.function, word.index);
-                    format!("CPUID {function:#x}.{index} {register} bit {number}")
-                },
-                ToOwned::to_owned,
-            );
-            let problem = Problem::Feature(name);
-            // AMD repeats bits of leaf 1 in leaf 0x80000001.
-            if !problems.contains(&problem) {
-                problems.push(problem);
-            }
-        }
+        let given = word.of(&guest.cpuid) & !word.ignored;
+        let lacking = given & !(word.of(&host.cpuid) | implied(word, &guest.cpuid, &host.cpuid));
+        // AMD repeats bits of leaf 1 in leaf 0x80000001.
+        let new: Vec<_> = word.names_of(lacking).filter(|name| !missing.contains(name)).collect();
+        missing.extend(new);
+    }
+    if !missing.is_empty() {
+        problems.push(Problem::Features(missing));
+    }
+    let (guest, host) =
+        (features::avx10_version(&guest.cpuid), features::avx10_version(&host.cpuid));
+    if guest > host {
+        problems.push(Problem::Avx10 { guest, host });
+    }
+}
+
+/// Bits that an AMD host has under another name. Its processors say IBRS and IBPB, STIBP and SSBD in
+/// leaf 0x80000008; some releases of KVM repeat them where Intel's say so, in leaf 7, and others do
+/// not. The MSRs behind them are the same, and the guest may use them if it was given AMD's bits too.
+fn implied(word: &FeatureWord, guest: &[CpuidLeaf], host: &[CpuidLeaf]) -> u32 {
+    if (word.function, word.index, word.register) != (7, 0, Register::Edx) || !is_amd(host) {
+        return 0;
+    }
+    let repeated: [(&[&str], &str); 3] = [
+        (&["amd_ibrs", "amd_ibpb"], "spec_ctrl"),
+        (&["amd_stibp"], "intel_stibp"),
+        (&["amd_ssbd"], "spec_ctrl_ssbd"),
+    ];
+    let has_all = |names: &[&str]| names.iter().all(|name| has(guest, name) && has(host, name));
+    let bits = repeated.into_iter().filter(|(own, _)| has_all(own)).map(|(_, name)| word.bit(name));
+    bits.fold(0, |all, bit| all | bit)
+}
+
+/// Whether a processor is by AMD, or by Hygon, which builds AMD's.
+pub fn is_amd(cpuid: &[CpuidLeaf]) -> bool {
+    ["AuthenticAMD", "HygonGenuine"].contains(&vendor(cpuid).as_str())
+}
+
+fn check_arch_capabilities(
+    guest: &CpuDescription,
+    host: &HostCapabilities,
+    problems: &mut Vec<Problem>,
+) {
+    // A guest without the MSR assumes nothing, and a host without it is named for that.
+    let both = [&guest.cpuid, &host.cpuid].iter().all(|cpuid| has(cpuid, "arch_capabilities"));
+    let Some(given) = guest.arch_capabilities.filter(|_| both) else { return };
+    let here = host.arch_capabilities;
+    let lacking = given & !here & !WORSE;
+    if lacking != 0 {
+        problems.push(Problem::ArchCapabilities(arch_capability_names(lacking)));
+    }
+    let not_told = here & !given & WORSE;
+    if not_told != 0 {
+        problems.push(Problem::NotTold(arch_capability_names(not_told)));
     }
 }
 
@@ -167,9 +154,13 @@ fn sees_kvm(cpuid: &[CpuidLeaf]) -> bool {
     [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes) == [*b"KVMK", *b"VMKV", *b"M\0\0\0"]
 }
 
+/// How many bits of physical address a processor has; 0 where it does not say.
+pub fn address_bits(cpuid: &[CpuidLeaf]) -> u32 {
+    leaf(cpuid, 0x8000_0008, 0).eax & 0xff
+}
+
 fn check_addresses(guest: &CpuDescription, host: &HostCapabilities, problems: &mut Vec<Problem>) {
-    let bits = |cpuid| leaf(cpuid, 0x8000_0008, 0).eax & 0xff;
-    let (guest, host) = (bits(&guest.cpuid), bits(&host.cpuid));
+    let (guest, host) = (address_bits(&guest.cpuid), address_bits(&host.cpuid));
     if guest > host {
         problems.push(Problem::PhysicalAddresses { guest, host });
     }
@@ -177,24 +168,38 @@ fn check_addresses(guest: &CpuDescription, host: &HostCapabilities, problems: &m
 
 fn check_xsave(guest: &CpuDescription, host: &HostCapabilities, problems: &mut Vec<Problem>) {
     let shared = guest.xsave_components & host.xsave_components;
-    for component in xsave::components(guest.xsave_components & !shared) {
-        problems.push(Problem::XsaveComponent(xsave::name(component)));
+    // Those that only a kernel saves (XSS) are not in XCR0.
+    let supervisor = xsave::supervisor(&guest.cpuid) & !xsave::supervisor(&host.cpuid);
+    let missing = guest.xsave_components & !shared | supervisor;
+    let missing: Vec<_> = xsave::components(missing).map(xsave::name).collect();
+    if !missing.is_empty() {
+        problems.push(Problem::XsaveComponents(missing));
     }
-    for component in xsave::components(shared) {
-        if xsave::layout(&guest.cpuid, component) != xsave::layout(&host.cpuid, component) {
-            problems.push(Problem::XsaveLayout(xsave::name(component)));
-        }
+    let layout = xsave::layout;
+    let elsewhere: Vec<_> = xsave::components(shared)
+        .filter(|&component| layout(&guest.cpuid, component) != layout(&host.cpuid, component))
+        .map(xsave::name)
+        .collect();
+    if !elsewhere.is_empty() {
+        problems.push(Problem::XsaveLayout(elsewhere));
     }
 }
 
 fn check_msrs(guest: &CpuDescription, host: &HostCapabilities, problems: &mut Vec<Problem>) {
-    let mut known = host.msrs.clone();
-    known.sort_unstable();
-    for &msr in &guest.msrs {
-        if known.binary_search(&msr).is_err() && msr_matters(&guest.cpuid, msr) {
-            problems.push(Problem::Msr(msr));
-        }
+    let missing = missing_msrs(guest, &host.msrs);
+    if !missing.is_empty() {
+        problems.push(Problem::Msrs(missing));
     }
+}
+
+/// The MSRs that the guest cannot do without and that are not among `known`. KVM's list of MSRs
+/// lacks some that it has, so a host asks KVM for these before it says that it lacks them.
+pub fn missing_msrs(guest: &CpuDescription, known: &[u32]) -> Vec<u32> {
+    let mut known = known.to_vec();
+    known.sort_unstable();
+    let is_missing =
+        |&msr: &u32| known.binary_search(&msr).is_err() && msr_matters(&guest.cpuid, msr);
+    guest.msrs.iter().copied().filter(is_missing).collect()
 }
 
 #[cfg(test)]

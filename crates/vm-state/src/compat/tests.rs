@@ -42,6 +42,7 @@ fn guest() -> CpuDescription {
         xsave_bytes: 4096,
         msrs: vec![0x10, 0x8b, 0x4b56_4d01, 0xc000_0082],
         tsc_khz: 2_600_000,
+        arch_capabilities: Some(0),
     }
 }
 
@@ -50,26 +51,27 @@ fn host() -> HostCapabilities {
         cpuid: cpuid(),
         xsave_components: 0xe7,
         msrs: vec![0xc000_0082, 0x10, 0x8b, 0x4b56_4d01],
+        arch_capabilities: 0,
         tsc_khz: 2_600_000,
         tsc_scaling: false,
     }
 }
 
 #[test]
-fn problems_are_told_one_after_the_other_and_no_more_than_anybody_reads() {
-    let incompatible = |count| {
-        let problem = Problem::Vendor { guest: "A".to_owned(), host: "B".to_owned() };
-        let one = problem.to_string();
-        let text = Incompatible { problems: vec![problem; count] }.to_string();
-        let all = text.strip_prefix("this host cannot run the guest: ").unwrap().to_owned();
-        (one, all)
+fn problems_are_told_one_after_the_other_and_what_would_have_fitted_last() {
+    let problem = Problem::Vendor { guest: "A".to_owned(), host: "B".to_owned() };
+    let one = problem.to_string();
+    let text = |count, remedy| {
+        let text = Incompatible { problems: vec![problem.clone(); count], remedy }.to_string();
+        text.strip_prefix("this host cannot run the guest: ").unwrap().to_owned()
     };
-    let (one, all) = incompatible(1);
-    assert_eq!(all, one);
-    let (one, all) = incompatible(2);
-    assert_eq!(all, format!("{one}; {one}"));
-    let (one, all) = incompatible(43);
-    assert_eq!(all, format!("{}; and 3 more", [&one[..]; 40].join("; ")));
+    assert_eq!(text(1, None), one);
+    assert_eq!(text(2, None), format!("{one}; {one}"));
+    let baseline = "the baseline of both hosts (vmctl cpu baseline) it could have come";
+    let remedy = Some(Remedy { level: None });
+    assert_eq!(text(1, remedy), format!("{one}; started with {baseline}"));
+    let remedy = Some(Remedy { level: Some(Level::V3) });
+    assert_eq!(text(1, remedy), format!("{one}; started with --cpu x86-64-v3 or {baseline}"));
 }
 
 #[test]
@@ -112,17 +114,14 @@ fn a_host_takes_the_guest_that_it_was_made_for() {
 fn a_missing_feature_is_named_as_linux_names_it() {
     let mut host = host();
     change(&mut host.cpuid, 7, 0, |leaf| leaf.ebx &= !(1 << 16));
-    assert_eq!(only_problem(&guest(), &host), "the guest uses avx512f, this host has no avx512f");
+    assert_eq!(only_problem(&guest(), &host), "it lacks the CPU features avx512f");
 }
 
 #[test]
 fn a_feature_without_a_name_counts_too() {
     let mut guest = guest();
     change(&mut guest.cpuid, 7, 0, |leaf| leaf.ebx |= 1 << 22);
-    assert_eq!(
-        only_problem(&guest, &host()),
-        "the guest uses CPUID 0x7.0 ebx bit 22, this host has no CPUID 0x7.0 ebx bit 22"
-    );
+    assert_eq!(only_problem(&guest, &host()), "it lacks the CPU features CPUID 0x7.0 ebx bit 22");
 }
 
 #[test]
@@ -143,9 +142,8 @@ fn everything_that_is_missing_is_listed_at_once() {
     host.tsc_khz = 3_000_000;
     let text = check(&guest(), &host).unwrap_err().to_string();
     for part in [
-        "no avx512f",
-        "no avx2",
-        "XSAVE component avx512 zmm_hi256",
+        "it lacks the CPU features avx2, avx512f; ",
+        "it lacks the XSAVE components avx512 opmask, avx512 zmm_hi256, avx512 hi16_zmm; ",
         "LSTAR (MSR 0xc0000082)",
         "2600000 kHz and this host's at 3000000 kHz",
     ] {
@@ -178,7 +176,10 @@ fn another_vendor_is_refused() {
 fn a_component_that_lies_elsewhere_is_refused() {
     let mut host = host();
     change(&mut host.cpuid, 0xd, 5, |leaf| leaf.ebx = 0x440);
-    assert!(only_problem(&guest(), &host).contains("avx512 opmask lies elsewhere"));
+    assert!(
+        only_problem(&guest(), &host)
+            .contains("elsewhere in its XSAVE area than in the guest's: avx512 opmask")
+    );
 }
 
 #[test]
@@ -206,7 +207,7 @@ fn an_msr_counts_only_if_its_value_could_matter() {
 fn kvm_features_count_only_for_a_guest_that_sees_kvm() {
     let mut host = host();
     change(&mut host.cpuid, 0x4000_0001, 0, |leaf| leaf.eax = 0);
-    assert!(only_problem(&guest(), &host).contains("no kvm_clocksource2"));
+    assert!(only_problem(&guest(), &host).contains("kvm_clocksource2"));
     let mut guest = guest();
     guest.msrs.clear();
     change(&mut guest.cpuid, 0x4000_0000, 0, |leaf| leaf.ebx = 0);
@@ -231,7 +232,113 @@ fn a_long_list_is_cut() {
     let mut guest = guest();
     guest.msrs = (0x9000..0xa000).collect();
     let text = check(&guest, &host()).unwrap_err().to_string();
-    assert!(text.ends_with(&format!("; and {} more", 0x1000 - MAX_SHOWN)), "{text}");
+    let more = 0x1000 - problem::MAX_SHOWN;
+    assert!(text.contains(&format!("MSR 0x9027 and {more} more; started with")), "{text}");
+}
+
+/// Leaf 7.0 with these bits in edx, and IA32_ARCH_CAPABILITIES of both sides.
+fn arch_capabilities(given: Option<u64>, here: u64) -> (CpuDescription, HostCapabilities) {
+    let (mut guest, mut host) = (guest(), host());
+    change(&mut guest.cpuid, 7, 0, |leaf| leaf.edx = 1 << 29);
+    change(&mut host.cpuid, 7, 0, |leaf| leaf.edx = 1 << 29);
+    (guest.arch_capabilities, host.arch_capabilities) = (given, here);
+    (guest, host)
+}
+
+#[test]
+fn what_the_guest_was_told_of_its_processor_must_be_so_here() {
+    let (guest, host) = arch_capabilities(Some(0b10_0011), 0b10_0001);
+    assert_eq!(only_problem(&guest, &host), "its IA32_ARCH_CAPABILITIES lacks ibrs_all");
+    let (guest, host) = arch_capabilities(Some(0b10_0001), 0b10_0011);
+    check(&guest, &host).unwrap();
+    // A release before said nothing of it.
+    let (guest, host) = arch_capabilities(None, 0);
+    check(&guest, &host).unwrap();
+}
+
+#[test]
+fn a_guest_is_told_what_its_processor_does_worse() {
+    let (guest, host) = arch_capabilities(Some(1), 1 | 1 << 19);
+    let told = "its IA32_ARCH_CAPABILITIES has rrsba, of which the guest was not told";
+    assert_eq!(only_problem(&guest, &host), told);
+    let (guest, host) = arch_capabilities(Some(1 | 1 << 19), 1);
+    check(&guest, &host).unwrap();
+    // One that has no such MSR assumes the worst.
+    let (mut guest, host) = arch_capabilities(Some(0), 1 << 19);
+    change(&mut guest.cpuid, 7, 0, |leaf| leaf.edx = 0);
+    check(&guest, &host).unwrap();
+}
+
+#[test]
+fn a_host_without_the_msr_is_named_for_that_alone() {
+    let (guest, mut host) = arch_capabilities(Some(0xff), 0);
+    change(&mut host.cpuid, 7, 0, |leaf| leaf.edx = 0);
+    assert_eq!(only_problem(&guest, &host), "it lacks the CPU features arch_capabilities");
+}
+
+#[test]
+fn an_amd_host_that_says_ibrs_in_its_own_leaf_only_takes_a_guest_that_was_told_in_intels() {
+    // spec_ctrl, intel_stibp, spec_ctrl_ssbd.
+    let mut guest = guest();
+    let (ibpb, ibrs, stibp, ssbd) = (1 << 12, 1 << 14, 1 << 15, 1 << 24);
+    change(&mut guest.cpuid, 7, 0, |leaf| leaf.edx = 1 << 26 | 1 << 27 | 1 << 31);
+    change(&mut guest.cpuid, 0x8000_0008, 0, |leaf| leaf.ebx = ibpb | ibrs | stibp | ssbd);
+    let at = |ebx| {
+        let mut host = host();
+        change(&mut host.cpuid, 0x8000_0008, 0, |leaf| leaf.ebx = ebx);
+        host
+    };
+    check(&guest, &at(ibpb | ibrs | stibp | ssbd)).unwrap();
+    let without_ibrs = only_problem(&guest, &at(ibpb | stibp | ssbd));
+    assert_eq!(without_ibrs, "it lacks the CPU features spec_ctrl, amd_ibrs");
+    let mut intel = at(ibpb | ibrs | stibp | ssbd);
+    intel.cpuid[0] = vendor_leaf(*b"GenuineIntel");
+    guest.cpuid[0] = vendor_leaf(*b"GenuineIntel");
+    assert!(only_problem(&guest, &intel).contains("spec_ctrl, intel_stibp, spec_ctrl_ssbd"));
+}
+
+#[test]
+fn a_later_version_of_avx10_is_refused() {
+    let avx10 = |version: u32| entry(0x24, 0, [0, 0x7_0000 | version, 0, 0]);
+    let (mut guest, mut host) = (guest(), host());
+    guest.cpuid.push(avx10(2));
+    host.cpuid.push(avx10(1));
+    let older = "the guest was given version 2 of avx10, this host has version 1";
+    assert_eq!(only_problem(&guest, &host), older);
+    *guest.cpuid.last_mut().unwrap() = avx10(1);
+    *host.cpuid.last_mut().unwrap() = avx10(2);
+    check(&guest, &host).unwrap();
+}
+
+#[test]
+fn what_only_a_kernel_saves_is_a_component_too() {
+    let (mut guest, host) = (guest(), host());
+    guest.cpuid.push(entry(0xd, 1, [0, 0, 0x1800, 0]));
+    let components = "it lacks the XSAVE components cet user, cet supervisor";
+    assert_eq!(only_problem(&guest, &host), components);
+}
+
+#[test]
+fn what_would_have_fitted_is_said() {
+    let remedy = |guest: &CpuDescription, host: &HostCapabilities| {
+        check(guest, host).unwrap_err().remedy.map(|remedy| remedy.level)
+    };
+    // Leaf 1 of v2 and all of leaf 0x80000001, and what v3 adds to leaf 1.
+    let v2 = |cpuid: &mut Vec<CpuidLeaf>| {
+        change(cpuid, 1, 0, |leaf| (leaf.ecx, leaf.edx) = (0x95b8_2201, 0x078b_fbff));
+        change(cpuid, 7, 0, |leaf| leaf.ebx |= 1 << 1);
+        cpuid.push(entry(0x8000_0001, 0, [0, 0, 1, 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29]));
+    };
+    let (mut guest, mut host) = (guest(), host());
+    change(&mut host.cpuid, 7, 0, |leaf| leaf.ebx &= !(1 << 16));
+    assert_eq!(remedy(&guest, &host), Some(None));
+    v2(&mut guest.cpuid);
+    v2(&mut host.cpuid);
+    assert_eq!(remedy(&guest, &host), Some(Some(Level::V2)));
+    host.tsc_khz = 3_000_000;
+    assert_eq!(remedy(&guest, &host), Some(None), "a guest of a level has its host's TSC");
+    host.cpuid[0] = vendor_leaf(*b"GenuineIntel");
+    assert_eq!(remedy(&guest, &host), None);
 }
 
 proptest! {
@@ -242,10 +349,18 @@ proptest! {
         xsave_components: u64,
         msrs in prop::collection::vec(any::<u32>(), 0..64),
         tsc_khz: u32,
+        arch_capabilities: Option<u64>,
     ) {
         let base = if high { 0x8000_0000 } else { 0 };
         let cpuid = leaves.into_iter().map(|(f, i, regs)| entry(base + f, i, regs)).collect();
-        let guest = CpuDescription { cpuid, xsave_components, xsave_bytes: 0, msrs, tsc_khz };
+        let guest = CpuDescription {
+            cpuid,
+            xsave_components,
+            xsave_bytes: 0,
+            msrs,
+            tsc_khz,
+            arch_capabilities,
+        };
         let _ = check(&guest, &host()).map_err(|error| error.to_string());
     }
 
@@ -255,6 +370,7 @@ proptest! {
         xsave_components: u64,
         msrs in prop::collection::vec(any::<u32>(), 0..64),
         tsc_khz: u32,
+        arch_capabilities: u64,
     ) {
         let cpuid: Vec<_> = leaves.into_iter().map(|((f, i), regs)| entry(f, i, regs)).collect();
         let guest = CpuDescription {
@@ -263,8 +379,16 @@ proptest! {
             xsave_bytes: 0,
             msrs: msrs.clone(),
             tsc_khz,
+            arch_capabilities: Some(arch_capabilities),
         };
-        let host = HostCapabilities { cpuid, xsave_components, msrs, tsc_khz, tsc_scaling: false };
+        let host = HostCapabilities {
+            cpuid,
+            xsave_components,
+            msrs,
+            arch_capabilities,
+            tsc_khz,
+            tsc_scaling: false,
+        };
         prop_assert_eq!(check(&guest, &host), Ok(()));
     }
 }

@@ -28,13 +28,19 @@ const NAMES: [&str; 20] = [
 ];
 
 /// The name of an XSAVE component.
-pub(crate) fn name(component: u32) -> String {
+pub fn name(component: u32) -> String {
     NAMES.get(component as usize).map_or_else(|| format!("number {component}"), ToString::to_string)
 }
 
 /// The components in a set of XCR0 bits.
-pub(crate) fn components(bits: u64) -> impl Iterator<Item = u32> {
+pub fn components(bits: u64) -> impl Iterator<Item = u32> {
     (0..64).filter(move |component| bits & (1 << component) != 0)
+}
+
+/// The components that a processor saves for a kernel alone (IA32_XSS bits; CPUID leaf 0xd.1).
+pub(crate) fn supervisor(cpuid: &[CpuidLeaf]) -> u64 {
+    let leaf = leaf(cpuid, 0xd, 1);
+    u64::from(leaf.edx) << 32 | u64::from(leaf.ecx)
 }
 
 /// Offset and size in bytes of a component in the standard format of the XSAVE area (CPUID leaf

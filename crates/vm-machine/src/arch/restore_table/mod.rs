@@ -16,8 +16,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_state::{CpuDescription, Section, SectionSet};
 
 use self::row::{Expected, HOUR_S, Row, SHARED, set_msr};
+use super::tests::describe_cpu;
 use super::tests::{Machine, kvm};
-use super::{MachineState, describe_cpu, restore_machine};
+use super::{MachineState, restore_machine};
 
 /// Two, since what the second holds after reset is not what the first does.
 const VCPUS: u32 = 2;
