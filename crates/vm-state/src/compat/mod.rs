@@ -17,16 +17,11 @@ pub use arch_capabilities::{WORSE, arch_capability, arch_capability_names};
 pub use features::{AVX10, FeatureWord, Register, WORDS, feature_names, has, leaf};
 pub use level::{Level, NoLevel};
 pub use msrs::{msr_matters, msr_name};
-pub use problem::{Incompatible, Problem, Remedy};
+pub use problem::{Incompatible, Problem, Remedy, TSC_TOLERANCE_PPM};
 pub use xsave::{components as xsave_component_numbers, name as xsave_component_name};
 
 use crate::description::{CpuDescription, CpuidLeaf, HostCapabilities};
 use features::KVM_FEATURES;
-
-/// How far the host's TSC may be from the guest's, in parts per million, where the host cannot
-/// scale it. KVM uses the same figure (`tsc_tolerance_ppm`): two hosts of one model measure their
-/// clocks some 10 ppm apart, and NTP in the guest corrects up to 500 ppm.
-pub const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// Whether `host` can take a guest that was given `guest`.
 ///

@@ -7,6 +7,11 @@ use thiserror::Error;
 use super::level::Level;
 use super::msrs::msr_name;
 
+/// How far the host's TSC may be from the guest's, in parts per million, where the host cannot
+/// scale it. KVM uses the same figure (`tsc_tolerance_ppm`): two hosts of one model measure their
+/// clocks some 10 ppm apart, and NTP in the guest corrects up to 500 ppm.
+pub const TSC_TOLERANCE_PPM: u64 = 250;
+
 /// How many names an error text spells out of one kind; a damaged description can have thousands.
 pub(super) const MAX_SHOWN: usize = 40;
 
@@ -99,7 +104,7 @@ pub enum Problem {
     #[error(
         "the guest's TSC runs at {guest} kHz and this host's at {host} kHz, more than \
          {} ppm apart, and this host cannot scale it",
-        super::TSC_TOLERANCE_PPM
+        TSC_TOLERANCE_PPM
     )]
     Tsc {
         /// Frequency of the guest's TSC in kHz.
