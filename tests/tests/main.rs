@@ -35,6 +35,7 @@ mod rules;
 mod save_restore;
 mod session;
 mod shell;
+mod snapshots;
 mod ssh;
 mod statuses;
 mod terminal;

@@ -20,12 +20,13 @@ pub fn write(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     writeln!(out, "format       {}, readable from {} on", format.written, format.oldest_reader)?;
     writeln!(
         out,
-        "flags        {}, {}{}{}{}",
+        "flags        {}, {}{}{}{}{}",
         flag(flags.return_path, "both ways", "one way"),
         flag(flags.page_sums, "pages with checksums", "pages without checksums"),
         flag(flags.separate_commit, ", GO by another command", ""),
         flag(flags.verify, ", memory to be verified", ""),
-        flag(flags.saved, ", saved: the guest is in it alone", ""),
+        flag(flags.saved && !flags.snapshot, ", saved: the guest is in it alone", ""),
+        flag(flags.snapshot, ", a snapshot: the guest ran on", ""),
     )?;
     if !summary.kind.is_query() {
         memory(out, summary)?;

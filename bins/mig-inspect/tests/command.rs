@@ -85,6 +85,7 @@ fn stream(header: Header, sections: &[Vec<u8>]) -> Vec<u8> {
         separate_commit: false,
         verify: true,
         saved: false,
+        snapshot: false,
     };
     let mut stream = StreamWriter::new(vec![], Preamble::migrate(ID, flags), header).unwrap();
     stream.extents(&[run(0, 3)]).unwrap();
@@ -219,7 +220,7 @@ fn json_has_the_same_figures() {
         (
             "/flags",
             serde_json::json!({"return_path": true, "page_sums": true,
-            "separate_commit": false, "verify": true, "saved": false}),
+            "separate_commit": false, "verify": true, "saved": false, "snapshot": false}),
         ),
         ("/regions/0", serde_json::json!({"id": 0, "base": 0, "pages": 1024})),
         (

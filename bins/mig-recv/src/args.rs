@@ -57,8 +57,8 @@ pub struct Args {
     /// A file that the command line of the mig-recv names which started this one
     #[arg(long, value_name = "PATH", hide = true)]
     pub named: Vec<PathBuf>,
-    /// Run a saved guest a second time, under a new migration id. If the first copy still runs,
-    /// the two share every address and disk
+    /// Run a saved guest a second time, or a snapshot, under a new migration id. If the first copy
+    /// still runs, the two share every address and disk
     #[arg(long)]
     pub clone: bool,
     /// Refuse a guest that is here, whole, and has waited for GO this long, in seconds; or never:

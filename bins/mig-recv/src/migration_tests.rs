@@ -35,6 +35,7 @@ const BOTH_WAYS: Flags = Flags {
     separate_commit: false,
     verify: false,
     saved: false,
+    snapshot: false,
 };
 const SEPARATE_COMMIT: Flags = Flags { separate_commit: true, ..BOTH_WAYS };
 const ONE_WAY: Flags = Flags { return_path: false, ..BOTH_WAYS };

@@ -90,6 +90,13 @@ fn check(
     vm_paths::check_name(&description.name)
         .context("the guest's name cannot be used on this host")?;
     check_limits(args, &description)?;
+    if stream.preamble().flags.snapshot && !args.clone {
+        bail!(
+            "this is a snapshot of {}, which ran on when it was taken: --clone runs it as a copy, \
+             with the same addresses and disks unless --net and --disk say others",
+            description.name
+        );
+    }
     if args.clone && mode.is_answered() {
         bail!("--clone is for saved guests; the source of this one waits for an answer");
     }

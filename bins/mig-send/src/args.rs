@@ -46,6 +46,21 @@ pub struct Args {
     /// second way (ssh:HOST or exec:CMD)
     #[arg(long, value_name = "DEST", conflicts_with = "one_way")]
     pub commit: Option<Endpoint>,
+    /// What DEST runs saves the guest: its vmrun ends when exec:CMD has taken all of it and ended with
+    /// status 0
+    ///
+    /// That what CMD has written is on the disk then is its own matter (exec:'zstd > web.zst && sync
+    /// web.zst'). A file needs no word: file:PATH, or an empty file behind - or fd:N, is one that the
+    /// guest is saved to.
+    #[arg(long, conflicts_with_all = ["commit", "return_path", "resolve"])]
+    pub save: bool,
+    /// As --save, and for a file as well; but the guest runs on when its state is written
+    ///
+    /// Its disks are not in the file and change from then on: a copy of them that belongs to it is for
+    /// the user to make, from a guest that was paused before (vmctl pause). A snapshot is run by
+    /// mig-recv --clone alone, as another guest.
+    #[arg(long, conflicts_with_all = ["commit", "return_path", "resolve", "save", "zero_copy"])]
+    pub snapshot: bool,
     /// Finish a migration whose outcome is not known: ask DEST what became of it; without DEST, where
     /// the guest was sent, if that is ssh:HOST, tcp: or unix:
     #[arg(long, conflicts_with_all = ["dry_run", "one_way"])]
@@ -140,6 +155,8 @@ Examples:
   mig-send web exec:'pv | ssh hostb mig-recv'     through any program
   mig-send web | ssh hostb mig-recv               one way
   mig-send web file:web.mig                       save; restore with mig-recv file:web.mig
+  mig-send --save web exec:'zstd > web.zst'       ... through a program
+  mig-send --snapshot web file:web.mig            the guest runs on; mig-recv --clone runs a copy
   mig-send web tcp:hostb:4444                     trusted networks only
   mig-send web exec:'gzip | ssh hostb \"gunzip | mig-recv\"' --commit ssh:hostb
   mig-send --resolve web                          ask where it was sent
@@ -150,7 +167,7 @@ Signals:
   SIGINT, SIGTERM, SIGHUP  cancel: the guest runs on here
 
 Exit status:
-  0  the destination runs the guest, or the stream is complete (one way)
+  0  the destination runs the guest, the stream is complete (one way), or the snapshot is
   1  failed; the guest runs on here
   2  wrong usage
   3  cancelled; the guest runs on here
@@ -180,7 +197,23 @@ impl Args {
     /// Wrong usage.
     pub fn complete(mut self) -> anyhow::Result<Self> {
         self.ssh.apply([Some(&mut self.destination), self.commit.as_mut()])?;
+        if self.saves()
+            && matches!(
+                self.destination,
+                Endpoint::Ssh(_) | Endpoint::Tcp { .. } | Endpoint::Unix(_)
+            )
+        {
+            return Err(migpipe_cli::usage(anyhow!(
+                "{} is no place to save a guest: write file:PATH or exec:CMD",
+                self.destination
+            )));
+        }
         Ok(self)
+    }
+
+    /// Whether the command line says that DEST saves the guest.
+    pub fn saves(&self) -> bool {
+        self.save || self.snapshot
     }
 
     /// Whom a query about the migration goes to.

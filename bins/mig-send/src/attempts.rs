@@ -15,7 +15,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether what became of a migration can be found out.
 pub fn can_be_asked(args: &Args) -> bool {
-    can_be_opened_again(args.asked())
+    !args.saves() && can_be_opened_again(args.asked())
 }
 
 fn can_be_opened_again(destination: &Endpoint) -> bool {

@@ -91,6 +91,15 @@ pub enum StepError {
         /// The channel.
         channel: String,
     },
+    /// Nobody says whether what leaves this program is saved.
+    #[error(
+        "{channel} does not say when it has taken all of the guest: save it to a file (> FILE, \
+         file:PATH), or by a command whose status says so (exec:CMD)"
+    )]
+    NoPlace {
+        /// The channel.
+        channel: String,
+    },
     /// The tunnel ended, or does not.
     #[error(transparent)]
     Tunnel(TunnelError),
@@ -160,7 +169,7 @@ impl StepError {
     pub const fn is_usage(&self) -> bool {
         match self {
             Self::Open(error) => error.is_usage(),
-            Self::NoWayBack { .. } => true,
+            Self::NoWayBack { .. } | Self::NoPlace { .. } => true,
             _ => false,
         }
     }
@@ -205,6 +214,7 @@ impl Failure for StepError {
             | Self::Write(_)
             | Self::Open(_)
             | Self::NoWayBack { .. }
+            | Self::NoPlace { .. }
             | Self::Tunnel(_)
             | Self::StillOpen(_)
             | Self::Helper(_)

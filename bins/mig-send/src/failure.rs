@@ -98,7 +98,9 @@ const fn doing(step: SourceStep, mode: HandoverMode) -> &'static str {
         SourceStep::AwaitReady => "the destination did not say that it is ready",
         SourceStep::PreCopy => "pre-copy failed",
         SourceStep::PrepareCommit if !mode.is_answered() => "stop-and-copy failed",
-        SourceStep::StopAndCopy | SourceStep::SendEnd => "stop-and-copy failed",
+        SourceStep::StopAndCopy | SourceStep::Resume | SourceStep::SendEnd => {
+            "stop-and-copy failed"
+        }
         SourceStep::Close => "the end of the stream may not have arrived",
         SourceStep::AwaitAck | SourceStep::PrepareCommit => {
             "the destination did not acknowledge the guest"

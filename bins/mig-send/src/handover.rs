@@ -78,12 +78,22 @@ fn sent_at(outgoing: &OutgoingMigration<'_>) -> Option<Instant> {
     Some(outgoing.paused? + downtime.state_save? + downtime.last_harvest? + downtime.last_pages?)
 }
 
+/// Gives the guest of a snapshot back: it runs on, whatever becomes of the file.
+pub fn resume(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
+    // Refused if vmrun took the guest back by itself: it may have run before the last page was read.
+    outgoing.guest.client.dirty_log_harvest()?;
+    outgoing.guest.client.own(Input::Release(outgoing.id))?;
+    outgoing.channel.stream.get_mut().set_deadline(None);
+    outgoing.report.downtime.total = outgoing.paused.map(|paused| paused.elapsed());
+    Ok(())
+}
+
 /// One way nobody else can say whether the end of the stream got through, so the tunnel is
 /// waited for, and its status is the answer.
 pub fn close(outgoing: &mut OutgoingMigration<'_>) -> Result<(), StepError> {
     outgoing.channel.stream.get_mut().close()?;
     match (&mut outgoing.channel.tunnel, outgoing.channel.mode) {
-        (Some(tunnel), HandoverMode::OneWay) => {
+        (Some(tunnel), HandoverMode::OneWay | HandoverMode::Saved) => {
             tunnel.wait_for_success(outgoing.args.timeout).map_err(|error| match error {
                 TunnelError::StillRunning { .. } => StepError::StillOpen(error),
                 error => StepError::Tunnel(error),

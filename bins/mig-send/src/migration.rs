@@ -49,7 +49,11 @@ pub fn run(
     let (mut outgoing, watch) =
         setup::open(draft, args, client, status, shared, ResolveHelper::command)?;
     let monitor = monitor::start(watch, shared);
-    let end = run_source(Source::new(outgoing.channel.mode), &mut outgoing);
+    let source = match args.snapshot {
+        true => Source::snapshot(),
+        false => Source::new(outgoing.channel.mode),
+    };
+    let end = run_source(source, &mut outgoing);
     shared.progress(|progress| progress.phase = Phase::Done);
     drop(monitor);
     Ok(leave(draft, outgoing, &end))
@@ -74,6 +78,10 @@ impl SourceIo for OutgoingMigration<'_> {
 
     fn stop_and_copy(&mut self, remainder: Remainder) -> Result<(), StepError> {
         stop_and_copy::run(self, remainder)
+    }
+
+    fn resume(&mut self) -> Result<(), StepError> {
+        handover::resume(self)
     }
 
     fn send_end(&mut self) -> Result<StreamDigest, StepError> {

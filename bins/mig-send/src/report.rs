@@ -133,6 +133,7 @@ pub fn finish(
     report.location = match ending {
         SourceEnding::Moved if report.mode == Mode::BothWays => Some(Location::Destination),
         SourceEnding::Moved | SourceEnding::Unknown => None,
+        SourceEnding::Snapshot => Some(Location::Source),
         SourceEnding::Stayed | SourceEnding::Forced | SourceEnding::Cancelled => {
             guest.and_then(location)
         }
@@ -172,7 +173,7 @@ pub fn complaint(
     };
     let gone = guest == Some(SourceGuestState::Gone);
     Some(match ending {
-        SourceEnding::Moved => return None,
+        SourceEnding::Moved | SourceEnding::Snapshot => return None,
         SourceEnding::Stayed | SourceEnding::Cancelled if gone => ended(name, &reason),
         SourceEnding::Stayed | SourceEnding::Forced => stays(name, &reason, guest),
         SourceEnding::Cancelled => stays(name, "cancelled", guest),

@@ -56,9 +56,10 @@ pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> an
     let (ending, why) = run_resolver(resolver, &mut resolution);
     let at = match ending {
         SourceEnding::Moved => Some(Location::Destination),
-        SourceEnding::Stayed | SourceEnding::Forced | SourceEnding::Cancelled => {
-            Some(Location::Source)
-        }
+        SourceEnding::Stayed
+        | SourceEnding::Snapshot
+        | SourceEnding::Forced
+        | SourceEnding::Cancelled => Some(Location::Source),
         SourceEnding::Unknown => None,
     };
     migpipe_cli::guest_is_at(name, at.map(Location::word));
@@ -87,7 +88,7 @@ pub fn run(args: &Args, client: &Client, status: &Status, shared: &Shared) -> an
         (SourceEnding::Unknown, Some(why)) => {
             migpipe_cli::complain(NAME, &anyhow!("{name} stays handed-over: {}", why.reason()));
         }
-        (SourceEnding::Stayed | SourceEnding::Cancelled, why) => {
+        (SourceEnding::Stayed | SourceEnding::Snapshot | SourceEnding::Cancelled, why) => {
             let reason = match why {
                 Some(StepError::Refused(reason)) => reason,
                 _ => String::new(),

@@ -47,8 +47,8 @@ pub fn open<'a>(
     let machine = client.describe()?;
     let memory = client.map_memory(&machine)?;
     let id = draft.report.migration;
-    let channel =
-        open_sender(&args.destination, args.return_path, args.one_way, &shared.interrupt)?;
+    let one_way = args.one_way || args.saves();
+    let channel = open_sender(&args.destination, args.return_path, one_way, &shared.interrupt)?;
     let mode = mode_of(args, &channel)?;
     let SenderChannel { mut forward, back, mut tunnel } = channel;
     forward.set_stall_limit(Some(args.timeout));
@@ -69,6 +69,7 @@ pub fn open<'a>(
         separate_commit: mode == HandoverMode::SeparateCommit,
         verify: args.verify,
         saved: mode == HandoverMode::Saved,
+        snapshot: args.snapshot,
     };
     let released = client.status()?.released;
     let header = header_of(&machine, released)?;
@@ -124,6 +125,11 @@ fn mode_of(args: &Args, channel: &SenderChannel) -> Result<HandoverMode, StepErr
         }
         (None, true) => HandoverMode::BothWays,
         (None, false) if channel.forward.is_file() => HandoverMode::Saved,
+        // Its status says whether it has taken all of it.
+        (None, false) if args.saves() && channel.tunnel.is_some() => HandoverMode::Saved,
+        (None, false) if args.saves() => {
+            return Err(StepError::NoPlace { channel: channel.describe().to_owned() });
+        }
         (None, false) => HandoverMode::OneWay,
     })
 }

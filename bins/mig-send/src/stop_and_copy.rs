@@ -58,7 +58,7 @@ pub fn run(outgoing: &mut OutgoingMigration<'_>, log: Remainder) -> Result<(), S
         let digest = pages::digest(&outgoing.guest.machine, &outgoing.guest.memory)?;
         outgoing.channel.stream.digest(&digest)?;
     }
-    if outgoing.channel.mode == HandoverMode::Saved {
+    if outgoing.channel.mode == HandoverMode::Saved && !outgoing.args.snapshot {
         // A disk that is full is found out here, where the guest can still run on.
         outgoing.channel.stream.get_mut().sync()?;
     }

@@ -116,6 +116,7 @@ fn streams(guest: &Guest, corpus: &Corpus) -> Result<()> {
         ("whole", one_way, &guest.header, true),
         ("one-way", one_way, &small, false),
         ("saved", Flags { saved: true, ..one_way }, &small, false),
+        ("snapshot", Flags { saved: true, snapshot: true, ..one_way }, &small, false),
         ("both-ways", both, &small, false),
         ("verified", Flags { verify: true, ..both }, &small, false),
         ("separate", Flags { separate_commit: true, ..both }, &small, false),

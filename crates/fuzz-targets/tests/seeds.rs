@@ -130,7 +130,7 @@ fn every_reply_and_every_event_is_in_the_seed_of_a_session() {
 
 #[test]
 fn every_record_is_in_a_stream_that_is_read_to_its_end() {
-    let (mut found, mut purposes, mut saved) = (BTreeSet::new(), BTreeSet::new(), 0);
+    let (mut found, mut purposes, mut saved) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     for (name, bytes) in seeds("stream") {
         // One of its records is changed, and only the target puts its checksum right.
         if name == "unknown" {
@@ -139,7 +139,8 @@ fn every_record_is_in_a_stream_that_is_read_to_its_end() {
         let mut reader =
             StreamReader::open(&bytes[..]).unwrap_or_else(|error| panic!("{name}: {error}"));
         purposes.insert(kind(&reader.preamble().kind));
-        saved += u32::from(reader.preamble().flags.saved);
+        let flags = reader.preamble().flags;
+        saved.extend(flags.saved.then_some(flags.snapshot));
         while let Some(record) =
             reader.next_record().unwrap_or_else(|error| panic!("{name}: {error}"))
         {
@@ -163,7 +164,8 @@ fn every_record_is_in_a_stream_that_is_read_to_its_end() {
     }
     assert_eq!(found, (1..=10).collect());
     assert_eq!(purposes, ["Migrate", "Release", "Resolve"].map(str::to_owned).into());
-    assert_eq!(saved, 1);
+    saved.sort_unstable();
+    assert_eq!(saved, [false, true], "a saved guest and a snapshot");
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub struct Bounds {
     /// restore that failed, and by two at once. It has no name before it is whole: nobody reads it
     /// earlier, and until then it can be given up.
     pub reads: u8,
+    /// The file is a snapshot: its guest stays, and it is read as a copy of another guest alone, which
+    /// is none of this one's.
+    pub snapshot: bool,
     /// Resolvers that may be at work at once. Each may be started again and again.
     pub resolvers: usize,
     /// Crashes: of a tool, of a vmrun or of a whole host.

@@ -42,6 +42,8 @@
 //! - "I could not read your query" is no refusal.
 //! - A file has no name before it is whole, so that a mig-send which cannot finish it can remove it
 //!   and take the guest back, committed or not; its source ends when it is on the disk.
+//! - A snapshot is a file whose guest runs on before it has its end; mig-recv does not run what is in it
+//!   but as another guest.
 //! - A restore holds its record for as long as its vmrun lives; one that is over is taken over by the
 //!   next, or by a refusal, and before the guest runs the record says so.
 //! - mig-recv says that the guest will never run only if vmrun says so or, when vmrun is gone, its
@@ -81,6 +83,7 @@
 //! | one way | 1 | 1 | 1 | 0 | 1 | 101,766 | 378,102 | 38 |
 //! | into a file, read once | 1 | 1 | 0 | 0 | 2 | 943,252 | 4,709,186 | 42 |
 //! | into a file, read twice | 1 | 1 | 0 | 0 | 0 | 344,000 | 1,565,306 | 45 |
+//! | into a snapshot | 1 | 2 | 0 | 1 | any | 870 | 3,488 | 11 |
 //! | both ways, and both ways at once | 1 | 0 | 0 | 0 | 1 | 219,475 | 874,344 | 45 |
 //! | both ways, then separate commit | 1 | 0 | 0 | 0 | 1 | 38,804 | 153,560 | 48 |
 //! | one way, then both ways | 1 | 0 | 0 | 0 | 1 | 118,063 | 460,091 | 54 |

@@ -80,6 +80,8 @@ pub enum Mutation {
     /// mig-send gives the guest back after any failure, also behind the commit, and twice; its vmrun
     /// refuses that, and does it when it is asked again. Each alone does no harm.
     ReleasesWhenAskedTwice,
+    /// A snapshot is restored as the guest that it was taken of.
+    RestoresSnapshot,
     /// That no GO came in time is taken for the source's word that none will come.
     LateGoIsRefused,
 }

@@ -35,6 +35,8 @@ pub const RECORDED: &str = "a refusal is recorded before it is said";
 /// The guest runs at the destination and the source has ended: if this never came about, the others
 /// would say little.
 pub const MOVES: &str = "the guest moves";
+/// A snapshot is on the disk, and the guest runs on.
+pub const SNAPSHOT: &str = "a snapshot is taken";
 /// The source runs on after a refusal that was resolved.
 pub const RETURNS: &str = "a guest that was handed over comes back";
 
@@ -58,14 +60,21 @@ pub fn of(bounds: &Bounds) -> Vec<Property<HandoverModel>> {
         Property::always(NEVER, |_, state| keeps(state, Rule::RefusedMeansNever)),
         Property::always(RECORDED, |_, state| keeps(state, Rule::RecordedBeforeSaid)),
         Property::always(KEPT, |_, state| keeps(state, Rule::KeptForSomebody)),
-        Property::sometimes(MOVES, |model: &HandoverModel, state: &State| {
+    ];
+    all.push(match bounds.snapshot {
+        false => Property::sometimes(MOVES, |model: &HandoverModel, state: &State| {
             state.vms[SOURCE].ownership.state() == Owner::Finished
                 && state.vms[1].running
                 && is_settled(model, state)
         }),
-    ];
+        true => Property::sometimes(SNAPSHOT, |model: &HandoverModel, state: &State| {
+            state.file == Saved::Durable && state.vms[SOURCE].running && is_settled(model, state)
+        }),
+    });
     // What was acknowledged is refused by somebody's word alone, or by the time limit of a user.
-    if bounds.modes[0] == Some(HandoverMode::OneWay) || bounds.go_timeout || bounds.quits > 0 {
+    let returns =
+        bounds.modes[0] == Some(HandoverMode::OneWay) || bounds.go_timeout || bounds.quits > 0;
+    if returns && !bounds.snapshot {
         all.push(Property::sometimes(RETURNS, |model: &HandoverModel, state: &State| {
             state.vms[SOURCE].running && state.history.committed[0] && is_settled(model, state)
         }));

@@ -24,6 +24,11 @@ impl HandoverModel {
         if self.bounds.twice || self.is_saved() { 0 } else { receiver as u8 }
     }
 
+    /// A snapshot is run as another guest alone, and that one is looked at nowhere here.
+    fn is_refused(&self) -> bool {
+        self.bounds.snapshot && !self.is(Mutation::RestoresSnapshot)
+    }
+
     /// A mig-recv has read the header. It starts a vmrun for the guest, if none lives that waits.
     pub fn start_receiver(&self, state: &mut State, receiver: usize) -> bool {
         let nameless = self.is_saved() && state.forward[receiver].open;
@@ -31,7 +36,7 @@ impl HandoverModel {
         let Some(Forward::Header(released)) = state.forward[receiver].queue[0] else {
             return false;
         };
-        if nameless && !self.is(Mutation::AbandonsWhatIsRead) {
+        if nameless && !self.is(Mutation::AbandonsWhatIsRead) || self.is_refused() {
             return false;
         }
         state.forward[receiver].read();
@@ -62,6 +67,7 @@ impl HandoverModel {
         // A name that is taken is refused before anything is read.
         let taken = state.is_alive(vm) && state.vms[vm].ownership != Ownership::incoming();
         !taken
+            && !self.is_refused()
             && state.file != Saved::No
             && state.reads > 0
             && state.receivers[receiver].is_none()

@@ -31,7 +31,11 @@ impl HandoverModel {
         if self.bounds.twice {
             state.forward[1] = Pipe::OPEN;
         }
-        self.start(state, sender, Driver::Source(Source::new(mode)), sender);
+        let source = match self.bounds.snapshot {
+            true => Source::snapshot(),
+            false => Source::new(mode),
+        };
+        self.start(state, sender, Driver::Source(source), sender);
         self.go_on(state, sender);
         true
     }
@@ -137,6 +141,7 @@ impl HandoverModel {
             SourceStep::SendHeader
             | SourceStep::PreCopy
             | SourceStep::StopAndCopy
+            | SourceStep::Resume
             | SourceStep::PrepareCommit => return false,
         }
         true
@@ -156,7 +161,8 @@ impl HandoverModel {
             self.ask(state, source_tool, Self::commit_of(&tool));
             return;
         }
-        if matches!(message, Forward::Go(_)) || message == Forward::End && !mode.is_answered() {
+        let is_go = message == Forward::End && !mode.is_answered() && !self.bounds.snapshot;
+        if matches!(message, Forward::Go(_)) || is_go {
             self.lets_go(state, tool.number);
         }
         self.say(state, source_tool, message);

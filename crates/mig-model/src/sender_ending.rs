@@ -20,9 +20,8 @@ impl HandoverModel {
         let mode = self.mode_of(tool.number);
         let may = match tool.driver.operation() {
             SourceOperation::Step(step) => match step {
-                AwaitReady | PreCopy | StopAndCopy | SendEnd | AwaitAck | SendGo | AwaitRunning => {
-                    true
-                }
+                AwaitReady | PreCopy | StopAndCopy | Resume | SendEnd | AwaitAck | SendGo
+                | AwaitRunning => true,
                 // Whether a cancel came is looked at before vmrun is asked.
                 Commit => kind == FailureKind::Cancelled,
                 // The file has its name, and that may be lost in a power loss.
@@ -110,7 +109,10 @@ impl HandoverModel {
                 }
             }
             SourceEnding::Moved if !arrived => state.broke(Rule::MovedMeansMoved),
-            SourceEnding::Stayed | SourceEnding::Cancelled => {
+            SourceEnding::Snapshot if state.file != Saved::Durable => {
+                state.broke(Rule::MovedMeansMoved);
+            }
+            SourceEnding::Stayed | SourceEnding::Cancelled | SourceEnding::Snapshot => {
                 state.history.stays[number] = true;
                 let owner = state.vms[SOURCE].ownership.state();
                 if state.is_alive(SOURCE) && owner == Owner::HandedOver(id_of(number as u8)) {

@@ -24,7 +24,9 @@ impl HandoverModel {
             {
                 Self::commit_of(tool)
             }
-            SourceOperation::Release => Request::Own(Input::Release(id)),
+            SourceOperation::Step(SourceStep::Resume) | SourceOperation::Release => {
+                Request::Own(Input::Release(id))
+            }
             SourceOperation::Resolve(ResolveOperation::Confirm) => Request::Own(Input::Confirm(id)),
             SourceOperation::Resolve(ResolveOperation::TakeBack) => {
                 Request::Own(Input::TakeBack(id))

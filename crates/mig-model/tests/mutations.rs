@@ -20,6 +20,7 @@ const fn bounds(mode: HandoverMode) -> Bounds {
         wipes: 0,
         go_timeout: false,
         reads: 0,
+        snapshot: false,
         resolvers: 1,
         crashes: 1,
         quits: 0,
@@ -165,6 +166,13 @@ fn a_source_that_does_not_take_its_guest_back() {
 fn a_file_that_is_given_up_though_somebody_reads_it() {
     breaks(bounds(Saved), AbandonsWhatIsRead, CONTINUED_ONCE);
     breaks(bounds(Saved), AbandonsWhatIsRead, NEVER_TWO);
+}
+
+#[test]
+fn a_snapshot_that_is_restored_as_the_guest_that_runs_on() {
+    let snapshot = Bounds { snapshot: true, ..file() };
+    breaks(snapshot, RestoresSnapshot, NEVER_TWO);
+    breaks(snapshot, RestoresSnapshot, CONTINUED_ONCE);
 }
 
 /// A file that is read twice, and nobody asks.

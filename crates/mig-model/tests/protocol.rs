@@ -17,6 +17,7 @@ const ALONE: Bounds = Bounds {
     wipes: 0,
     go_timeout: false,
     reads: 0,
+    snapshot: false,
     resolvers: 1,
     crashes: 0,
     quits: 0,
@@ -104,6 +105,11 @@ fn into_a_file_that_may_be_given_up_with_a_crash_anywhere() {
 #[test]
 fn out_of_a_file_that_is_read_twice_with_a_crash_anywhere() {
     holds(Bounds { reads: 2, crashes: 1, faults: 0, ..alone(Saved) });
+}
+
+#[test]
+fn a_snapshot_with_two_crashes_anywhere_and_a_guest_that_is_ended() {
+    holds(Bounds { snapshot: true, reads: 1, crashes: 2, quits: 1, ..alone(Saved) });
 }
 
 #[test]

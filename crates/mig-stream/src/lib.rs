@@ -61,7 +61,7 @@
 //! | 0 | 8 | magic, `89 4d 49 47 0d 0a 1a 0a` |
 //! | 8 | 2 | oldest format version whose readers can read this |
 //! | 10 | 2 | format version written |
-//! | 12 | 4 | flags: 1 return path, 2 page sums, 4 separate commit, 8 verify, 16 saved; a reader refuses unknown bits of 0-15 and ignores those of 16-31 |
+//! | 12 | 4 | flags: 1 return path, 2 page sums, 4 separate commit, 8 verify, 16 saved, 32 snapshot; a reader refuses unknown bits of 0-15 and ignores those of 16-31 |
 //! | 16 | 2 | kind: 1 migrate, 2 resolve, 3 release |
 //! | 18 | 2 | reserved, 0; ignored by readers |
 //! | 20 | 16 | migration id |

@@ -201,6 +201,7 @@ mod tests {
         separate_commit: false,
         verify: false,
         saved: false,
+        snapshot: false,
     };
     const BOTH_WAYS: Flags = Flags { return_path: true, ..ONE_WAY };
     const VERIFIED: Flags = Flags { verify: true, ..ONE_WAY };

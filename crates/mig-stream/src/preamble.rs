@@ -89,6 +89,8 @@ pub struct Flags {
     /// The stream is a file, and the guest is in it alone: its source ended when it was complete. It
     /// may be read again until the guest has run, and nobody asks what became of it.
     pub saved: bool,
+    /// The guest of this file ran on when it was written: it may be run as a copy alone.
+    pub snapshot: bool,
 }
 
 const RETURN_PATH: u32 = 1 << 0;
@@ -96,6 +98,7 @@ const PAGE_SUMS: u32 = 1 << 1;
 const SEPARATE_COMMIT: u32 = 1 << 2;
 const VERIFY: u32 = 1 << 3;
 const SAVED: u32 = 1 << 4;
+const SNAPSHOT: u32 = 1 << 5;
 const MUST_BE_KNOWN: u32 = 0xffff;
 
 impl Flags {
@@ -116,11 +119,14 @@ impl Flags {
         if self.saved {
             bits |= SAVED;
         }
+        if self.snapshot {
+            bits |= SNAPSHOT;
+        }
         bits
     }
 
     fn from_bits(bits: u32) -> Result<Self, PreambleError> {
-        let known = RETURN_PATH | PAGE_SUMS | SEPARATE_COMMIT | VERIFY | SAVED;
+        let known = RETURN_PATH | PAGE_SUMS | SEPARATE_COMMIT | VERIFY | SAVED | SNAPSHOT;
         let unknown = bits & MUST_BE_KNOWN & !known;
         if unknown != 0 {
             return Err(PreambleError::UnknownFlags { bits: unknown });
@@ -131,6 +137,7 @@ impl Flags {
             separate_commit: bits & SEPARATE_COMMIT != 0,
             verify: bits & VERIFY != 0,
             saved: bits & SAVED != 0,
+            snapshot: bits & SNAPSHOT != 0,
         })
     }
 
@@ -243,6 +250,7 @@ impl Preamble {
                 separate_commit: false,
                 verify: false,
                 saved: false,
+                snapshot: false,
             },
             kind,
             id,
@@ -271,6 +279,8 @@ impl Preamble {
             "a query carries no memory to verify"
         } else if self.flags.saved && self.flags.return_path {
             "nobody waits for answers to a saved guest"
+        } else if self.flags.snapshot && !self.flags.saved {
+            "a snapshot is a saved guest"
         } else {
             return self.negotiate().map(|_| ());
         };
@@ -378,7 +388,7 @@ mod tests {
     #[test]
     fn what_is_in_the_preamble_decides_who_reads_the_stream() {
         type Change = fn(&mut RawPreamble);
-        let cases: [(Change, PreambleError); 10] = [
+        let cases: [(Change, PreambleError); 11] = [
             (
                 |raw| (raw.oldest, raw.written) = (3.into(), 4.into()),
                 PreambleError::TooNew { oldest: FormatVersion(3) },
@@ -415,6 +425,10 @@ mod tests {
                 |raw| raw.flags = (RETURN_PATH | SAVED).into(),
                 PreambleError::Contradiction("nobody waits for answers to a saved guest"),
             ),
+            (
+                |raw| raw.flags = SNAPSHOT.into(),
+                PreambleError::Contradiction("a snapshot is a saved guest"),
+            ),
         ];
         for (change, error) in cases {
             let mut raw = raw();
@@ -425,7 +439,7 @@ mod tests {
 
     #[test]
     fn all_flags_come_back_as_they_were_and_each_is_a_bit_of_its_own() {
-        const KNOWN: u32 = 5;
+        const KNOWN: u32 = 6;
         for bits in 0..1 << KNOWN {
             let has = |bit: u32| bits & (1 << bit) != 0;
             let flags = Flags {
@@ -434,6 +448,7 @@ mod tests {
                 separate_commit: has(2),
                 verify: has(3),
                 saved: has(4),
+                snapshot: has(5),
             };
             assert_eq!(flags.to_bits(), bits);
             assert_eq!(Flags::from_bits(bits), Ok(flags));
@@ -442,7 +457,8 @@ mod tests {
             let read = RawPreamble::decode(preamble.encode(b"header")).unwrap();
             assert_eq!(read.has_return_path(), flags.return_path);
             let alone = flags.separate_commit && !flags.return_path;
-            let contradicts = alone || (flags.saved && flags.return_path);
+            let contradicts =
+                alone || (flags.saved && flags.return_path) || (flags.snapshot && !flags.saved);
             match read.check() {
                 Ok(read) => assert!(read == preamble && !contradicts, "{flags:?}"),
                 Err(PreambleError::Contradiction(_)) => assert!(contradicts, "{flags:?}"),

@@ -362,6 +362,7 @@ mod tests {
         separate_commit: false,
         verify: false,
         saved: false,
+        snapshot: false,
     };
 
     #[test]

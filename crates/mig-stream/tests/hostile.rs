@@ -259,6 +259,7 @@ proptest! {
             separate_commit: false,
             verify: flags.2,
             saved: false,
+            snapshot: false,
         };
         let mut raw = Raw::new(flags);
         for (kind, place, payload) in frames {

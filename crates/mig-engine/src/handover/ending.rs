@@ -5,6 +5,8 @@
 pub enum SourceEnding {
     /// The destination runs the guest (both ways), or the stream is complete (one way).
     Moved,
+    /// A snapshot of the guest is whole, and the guest runs on the source.
+    Snapshot,
     /// The guest runs on the source.
     Stayed,
     /// The operator cancelled; the guest runs on the source.
@@ -19,7 +21,7 @@ impl SourceEnding {
     /// mig-send's exit status for this ending.
     pub const fn exit_status(self) -> u8 {
         match self {
-            Self::Moved => 0,
+            Self::Moved | Self::Snapshot => 0,
             Self::Stayed | Self::Forced => 1,
             Self::Cancelled => 3,
             Self::Unknown => 4,

@@ -32,6 +32,10 @@
 //! the end of the file. With a separate commit (`--commit`), the forward path is closed after
 //! `End` and GO goes through a second command.
 //!
+//! A snapshot (`--snapshot`) is a file that the guest is written to and not moved to: nothing is
+//! committed, and the guest runs on before `End` is written. Its stream says what it is, and a
+//! destination runs it as a copy alone, under a migration id of its own.
+//!
 //! ACK says who acknowledges: the host whose records have the migration, and a nonce that the
 //! destination's vmrun made for this copy of the guest. It is in ACK and not in READY because ACK
 //! is what all forms have that ask for an answer, because vmrun alone knows whose records it

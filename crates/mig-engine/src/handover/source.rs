@@ -22,6 +22,8 @@ pub enum SourceStep {
     PreCopy,
     /// Pause the guest; send the last pages and the state.
     StopAndCopy,
+    /// Give the guest of which a snapshot was taken back to the source's vmrun: it runs on.
+    Resume,
     /// Write `End`.
     SendEnd,
     /// Close the forward path, which flushes whatever filters hold back.
@@ -83,6 +85,8 @@ pub enum SourceStepOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     mode: HandoverMode,
+    /// The guest is written to a file, and stays.
+    snapshot: bool,
     state: State,
     /// The digest of the stream, once it has its `End`.
     sent: Option<StreamDigest>,
@@ -90,6 +94,8 @@ pub struct Source {
     taken_by: Option<Acknowledged>,
     /// The source's vmrun has recorded the commit.
     committed: bool,
+    /// The source's vmrun has the guest of a snapshot again.
+    resumed: bool,
     /// What became of the guest, where that was looked at.
     guest: Option<SourceGuestState>,
 }
@@ -128,12 +134,23 @@ impl Source {
     pub const fn new(mode: HandoverMode) -> Self {
         Self {
             mode,
+            snapshot: false,
             state: State::Step(SourceStep::SendHeader),
             sent: None,
             taken_by: None,
             committed: false,
+            resumed: false,
             guest: None,
         }
+    }
+
+    /// A snapshot that is about to be taken: the guest is written as it is saved
+    /// ([`HandoverMode::Saved`]), and never committed. It runs on before the stream has its `End`, so
+    /// that nothing of what becomes of the file can become of the guest.
+    pub const fn snapshot() -> Self {
+        let mut source = Self::new(HandoverMode::Saved);
+        source.snapshot = true;
+        source
     }
 
     /// What is to be done now.
@@ -207,7 +224,11 @@ impl Source {
             (State::Step(step), Failed(kind)) => self.after_failure(step, kind),
             (State::Step(step), outcome) => self.after_success(step, outcome),
             (State::RemoveFile(failed), outcome) => {
-                State::Explain(self::Failed { removed: outcome == Done, ..failed })
+                let failed = self::Failed { removed: outcome == Done, ..failed };
+                match self.resumed {
+                    true => State::Look(self::Failed { released: true, ..failed }),
+                    false => State::Explain(failed),
+                }
             }
             // Even if nobody hears the release, the vmrun runs on by itself when its client goes.
             (State::Release(failed), outcome) => {
@@ -277,7 +298,11 @@ impl Source {
             _ => {}
         }
         self.committed |= step == Commit;
+        self.resumed |= step == Resume;
         State::Step(match (step, self.mode) {
+            (PrepareCommit, _) if self.snapshot => Resume,
+            (Close, _) if self.snapshot => return State::Finished(SourceEnding::Snapshot),
+            (Resume, _) => SendEnd,
             (SendHeader, BothWays) => AwaitReady,
             (SendHeader, _) => PreCopy,
             (AwaitReady, _) => PreCopy,

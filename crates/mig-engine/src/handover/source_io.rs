@@ -39,6 +39,12 @@ pub trait SourceIo: ResolveIo<Error: From<HandoverError>> {
     /// When the guest was not paused, saved or sent.
     fn stop_and_copy(&mut self, remainder: Self::Remainder) -> Result<(), Self::Error>;
 
+    /// See [`SourceStep::Resume`].
+    ///
+    /// # Errors
+    /// When vmrun did not confirm it.
+    fn resume(&mut self) -> Result<(), Self::Error>;
+
     /// See [`SourceStep::SendEnd`]. Returns the digest over the stream.
     ///
     /// # Errors
@@ -200,6 +206,7 @@ impl<R, E: Failure + From<HandoverError>> Pass<R, E> {
                 Some(remainder) => io.stop_and_copy(remainder)?,
                 None => unreachable!("the source stops and copies after pre-copy, and once"),
             },
+            SourceStep::Resume => io.resume()?,
             SourceStep::SendEnd => return Ok(SourceStepOutcome::Sent(io.send_end()?)),
             SourceStep::Close => io.close()?,
             SourceStep::AwaitAck => {

@@ -34,6 +34,7 @@ enum Owner {
 struct Double<'a> {
     script: &'a Script,
     mode: HandoverMode,
+    snapshot: bool,
     begun: bool,
     /// The state that was sent is whole.
     saved: bool,
@@ -63,6 +64,7 @@ impl<'a> Double<'a> {
         Self {
             script,
             mode,
+            snapshot: false,
             begun: false,
             saved: false,
             ended: false,
@@ -162,9 +164,18 @@ impl SourceIo for Double<'_> {
         result
     }
 
+    fn resume(&mut self) -> Result<(), TestError> {
+        assert!(self.snapshot && self.saved && self.prepared && !self.ended);
+        let result = self.script.any_result();
+        self.releases += u32::from(result.is_ok());
+        result
+    }
+
     fn send_end(&mut self) -> Result<StreamDigest, TestError> {
         assert!(self.saved && !self.ended);
-        if !self.mode.is_answered() {
+        if self.snapshot {
+            assert_eq!(self.releases, 1, "it stands still for the file");
+        } else if !self.mode.is_answered() {
             assert_eq!(self.owner, Owner::HandedOver, "End is GO one way");
             self.let_go = true;
         }
@@ -195,7 +206,7 @@ impl SourceIo for Double<'_> {
     }
 
     fn commit(&mut self, taken_by: Option<Acknowledged>) -> Result<(), TestError> {
-        assert!(self.saved && self.prepared);
+        assert!(self.saved && self.prepared && !self.snapshot);
         assert_eq!(self.owner, Owner::Source);
         assert_eq!(self.releases, 0, "the guest was given back");
         assert_eq!(self.acknowledged, self.mode.is_answered());
@@ -294,6 +305,7 @@ fn the_guest_has_one_owner_whatever_fails() {
                     assert!(!is_source && !io.taken_back, "{mode:?} {script:?}");
                 }
                 SourceEnding::Forced => panic!("nobody forces a migration"),
+                SourceEnding::Snapshot => panic!("the guest was to move"),
             }
             let cancelled = reason == Some(TestError(FailureKind::Cancelled));
             assert!(ending != SourceEnding::Cancelled || cancelled, "{mode:?} {script:?}");
@@ -308,6 +320,30 @@ fn the_guest_has_one_owner_whatever_fails() {
         assert!(runs > 1000, "{mode:?}: {runs}");
         assert_eq!(endings.len(), 4, "{mode:?}: {endings:?}");
     }
+}
+
+#[test]
+fn a_guest_of_which_a_snapshot_is_taken_runs_on_whatever_fails() {
+    let mut endings = Vec::new();
+    let runs = with_every_script(|script| {
+        let mut io = Double { snapshot: true, ..Double::new(script, Saved) };
+        let SourceEnd { ending, guest, reason } = run(Source::snapshot(), &mut io);
+        assert_eq!((io.owner, io.releases), (Owner::Source, 1), "{script:?}");
+        assert!(!io.confirmed && !io.taken_back, "{script:?}");
+        match ending {
+            SourceEnding::Snapshot => assert!(io.arrived && reason.is_none() && guest.is_none()),
+            SourceEnding::Stayed => assert!(reason.is_some() && guest.is_some(), "{script:?}"),
+            SourceEnding::Cancelled => {
+                assert_eq!(reason, Some(TestError(FailureKind::Cancelled)), "{script:?}");
+            }
+            other => panic!("{other:?}: {script:?}"),
+        }
+        if !endings.contains(&ending) {
+            endings.push(ending);
+        }
+    });
+    assert!(runs > 1000, "{runs}");
+    assert_eq!(endings.len(), 3, "{endings:?}");
 }
 
 #[test]
@@ -327,6 +363,7 @@ fn a_resolver_takes_the_guest_back_after_a_refusal_or_by_force() {
                 SourceEnding::Forced => assert!(force && io.taken_back),
                 SourceEnding::Unknown => assert!(!io.taken_back && reason.is_some()),
                 SourceEnding::Cancelled => panic!("nothing is cancelled behind the commit"),
+                SourceEnding::Snapshot => panic!("the guest was to move"),
             }
             if !endings.contains(&ending) {
                 endings.push(ending);

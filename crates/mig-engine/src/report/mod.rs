@@ -129,7 +129,7 @@ pub enum ReportOutcome {
 impl From<SourceEnding> for ReportOutcome {
     fn from(ending: SourceEnding) -> Self {
         match ending {
-            SourceEnding::Moved => Self::Completed,
+            SourceEnding::Moved | SourceEnding::Snapshot => Self::Completed,
             SourceEnding::Stayed | SourceEnding::Forced => Self::Failed,
             SourceEnding::Cancelled => Self::Cancelled,
             SourceEnding::Unknown => Self::Unknown,

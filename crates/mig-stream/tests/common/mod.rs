@@ -27,6 +27,7 @@ pub const BOTH_WAYS: Flags = Flags {
     separate_commit: false,
     verify: true,
     saved: false,
+    snapshot: false,
 };
 
 pub const ONE_WAY: Flags = Flags {
@@ -35,6 +36,7 @@ pub const ONE_WAY: Flags = Flags {
     separate_commit: false,
     verify: false,
     saved: false,
+    snapshot: false,
 };
 
 pub fn run(region: u16, first: u64, count: u64) -> PageRange {
