@@ -16,6 +16,7 @@ mod faults;
 mod files;
 mod following;
 mod guest_memory;
+mod guide;
 mod handover;
 mod hung_storage;
 mod json;
