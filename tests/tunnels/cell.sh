@@ -120,7 +120,9 @@ missing() {
 
 # cell WAY NEEDS KIND COMMAND: moves the guest, and says in CELL what came of it.
 cell() {
-    local way=$1 kind=$3 command=$4 status=0 absent from to place
+    local way=$1 kind=$3 command=$4 status=0 absent from to place patience=300
+    # What is to be found out is not waited for; what is to arrive has all the time that there is.
+    [ "$kind" = prompt ] || patience=3
     absent=$(missing "$2")
     if [ -n "$absent" ]; then
         CELL="SKIPPED: no $absent" COUNT_SKIPPED=$((COUNT_SKIPPED + 1))
@@ -133,7 +135,7 @@ cell() {
     command=${command//DIR/$place}
     case $way in
         one-way) bash -o pipefail -c "mig-send -q $from | { $command; }" 2>"$place/said" || status=$? ;;
-        both-ways) mig-send -q --ready-timeout 3 "$from" "exec:$command" 2>"$place/said" || status=$? ;;
+        both-ways) mig-send -q --ready-timeout $patience "$from" "exec:$command" 2>"$place/said" || status=$? ;;
         commit) mig-send -q "$from" "exec:$command" --commit exec:mig-recv 2>"$place/said" || status=$? ;;
     esac
     WHY=''
