@@ -4,6 +4,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::{io, thread};
 
 use clap::Parser;
@@ -315,6 +316,46 @@ fn a_cancel_ends_a_migration_until_its_commit() {
     assert!(!shared.commit(), "it was decided");
     drop(outgoing);
     there.join().unwrap().unwrap();
+}
+
+/// Takes a snapshot of a guest whose vmrun refuses some requests, and returns how that ended and
+/// whether the file is there.
+fn snapshot(refused: impl Fn(&Request) -> bool + Send + 'static) -> (SourceEnding, State, bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let vmrun = Scripted::running(dir.path().join("guest.sock"), &[1, 2, 3], |_, _| {});
+    let path = dir.path().join("guest.mig");
+    let place = format!("file:{}", path.display());
+    let guest = vmrun.socket().to_str().unwrap().to_owned();
+    let args = Args::parse_from(["mig-send", "--progress=none", "--snapshot", &guest, &place]);
+    let client = Client::connect(vmrun.socket(), "test").unwrap();
+    let mut status = StatusConnection::new(vmrun.socket(), args.timeout).unwrap();
+    let (draft, shared) = (Draft::new(&args), Shared::new().unwrap());
+    vmrun.fails(Fault::Refuses, refused);
+    let (mut outgoing, _watch) =
+        setup::open(&draft, &args, client, &mut status, &shared, helper).unwrap();
+    let end = run_source(Source::snapshot(), &mut outgoing);
+    drop(outgoing);
+    (end.ending, vmrun.state(), path.exists())
+}
+
+#[test]
+fn a_snapshot_of_a_guest_that_may_have_run_meanwhile_is_none() {
+    assert_eq!(snapshot(|_| false), (SourceEnding::Snapshot, State::Owned, true));
+    // A vmrun that took its guest back in the blackout, after the last page was read or before.
+    for harvests in 0..2 {
+        let (saved, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+        let taken_back = move |request: &Request| match request {
+            Request::SaveState => {
+                saved.store(true, Ordering::SeqCst);
+                false
+            }
+            Request::DirtyLogHarvest if saved.load(Ordering::SeqCst) => {
+                asked.fetch_add(1, Ordering::SeqCst) >= harvests
+            }
+            _ => false,
+        };
+        assert_eq!(snapshot(taken_back), (SourceEnding::Stayed, State::Owned, false));
+    }
 }
 
 #[test]
