@@ -11,9 +11,10 @@ use crate::needs::{area_bytes, clear, needed_by, settle};
 use crate::offer::{Offer, TscRange};
 use crate::spec::{Change, Model, Wanted};
 
-/// What KVM has offered since Linux 5.10: a guest of a level is given these as far as its host has
-/// them.
-const KVM_COMMON: &str = "kvm_clocksource kvm_nop_io_delay kvm_mmu_op kvm_clocksource2 kvm_async_pf \
+/// What processors have had since before there were levels, and KVM since Linux 5.10: a guest of a
+/// level is given these as far as its host has them. All real hosts do; emulated ones may not.
+const COMMON: &str = "vme de mce sep mtrr mca pat pse36 clflush rdtscp tsc_adjust \
+    tsc_deadline_timer kvm_clocksource kvm_nop_io_delay kvm_mmu_op kvm_clocksource2 kvm_async_pf \
     kvm_steal_time kvm_pv_eoi kvm_pv_unhalt kvm_pv_tlb_flush kvm_async_pf_vmexit kvm_pv_send_ipi \
     kvm_poll_control kvm_pv_sched_yield kvm_async_pf_int kvm_clocksource_stable";
 
@@ -162,7 +163,7 @@ fn keep_level(cpuid: &mut [CpuidLeaf], level: Level) -> Result<(), CpuError> {
     if !lacking.is_empty() {
         return Err(CpuError::BelowLevel { level, lacking });
     }
-    let features: Vec<_> = level.features().chain(KVM_COMMON.split_ascii_whitespace()).collect();
+    let features: Vec<_> = level.features().chain(COMMON.split_ascii_whitespace()).collect();
     for leaf in cpuid {
         for word in WORDS {
             if (word.function, word.index) == (leaf.function, leaf.index) {

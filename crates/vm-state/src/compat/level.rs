@@ -28,9 +28,8 @@ pub enum Level {
 #[error("no level of x86-64: x86-64-v2, x86-64-v3 and x86-64-v4 are")]
 pub struct NoLevel;
 
-const V2: &str = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx \
-    fxsr sse sse2 syscall nx lm rdtscp pni ssse3 cx16 sse4_1 sse4_2 popcnt lahf_lm \
-    x2apic tsc_deadline_timer tsc_adjust hypervisor";
+const V2: &str = "fpu pse tsc msr pae cx8 apic pge cmov mmx fxsr sse sse2 syscall nx lm \
+    pni ssse3 cx16 sse4_1 sse4_2 popcnt lahf_lm x2apic hypervisor";
 const V3: &str = "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave \
     xsaveopt rdrand fsgsbase smep";
 const V4: &str = "avx512f avx512bw avx512cd avx512dq avx512vl \
