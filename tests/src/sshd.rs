@@ -58,7 +58,7 @@ impl Sshd {
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {here}/host_key\nPidFile none\n\
              AuthorizedKeysFile {here}/authorized_keys\nStrictModes no\nUsePAM no\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             PermitRootLogin prohibit-password\nLogLevel ERROR\n\
+             PermitRootLogin prohibit-password\nLogLevel INFO\n\
              SetEnv PATH={path}:/usr/bin:/bin XDG_RUNTIME_DIR={} XDG_STATE_HOME={}\n",
             runtime.display(),
             state.display()

@@ -43,6 +43,54 @@ fn a_guest_moves_by_ssh_alone_under_another_name_and_to_a_file_that_is_named() {
 }
 
 #[test]
+fn a_guest_goes_through_a_jump_host() {
+    needs_kvm!();
+    let (home, gate, away) = (Host::new(), Host::new(), Host::new());
+    let (Some(to_gate), Some(sshd)) = (Sshd::open(&gate), Sshd::open(&away)) else { return };
+    let mut web = small(&home);
+    let options: Vec<_> = to_gate.options().iter().map(|it| format!("-o '{it}'")).collect();
+    let jump = format!("--ssh-option=ProxyCommand=ssh {} -W %h:%p 127.0.0.1", options.join(" "));
+    let words = arguments(&sshd, &["-q", &jump], "127.0.0.1", &["--", "-q", "--console", "null"]);
+    let done = home.run("mig-send", &strings(&words)).expect(0);
+    assert_eq!(done.stderr, "", "{} {}", to_gate.log(), sshd.log());
+    assert_eq!(logins(&to_gate), 1, "{}", to_gate.log());
+    assert_eq!(web.ended(), Some(0));
+    assert_eq!(away.state("web").as_deref(), Some("running"));
+}
+
+/// How often somebody has logged in.
+fn logins(sshd: &Sshd) -> usize {
+    sshd.log().lines().filter(|line| line.contains("Accepted publickey")).count()
+}
+
+#[test]
+fn a_connection_that_is_open_already_is_used_and_left_open() {
+    needs_kvm!();
+    let (home, away) = (Host::new(), Host::new());
+    let Some(sshd) = Sshd::open(&away) else { return };
+    let mut web = small(&home);
+    let path = format!("ControlPath={}", home.path("master").display());
+    let ssh = |words: &[&str]| {
+        let mut shell = home.shell("exec ssh \"$@\"");
+        shell.args(["ssh", "-o", &path]);
+        for option in sshd.options() {
+            shell.args(["-o", &option]);
+        }
+        migpipe_tests::run(shell.args(words).stdin(std::process::Stdio::null()))
+    };
+    // The master goes on in the background, without the pipes of the test.
+    ssh(&["-M", "-N", "-f", "-E", "/dev/null", "-o", "StdinNull=yes", "127.0.0.1"]).expect(0);
+    let option = format!("--ssh-option={path}");
+    let words = arguments(&sshd, &["-q", &option], "127.0.0.1", &["--", "-q", "--console", "null"]);
+    home.run("mig-send", &strings(&words)).expect(0);
+    assert_eq!(web.ended(), Some(0));
+    assert_eq!(away.state("web").as_deref(), Some("running"));
+    assert_eq!(logins(&sshd), 1, "{}", sshd.log());
+    ssh(&["-O", "check", "127.0.0.1"]).expect(0);
+    ssh(&["-O", "exit", "127.0.0.1"]).expect(0);
+}
+
+#[test]
 fn a_stream_one_way_and_one_with_a_commit_of_its_own_go_by_ssh_too() {
     needs_kvm!();
     let (home, away) = (Host::new(), Host::new());
