@@ -27,6 +27,10 @@ const SCOPE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Where systemd says that it runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
+/// What is stopped is stopped in the reverse order of its start (systemd.unit(5)). Without that unit it
+/// means nothing.
+const DRAINED_FIRST: &str = "--property=Before=mig-drain.service";
+
 /// Who has a manager that outlives the last login.
 const LINGERING: &str = "/var/lib/systemd/linger";
 
@@ -111,10 +115,11 @@ pub fn command(program: &Path, name: &str) -> (Command, Option<String>) {
 /// `systemd-run` up to the program that it is to become.
 fn scope(start: Start, name: &str) -> Command {
     let mut command = Command::new("systemd-run");
-    command.args(match start {
-        Start::UserScope => ["--user", "--scope"],
-        _ => ["--slice=system.slice", "--scope"],
-    });
+    match start {
+        Start::UserScope => command.args(["--user", "--scope"]),
+        // A host that goes down ends it only when its guests have been sent away.
+        _ => command.args(["--slice=system.slice", "--scope", DRAINED_FIRST]),
+    };
     command.args(["--quiet", "--collect", "--no-ask-password"]);
     command.arg(format!("--description=KVM guest {name}")).arg("--");
     command
@@ -202,7 +207,9 @@ mod tests {
             command.get_args().map(|word| word.to_string_lossy().into_owned()).collect()
         };
         let system = words(Start::SystemScope);
-        for word in ["--scope", "--slice=system.slice", "--collect", "--no-ask-password"] {
+        for word in
+            ["--scope", "--slice=system.slice", DRAINED_FIRST, "--collect", "--no-ask-password"]
+        {
             assert!(system.iter().any(|it| it == word), "{system:?}");
         }
         assert_eq!(system.last().unwrap(), "--", "{system:?}");
