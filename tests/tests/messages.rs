@@ -235,6 +235,7 @@ fn every_option_that_a_message_names_exists() {
         "--user",
         "--scope",
         "--slice",
+        "--property",
         "--quiet",
         "--collect",
         "--no-ask-password",
