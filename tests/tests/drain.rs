@@ -1,5 +1,6 @@
 //! A host sends all of its guests away (scripts/mig-drain).
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -77,18 +78,20 @@ fn no_more_guests_move_at_once_than_may() {
     needs_kvm!();
     let (home, away) = (Host::new(), Host::new());
     let guests = guests(&home, 4);
-    // Each tunnel stays until all of the first wave have come to it.
-    let marks = home.path("marks");
-    std::fs::create_dir(&marks).unwrap();
+    // The first tunnel waits for the second, which is there only if two guests move at once.
+    for dir in ["started", "running"] {
+        std::fs::create_dir(home.path(dir)).unwrap();
+    }
     let script = format!(
-        "touch {0}/$$; until [ $(ls {0} | wc -l) -ge 2 ]; do sleep 0.05; done; ls {0} | wc -l >>{0}.most; {1}; \
-         rm {0}/$$",
-        marks.display(),
+        "cd {}; touch started/$$ running/$$; until [ $(ls started | wc -l) -ge 2 ]; do sleep 0.05; done; \
+         ls running | wc -l >>most; {}; rm running/$$",
+        home.path("").display(),
         away.remote("mig-recv -q")
     );
     run(&mut drain(&home, &["--jobs", "2", &format!("exec:{script}")])).expect(0);
-    let most = std::fs::read_to_string(home.path("marks.most")).unwrap();
-    assert!(most.lines().all(|number| number.trim() == "2"), "{most}");
+    let most = std::fs::read_to_string(home.path("most")).unwrap();
+    assert_eq!(most.lines().count(), guests.len(), "{most}");
+    assert!(most.lines().all(|number| ["1", "2"].contains(&number.trim())), "{most}");
     assert_all_moved(&guests, &away);
 }
 
@@ -145,6 +148,47 @@ fn a_guest_of_unknown_outcome_is_resolved() {
     let done = run(&mut drain(&home, &[&tunnel(&other), &tunnel(&away)])).expect(0);
     assert!(done.stdout.contains("g0: has moved"), "{done:#?}");
     assert_all_moved(&guests, &away);
+}
+
+#[test]
+fn a_guest_that_its_destination_gave_up_is_sent_again() {
+    needs_kvm!();
+    let (home, away) = (Host::new(), Host::new());
+    let guests = guests(&home, 1);
+    let lost = format!("exec:lossy-tunnel go=cut '{}'", away.remote("mig-recv -q"));
+    home.run("mig-send", &["-q", "--resolve-for", "0", "g0", &lost]).expect(4);
+    wait("the destination", || away.state("g0").as_deref() == Some("prepared"));
+    away.run("vmctl", &["quit", "--force", "g0"]).expect(0);
+    let done = run(&mut drain(&home, &["--tries", "1", &tunnel(&away)])).expect(0);
+    assert!(done.stdout.contains("g0: runs here again"), "{done:#?}");
+    assert_all_moved(&guests, &away);
+}
+
+/// A vmctl that fails for one of its commands.
+fn failing_at(host: &Host, command: &str) -> String {
+    let dir = host.path(&format!("without-{command}"));
+    std::fs::create_dir(&dir).unwrap();
+    let script = format!(
+        "#!/bin/sh\nPATH=${{PATH#*:}}\n[ \"$1\" != {command} ] || {{ echo 'vmctl: no answer' >&2; exit 1; }}\n\
+         exec vmctl \"$@\"\n"
+    );
+    std::fs::write(dir.join("vmctl"), script).unwrap();
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.join("vmctl"), mode).unwrap();
+    dir.display().to_string()
+}
+
+#[test]
+fn a_guest_that_cannot_be_asked_is_not_taken_for_one_that_has_gone() {
+    needs_kvm!();
+    let home = Host::new();
+    let mut guests = guests(&home, 1);
+    for command in ["list", "status"] {
+        let mut shell = home.shell("PATH=$1:$PATH exec \"$0\" --tries 1 exec:false");
+        let done = run(shell.arg(script()).arg(failing_at(&home, command))).expect(1);
+        assert!(format!("{}{}", done.stdout, done.stderr).contains("no answer"), "{done:#?}");
+    }
+    guests[0].assert_runs();
 }
 
 #[test]

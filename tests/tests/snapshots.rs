@@ -134,7 +134,8 @@ fn a_paused_guest_stays_paused_and_its_copy_is_paused_too() {
     let host = Host::new();
     let mut a = small(&host);
     host.run("vmctl", &["pause", "a"]).expect(0);
-    sh(&host, "mig-send -q --snapshot a file:a.mig").expect(0);
+    let done = sh(&host, "mig-send --snapshot a file:a.mig").expect(0);
+    assert!(done.stderr.starts_with("a: a snapshot was taken"), "{done:#?}");
     assert_eq!(host.state("a").as_deref(), Some("paused"));
     a.assert_stands_still();
     let b = a.console_of("b");

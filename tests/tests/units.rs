@@ -119,12 +119,23 @@ fn a_guest_that_is_held_back_says_why_and_a_unit_of_a_start_that_fails_is_not_re
 }
 
 #[test]
-fn a_manager_that_is_not_there_is_said_before_the_guest_runs() {
+fn a_manager_that_is_not_there_keeps_no_guest_from_running() {
     needs_kvm!();
     let host = Host::new();
-    let mut vmrun = host.command("vmrun");
-    vmrun.args(["--name", "web", "--kernel", &small()]).env("NOTIFY_SOCKET", "/no/such/socket");
-    run(&mut vmrun).refused_with(&["NOTIFY_SOCKET", "/no/such/socket"]);
+    let log = host.path("web.log");
+    let mut vmrun = host
+        .command("vmrun")
+        .args(["--name", "web", "--kernel", &small(), "--mem", "32M"])
+        .env("NOTIFY_SOCKET", "/no/such/socket")
+        .env("WATCHDOG_USEC", "0")
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    host.run("vmctl", &["wait", "web", "running"]).expect(0);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("no service manager at NOTIFY_SOCKET /no/such/socket"), "{said}");
+    host.run("vmctl", &["quit", "web"]).expect(0);
+    assert_eq!(wait_within(&mut vmrun, HANG_TIMEOUT).code(), Some(0));
 }
 
 /// What the unit does when it is stopped.

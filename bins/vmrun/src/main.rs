@@ -81,7 +81,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let held = boot::held(&args, &departures)?;
     args.confinement.begin(ViolationAction::NoSuchCall);
     let signals = Signals::take()?;
-    let manager = Arc::new(ServiceManager::of_environment()?);
+    let manager = Arc::new(ServiceManager::of_environment());
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
     let first = boot::inner(&args, held)?;

@@ -16,8 +16,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use tracing::debug;
+use tracing::{debug, warn};
 use vm_control::Status;
 
 use crate::end::End;
@@ -36,15 +35,22 @@ pub struct ServiceManager {
 
 impl ServiceManager {
     /// The one that the environment names (NOTIFY_SOCKET; WATCHDOG_USEC and WATCHDOG_PID).
-    pub fn of_environment() -> anyhow::Result<Self> {
-        let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self::default()) };
-        let socket = connect(&address).with_context(|| {
-            format!("cannot reach the service manager at NOTIFY_SOCKET {}", address.display())
-        })?;
+    ///
+    /// The variable may be inherited from somebody else's service, so a manager that cannot be reached
+    /// keeps no guest from running.
+    pub fn of_environment() -> Self {
+        let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
+        let socket = match connect(&address) {
+            Ok(socket) => socket,
+            Err(error) => {
+                warn!("no service manager at NOTIFY_SOCKET {}: {error}", address.display());
+                return Self::default();
+            }
+        };
         let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
         let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
-        let watchdog = number("WATCHDOG_USEC").filter(|_| is_ours).map(Duration::from_micros);
-        Ok(Self { socket: Some(socket), watchdog })
+        let watchdog = number("WATCHDOG_USEC").filter(|usec| is_ours && *usec > 0);
+        Self { socket: Some(socket), watchdog: watchdog.map(Duration::from_micros) }
     }
 
     /// The unit has started; from here on the manager hears how the guest is, whenever that changes.

@@ -4,7 +4,7 @@
 //!     cargo run -p vm-cpu --example fleet_table -- FOLDER
 
 #[path = "../tests/fleet/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "each program that includes it uses a part of it")]
 mod fleet;
 
 use std::io::Write;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 use vm_state::CpuidLeaf;
-use vm_state::compat::{WORDS, WORSE, vendor};
+use vm_state::compat::{AVX10, TAKEN_AWAY, WORDS, WORSE, vendor};
 
 use crate::offer::Offer;
 
@@ -128,9 +128,9 @@ fn common_leaf(a: &CpuidLeaf, b: &CpuidLeaf) -> Option<CpuidLeaf> {
         let value = word.register.of_mut(&mut leaf);
         *value = match (word.function, word.ignored) {
             // The version of AVX10 is a number.
-            (0x24, version) => (a & version).min(b & version) | a & b & !version,
+            (AVX10, version) => (a & version).min(b & version) | a & b & !version,
             // These bits take something away.
-            (7, away) if word.index == 0 && away == 1 << 6 | 1 << 13 => a & b | (a | b) & away,
+            (7, TAKEN_AWAY) => a & b | (a | b) & TAKEN_AWAY,
             _ => a & b,
         };
     }

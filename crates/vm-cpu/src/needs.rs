@@ -1,7 +1,7 @@
 //! Features that are of no use without others, and XSAVE components that belong to features.
 
 use vm_state::CpuidLeaf;
-use vm_state::compat::{Register, WORDS, has, leaf, xsave_component_numbers};
+use vm_state::compat::{AVX10, Register, WORDS, has, leaf, xsave_component_numbers};
 
 /// Features, and what they need (Intel SDM vol. 1, chapters 13 to 18; Linux `cpuid-deps.c`).
 const NEEDS: &[(&str, &str)] = &[
@@ -90,7 +90,7 @@ pub(crate) fn settle(cpuid: &mut Vec<CpuidLeaf>, components: u64) -> u64 {
         cpuid.retain(|leaf| !matches!(leaf.function, 0x1d | 0x1e));
     }
     if !has(cpuid, "avx10") {
-        cpuid.retain(|leaf| leaf.function != 0x24);
+        cpuid.retain(|leaf| leaf.function != AVX10);
     }
     // Components of a kernel's own (XSS) are those of features that no guest is given.
     cpuid.retain(|leaf| {

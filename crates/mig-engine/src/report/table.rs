@@ -5,7 +5,7 @@ use std::time::Duration;
 use migpipe_units::{Bytes, BytesPerSec};
 
 use super::text::{Time, bar, clean, grouped};
-use super::{Downtime, Mode, Report, ReportOutcome};
+use super::{Downtime, Location, Mode, Report, ReportOutcome};
 use crate::precopy::RoundStats;
 
 /// No line is wider than this, in characters.
@@ -60,6 +60,11 @@ impl Report {
             Mode::OneWay => "one way",
             Mode::BothWays => "both ways",
         };
+        let guest = clean(&self.guest, 24);
+        // Nothing else completes and leaves the guest where it was.
+        if (self.outcome, self.location) == (ReportOutcome::Completed, Some(Location::Source)) {
+            return format!("{guest}: a snapshot was taken, and the guest stays");
+        }
         let outcome = match self.outcome {
             ReportOutcome::Completed => match self.mode {
                 Mode::OneWay => "stream complete",
@@ -70,7 +75,6 @@ impl Report {
             ReportOutcome::Cancelled => "cancelled; the guest runs on at the source",
             ReportOutcome::Unknown => "outcome not known",
         };
-        let guest = clean(&self.guest, 24);
         format!("{guest}: {outcome}, {mode}")
     }
 

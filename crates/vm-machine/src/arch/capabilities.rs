@@ -5,11 +5,11 @@
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_cpu::{CpuError, Wanted};
-use vm_state::compat::{missing_msrs, tsc_is_close};
+use vm_state::compat::missing_msrs;
 use vm_state::{CpuDescription, CpuidLeaf, HostCapabilities};
 
 use super::ioctl::{self, IoctlError, Named};
-use super::{cpuid, msr};
+use super::{clock, cpuid, msr};
 
 /// Most vCPUs of a guest: an xAPIC id has 8 bits, 255 means all processors, and ids above it need
 /// interrupt remapping, which the machine has not.
@@ -173,9 +173,5 @@ pub fn cpu_of_guest(
 pub fn set_cpu(vcpu: &VcpuFd, cpu: &CpuDescription, id: u32) -> Result<(), IoctlError> {
     cpuid::set_cpuid(vcpu, cpu, id)?;
     msr::set_arch_capabilities(vcpu, cpu)?;
-    let own_khz = vcpu.get_tsc_khz().named("KVM_GET_TSC_KHZ")?;
-    if !tsc_is_close(cpu.tsc_khz, own_khz) {
-        vcpu.set_tsc_khz(cpu.tsc_khz).named("KVM_SET_TSC_KHZ")?;
-    }
-    Ok(())
+    clock::set_tsc_khz(vcpu, cpu.tsc_khz)
 }

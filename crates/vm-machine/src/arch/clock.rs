@@ -250,7 +250,7 @@ impl TimeBase {
 /// Gives a vCPU its TSC frequency (KVM_SET_TSC_KHZ), unless it has it already. A host that cannot
 /// scale takes a frequency close to its own, and also a higher one that it only imitates at each
 /// entry; [`vm_state::compat::check`] refuses that before.
-fn set_tsc_khz(vcpu: &VcpuFd, khz: u32) -> Result<(), IoctlError> {
+pub(crate) fn set_tsc_khz(vcpu: &VcpuFd, khz: u32) -> Result<(), IoctlError> {
     if vcpu.get_tsc_khz().named("KVM_GET_TSC_KHZ")? == khz {
         return Ok(());
     }

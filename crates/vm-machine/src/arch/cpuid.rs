@@ -156,7 +156,7 @@ fn set_apic_id(cpuid: &mut [CpuidLeaf], id: u32) {
 ///
 /// # Errors
 /// [`IoctlError`] if KVM refuses the CPUID; [`vm_state::compat::check`] says why beforehand.
-pub fn set_cpuid(vcpu: &VcpuFd, cpu: &CpuDescription, id: u32) -> Result<(), IoctlError> {
+pub(crate) fn set_cpuid(vcpu: &VcpuFd, cpu: &CpuDescription, id: u32) -> Result<(), IoctlError> {
     set(vcpu, &cpu.cpuid, id)
 }
 

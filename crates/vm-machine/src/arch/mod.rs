@@ -27,7 +27,6 @@ pub use capabilities::{
 pub use clock::{
     ClockState, Disagreement, TimeBase, TscState, restore_clock, save_clock, tell_paused,
 };
-pub use cpuid::set_cpuid;
 pub use ioctl::IoctlError;
 pub(crate) use ioctl::REQ_XCOMP_GUEST_PERM;
 pub use irqchip::{

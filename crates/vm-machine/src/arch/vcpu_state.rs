@@ -172,7 +172,7 @@ fn xsave_bytes_in_use(area: &[u8], cpu: &CpuDescription) -> usize {
     used.max(cpu.xsave_bytes as usize).max(size_of::<kvm_xsave>())
 }
 
-/// Gives a new vCPU its state. It must have its CPUID ([`super::set_cpuid`]) and must not have run.
+/// Gives a new vCPU its state. It must have its CPUID (`cpuid::set_cpuid`) and must not have run.
 ///
 /// The order, and why:
 /// 1. (CPUID, by the caller: it decides which of the following KVM takes at all;)

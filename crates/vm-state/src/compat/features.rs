@@ -107,6 +107,9 @@ pub(crate) const KVM_FEATURES: u32 = 0x4000_0001;
 /// The leaf of AVX10, whose ebx has a version number and the lengths of vectors (Intel SDM vol. 2A).
 pub const AVX10: u32 = 0x24;
 
+/// The bits of CPUID leaf 7.0 ebx that take something away: x87 pointers are kept less often.
+pub const TAKEN_AWAY: u32 = bit(6) | bit(13);
+
 /// The version of AVX10 that a processor has; 0 for none.
 pub(crate) fn avx10_version(cpuid: &[CpuidLeaf]) -> u32 {
     leaf(cpuid, AVX10, 0).ebx & 0xff
@@ -153,7 +156,7 @@ pub const WORDS: &[FeatureWord] = &[
         names: "fsgsbase tsc_adjust sgx bmi1 hle avx2 fdp_excptn_only smep bmi2 erms invpcid rtm \
             cqm zero_fcs_fds mpx rdt_a avx512f avx512dq rdseed adx smap avx512ifma - \
             clflushopt clwb intel_pt avx512pf avx512er avx512cd sha_ni avx512bw avx512vl",
-        ignored: bit(6) | bit(13),
+        ignored: TAKEN_AWAY,
     },
     FeatureWord {
         function: 7,

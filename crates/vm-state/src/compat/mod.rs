@@ -14,7 +14,7 @@ mod problem;
 mod xsave;
 
 pub use arch_capabilities::{WORSE, arch_capability, arch_capability_names};
-pub use features::{AVX10, FeatureWord, Register, WORDS, feature_names, has, leaf};
+pub use features::{AVX10, FeatureWord, Register, TAKEN_AWAY, WORDS, feature_names, has, leaf};
 pub use level::{Level, NoLevel};
 pub use msrs::{msr_matters, msr_name};
 pub use problem::{Incompatible, Problem, Remedy, TSC_TOLERANCE_PPM};
