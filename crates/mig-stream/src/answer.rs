@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migpipe_units::{Acknowledged, HostId};
+use migpipe_units::{Acknowledged, Bytes, Finding, HostId};
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -18,6 +18,13 @@ pub const MAX_PHASE_NAME: usize = 64;
 
 /// The most phases in one message; further ones are not written.
 pub const MAX_PHASES: usize = 64;
+
+/// The most findings in one message; with more of them, those that are in the way come first.
+pub const MAX_FINDINGS: usize = 60;
+
+/// The longest subject and the longest text of a finding (bytes); longer ones are cut when written.
+const MAX_SUBJECT: usize = 64;
+const MAX_FINDING: usize = 992;
 
 /// How long each phase took at the destination, in the order in which they ended.
 pub type Timings = Vec<(String, Duration)>;
@@ -79,6 +86,16 @@ pub enum Message {
     },
     /// The answer to a query.
     Resolved(DestinationOutcome),
+    /// The answer to the header of a probe: what this host finds about that guest.
+    Examined {
+        /// One for each part of the guest.
+        findings: Vec<Finding>,
+    },
+    /// The answer to a `Round` of a probe: all in front of it has arrived.
+    Measured {
+        /// The length of the stream up to there.
+        bytes: Bytes,
+    },
 }
 
 /// The numbers of the messages; bit 15 would mark one that may be skipped.
@@ -88,6 +105,8 @@ const RUNNING: u16 = 3;
 const REFUSED: u16 = 4;
 const FAILED: u16 = 5;
 const RESOLVED: u16 = 6;
+const EXAMINED: u16 = 7;
+const MEASURED: u16 = 8;
 
 /// The numbers of the outcomes.
 const PREPARED: u8 = 1;
@@ -113,6 +132,8 @@ impl Message {
             Self::Refused { .. } => REFUSED,
             Self::Failed { .. } => FAILED,
             Self::Resolved(_) => RESOLVED,
+            Self::Examined { .. } => EXAMINED,
+            Self::Measured { .. } => MEASURED,
         }
     }
 
@@ -139,6 +160,8 @@ impl Message {
                 bytes.put(&OTHER_HOST);
                 bytes.put(&host.to_bytes());
             }
+            Self::Examined { findings } => encode_findings(&mut bytes, findings),
+            Self::Measured { bytes: so_far } => bytes.put(&U64::new(so_far.0)),
         }
         bytes
     }
@@ -157,6 +180,8 @@ impl Message {
             REFUSED => Self::Refused { reason: decode_text(payload)? },
             FAILED => Self::Failed { reason: decode_text(payload)? },
             RESOLVED => Self::Resolved(decode_outcome(take)?),
+            EXAMINED => Self::Examined { findings: decode_findings(take)? },
+            MEASURED => Self::Measured { bytes: Bytes(whole::<U64>(payload)?.get()) },
             _ => return Ok(None),
         }))
     }
@@ -211,4 +236,53 @@ fn decode_timings(mut take: Take<'_>) -> Result<Timings, Malformed> {
     }
     take.finish()?;
     Ok(timings)
+}
+
+fn encode_findings(bytes: &mut Vec<u8>, findings: &[Finding]) {
+    let bad = findings.iter().filter(|finding| finding.in_the_way);
+    let good = findings.iter().filter(|finding| !finding.in_the_way);
+    let written: Vec<_> = match findings.len() > MAX_FINDINGS {
+        true => bad.chain(good).take(MAX_FINDINGS).collect(),
+        false => findings.iter().collect(),
+    };
+    bytes.put(&U16::new(written.len() as u16));
+    for finding in written {
+        let (subject, text) =
+            (clean(&finding.subject, MAX_SUBJECT), clean(&finding.text, MAX_FINDING));
+        bytes.put(&u8::from(finding.in_the_way));
+        bytes.put(&(subject.len() as u8));
+        bytes.put(subject.as_bytes());
+        bytes.put(&U16::new(text.len() as u16));
+        bytes.put(text.as_bytes());
+    }
+}
+
+fn decode_findings(mut take: Take<'_>) -> Result<Vec<Finding>, Malformed> {
+    let count = usize::from(take.read::<U16>()?.get());
+    if count > MAX_FINDINGS {
+        return Err(Malformed("it has more findings than a message may"));
+    }
+    let mut findings = Vec::with_capacity(count);
+    for _ in 0..count {
+        let in_the_way = match take.read::<u8>()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Malformed("a finding is neither in the way nor not")),
+        };
+        let subject = usize::from(take.read::<u8>()?);
+        let subject = decode_short(take.bytes(subject)?, MAX_SUBJECT)?;
+        let text = usize::from(take.read::<U16>()?.get());
+        let text = decode_short(take.bytes(text)?, MAX_FINDING)?;
+        findings.push(Finding { subject, text, in_the_way });
+    }
+    take.finish()?;
+    Ok(findings)
+}
+
+fn decode_short(bytes: &[u8], most: usize) -> Result<String, Malformed> {
+    if bytes.len() > most {
+        return Err(Malformed("the text of a finding is too long"));
+    }
+    let text = str::from_utf8(bytes).map_err(|_| Malformed("a finding is not UTF-8"))?;
+    Ok(clean(text, most))
 }

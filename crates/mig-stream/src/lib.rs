@@ -44,6 +44,11 @@
 //! became of the guest, and that is GO for a destination which waits for it. With
 //! [`Kind::Release`] a source says that it took the guest back before its commit.
 //!
+//! With [`Kind::Probe`] a source asks beforehand. The header is that of the guest, and is answered by
+//! [`Message::Examined`]: what of that guest this host could not take. Then pages may follow, which are
+//! thrown away, and each `Round` among them is answered by [`Message::Measured`], which is how a source
+//! times the path. `End` is the last word, and nothing comes of it.
+//!
 //! The stream of a migration can be copied on its way (`tee`), and be read again later, and the
 //! name of a destination can lead to another host at the second call. So a destination puts into
 //! `Ack` who it is, and a nonce that nobody else can know: `Go` carries the nonce, and a query
@@ -62,7 +67,7 @@
 //! | 8 | 2 | oldest format version whose readers can read this |
 //! | 10 | 2 | format version written |
 //! | 12 | 4 | flags: 1 return path, 2 page sums, 4 separate commit, 8 verify, 16 saved, 32 snapshot; a reader refuses unknown bits of 0-15 and ignores those of 16-31 |
-//! | 16 | 2 | kind: 1 migrate, 2 resolve, 3 release |
+//! | 16 | 2 | kind: 1 migrate, 2 resolve, 3 release, 4 probe |
 //! | 18 | 2 | reserved, 0; ignored by readers |
 //! | 20 | 16 | migration id |
 //! | 36 | 4 | length of the header, at most 2 MiB |
@@ -115,7 +120,8 @@
 //! | 10 | `Abort` | why: UTF-8, at most 4096 bytes |
 //!
 //! `Pages`, `Fill`, `Section` and the hints come in any order. Nothing follows `End` but `Go` or
-//! `Abort`, and these only with a return path and without a separate commit. The digest of `End`
+//! `Abort`, and these only with a return path and without a separate commit; in a probe nothing does,
+//! and it has no `Extents`, `Blackout`, `Section` or `Digest`. The digest of `End`
 //! is that of the preamble and of all frames in front of `End`: see [`StreamDigest`].
 //!
 //! # Return path
@@ -140,6 +146,8 @@
 //! | 4 | `Refused` | why: UTF-8, at most 4096 bytes |
 //! | 5 | `Failed` | why: UTF-8, at most 4096 bytes |
 //! | 6 | `Resolved` | outcome (1): 1 prepared, 2 running, 3 refused, 4 may have run, then why: UTF-8, 5 another host, then its id (16) |
+//! | 7 | `Examined` | count (2, at most 60), then for each finding: in the way (1): 0 or 1, length (1, at most 64) and bytes of its subject, length (2, at most 992) and bytes of its text: UTF-8 |
+//! | 8 | `Measured` | length of the stream up to the end of the `Round` that it answers (8) |
 //!
 //! Timings: count (2, at most 64), then for each phase the length (1, at most 64) and bytes of its
 //! name and its nanoseconds (8).
@@ -192,7 +200,7 @@ mod unrecognised;
 mod write_error;
 mod writer;
 
-pub use answer::{DestinationOutcome, MAX_PHASE_NAME, MAX_PHASES, Message, Timings};
+pub use answer::{DestinationOutcome, MAX_FINDINGS, MAX_PHASE_NAME, MAX_PHASES, Message, Timings};
 pub use bytes::Malformed;
 pub use checksum::{StreamDigest, checksum_implementation};
 pub use counters::Totals;

@@ -5,7 +5,7 @@ use migpipe_units::limits::{MAX_SECTIONS, MAX_STATE};
 use thiserror::Error;
 
 use crate::frame::RecordType;
-use crate::preamble::Preamble;
+use crate::preamble::{Kind, Preamble};
 
 /// The most runs in all `Extents` of one stream together.
 const MAX_ALL_EXTENTS: u64 = 1 << 20;
@@ -49,6 +49,9 @@ pub enum OrderError {
     /// More pages filled with patterns than a guest's memory explains.
     #[error("its fills cover the guest's memory more than {MOST_FILLS} times")]
     TooManyFills,
+    /// A probe carries pages, and nothing of a guest that could be run.
+    #[error("a {0} record in a stream that only asks")]
+    InProbe(RecordType),
     /// More hints than any guest needs.
     #[error("more than {MAX_ALL_EXTENTS} extents")]
     TooManyExtents,
@@ -69,6 +72,7 @@ enum Phase {
 pub(crate) struct Order {
     phase: Phase,
     go_follows: bool,
+    probe: bool,
     verify: bool,
     digest_seen: bool,
     sections: u64,
@@ -84,7 +88,8 @@ impl Order {
         Self {
             fills_left: memory.0.saturating_mul(MOST_FILLS),
             phase: if preamble.kind.is_query() { Phase::Over } else { Phase::Guest },
-            go_follows: preamble.flags.go_follows(),
+            go_follows: preamble.flags.go_follows() && !matches!(preamble.kind, Kind::Probe),
+            probe: matches!(preamble.kind, Kind::Probe),
             verify: preamble.flags.verify,
             digest_seen: false,
             sections: 0,
@@ -111,6 +116,13 @@ impl Order {
     pub(crate) fn admit(&mut self, kind: RecordType, length: u64) -> Result<(), OrderError> {
         match (self.phase, kind) {
             (Phase::Over, _) => return Err(OrderError::BehindLast),
+            (
+                Phase::Guest,
+                RecordType::Section
+                | RecordType::Digest
+                | RecordType::Blackout
+                | RecordType::Extents,
+            ) if self.probe => return Err(OrderError::InProbe(kind)),
             (Phase::Guest, RecordType::Go) => return Err(OrderError::GoBeforeEnd),
             (Phase::Guest, RecordType::Abort) => self.phase = Phase::Over,
             (Phase::Complete, RecordType::Go | RecordType::Abort) => {
@@ -289,5 +301,21 @@ mod tests {
         let mut order = run(ONE_WAY, &[]).unwrap();
         order.admit(Extents, MAX_ALL_EXTENTS * 18).unwrap();
         assert_eq!(order.admit(Extents, 18), Err(OrderError::TooManyExtents));
+    }
+
+    #[test]
+    fn a_stream_that_only_asks_carries_nothing_that_could_run() {
+        let id = MigrationId::from_bytes([1; 16]);
+        let probe = || Order::new(&Preamble::probe(id), migpipe_units::Pages(100));
+        let asked = follow(probe(), &[Pages, Round, Fill, Round, End]).unwrap();
+        assert!(asked.may_end() && !asked.may_continue());
+        assert!(follow(probe(), &[Abort]).unwrap().may_end());
+        for kind in [Section, Extents, Digest, RecordType::Blackout] {
+            assert_eq!(follow(probe(), &[Pages, kind]).unwrap_err(), OrderError::InProbe(kind));
+        }
+        for kind in [Go, Abort] {
+            let error = follow(probe(), &[End, kind]).unwrap_err();
+            assert_eq!(error, OrderError::NoAnswerExpected(kind));
+        }
     }
 }

@@ -47,6 +47,9 @@ pub enum Kind {
     Resolve,
     /// The source has released the guest before its commit: the destination is to forget it.
     Release,
+    /// The source asks whether the destination would take this guest, and how fast the path is: the
+    /// pages that follow are thrown away, and no guest comes of it.
+    Probe,
 }
 
 impl Kind {
@@ -56,13 +59,14 @@ impl Kind {
     }
 }
 
-/// What it carries: `guest`, `query` or `release`.
+/// What it carries: `guest`, `query`, `release` or `probe`.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Migrate => "guest",
             Self::Resolve => "query",
             Self::Release => "release",
+            Self::Probe => "probe",
         })
     }
 }
@@ -240,13 +244,22 @@ impl Preamble {
         Self::query(id, Kind::Release)
     }
 
+    /// The preamble of a question: would the guest of this header be taken? It has a return path.
+    pub const fn probe(id: MigrationId) -> Self {
+        Self::answered(id, Kind::Probe, true)
+    }
+
     const fn query(id: MigrationId, kind: Kind) -> Self {
+        Self::answered(id, kind, false)
+    }
+
+    const fn answered(id: MigrationId, kind: Kind, page_sums: bool) -> Self {
         Self {
             oldest: FormatVersion(1),
             written: FormatVersion::NEWEST,
             flags: Flags {
                 return_path: true,
-                page_sums: false,
+                page_sums,
                 separate_commit: false,
                 verify: false,
                 saved: false,
@@ -277,6 +290,10 @@ impl Preamble {
             "a query needs a return path"
         } else if self.kind.is_query() && self.flags.verify {
             "a query carries no memory to verify"
+        } else if self.kind == Kind::Probe && !self.flags.return_path {
+            "a probe needs a return path"
+        } else if self.kind == Kind::Probe && (self.flags.verify || self.flags.separate_commit) {
+            "a probe carries no guest to verify or to commit"
         } else if self.flags.saved && self.flags.return_path {
             "nobody waits for answers to a saved guest"
         } else if self.flags.snapshot && !self.flags.saved {
@@ -292,6 +309,7 @@ impl Preamble {
             Kind::Migrate => 1,
             Kind::Resolve => 2,
             Kind::Release => 3,
+            Kind::Probe => 4,
         };
         let raw = RawPreamble {
             magic: MAGIC,
@@ -352,6 +370,7 @@ impl RawPreamble {
                 1 => Kind::Migrate,
                 2 => Kind::Resolve,
                 3 => Kind::Release,
+                4 => Kind::Probe,
                 other => return Err(PreambleError::UnknownKind(other)),
             },
             id: self.id(),
@@ -388,7 +407,7 @@ mod tests {
     #[test]
     fn what_is_in_the_preamble_decides_who_reads_the_stream() {
         type Change = fn(&mut RawPreamble);
-        let cases: [(Change, PreambleError); 11] = [
+        let cases: [(Change, PreambleError); 14] = [
             (
                 |raw| (raw.oldest, raw.written) = (3.into(), 4.into()),
                 PreambleError::TooNew { oldest: FormatVersion(3) },
@@ -420,6 +439,18 @@ mod tests {
             (
                 |raw| (raw.kind, raw.flags) = (2.into(), (RETURN_PATH | VERIFY).into()),
                 PreambleError::Contradiction("a query carries no memory to verify"),
+            ),
+            (
+                |raw| (raw.kind, raw.flags) = (4.into(), PAGE_SUMS.into()),
+                PreambleError::Contradiction("a probe needs a return path"),
+            ),
+            (
+                |raw| (raw.kind, raw.flags) = (4.into(), (RETURN_PATH | VERIFY).into()),
+                PreambleError::Contradiction("a probe carries no guest to verify or to commit"),
+            ),
+            (
+                |raw| (raw.kind, raw.flags) = (4.into(), (RETURN_PATH | SEPARATE_COMMIT).into()),
+                PreambleError::Contradiction("a probe carries no guest to verify or to commit"),
             ),
             (
                 |raw| raw.flags = (RETURN_PATH | SAVED).into(),

@@ -277,10 +277,10 @@ impl MessageFrame {
 mod tests {
     use std::time::Duration;
 
-    use migpipe_units::{Acknowledged, HostId, Nonce};
+    use migpipe_units::{Acknowledged, Bytes, Finding, HostId, Nonce};
 
     use super::*;
-    use crate::answer::{DestinationOutcome, MAX_PHASE_NAME, MAX_PHASES};
+    use crate::answer::{DestinationOutcome, MAX_FINDINGS, MAX_PHASE_NAME, MAX_PHASES};
     use crate::checksum::StreamDigest;
     use crate::preamble::FormatVersion;
     use crate::text::MAX_REASON;
@@ -310,6 +310,13 @@ mod tests {
             Message::Resolved(DestinationOutcome::Refused),
             Message::Resolved(DestinationOutcome::MayHaveRun { why: "the host crashed".into() }),
             Message::Resolved(DestinationOutcome::OtherHost { host: HostId::from_bytes([5; 16]) }),
+            Message::Examined {
+                findings: vec![
+                    Finding::fine("processor", "all of it is here"),
+                    Finding::in_the_way("block disk0", "no such file"),
+                ],
+            },
+            Message::Measured { bytes: Bytes(0x0102_0304_0506_0708) },
         ]
     }
 
@@ -415,6 +422,11 @@ mod tests {
             (6, &[]),
             (6, &[9]),
             (6, &[1, 1]),
+            (7, &[1, 0, 2, 0, 0, 0]),
+            (7, &[61, 0]),
+            (7, &[1, 0, 0, 65]),
+            (7, &[0, 0, 0]),
+            (8, &[0; 7]),
         ] {
             assert!(
                 matches!(read(&framed(kind, payload)), Err(ReturnError::Malformed(_))),
@@ -428,13 +440,28 @@ mod tests {
         let sent = [
             Message::Refused { reason: "x".repeat(MAX_REASON + 9) },
             Message::Running { timings: vec![("y".repeat(99), Duration::MAX); MAX_PHASES + 9] },
+            Message::Examined {
+                findings: [
+                    vec![Finding::fine("z".repeat(99), "z".repeat(9999)); MAX_FINDINGS],
+                    vec![Finding::in_the_way("disk", "gone")],
+                ]
+                .concat(),
+            },
         ];
         let timing = ("y".repeat(MAX_PHASE_NAME), Duration::from_nanos(u64::MAX));
+        let fine = Finding::fine("z".repeat(64), "z".repeat(992));
         assert_eq!(
             read(&written(&sent)).unwrap(),
             [
                 Message::Refused { reason: "x".repeat(MAX_REASON) },
                 Message::Running { timings: vec![timing; MAX_PHASES] },
+                Message::Examined {
+                    findings: [
+                        vec![Finding::in_the_way("disk", "gone")],
+                        vec![fine; MAX_FINDINGS - 1],
+                    ]
+                    .concat(),
+                },
             ]
         );
     }

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{BOTH_WAYS, ONE_WAY, Stopped, page, reached_end, read, run, sample};
+use common::{BOTH_WAYS, ONE_WAY, Stopped, page, probe, reached_end, read, run, sample};
 use mig_stream::{Flags, Header, Preamble, QueryBody, Record, StreamReader, StreamWriter};
 use proptest::prelude::*;
 
@@ -19,11 +19,12 @@ fn a_whole_stream_is_read_to_its_end() {
 
 #[test]
 fn every_flipped_bit_ends_in_an_error() {
-    let mut bytes = sample(BOTH_WAYS);
-    for bit in 0..bytes.len() * 8 {
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        assert!(read(&bytes).is_err(), "bit {bit}");
-        bytes[bit / 8] ^= 1 << (bit % 8);
+    for mut bytes in [sample(BOTH_WAYS), probe()] {
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(&bytes).is_err(), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
     }
 }
 
@@ -45,15 +46,16 @@ fn without_page_sums_every_flipped_bit_outside_of_pages_ends_in_an_error() {
 }
 
 #[test]
-fn every_truncation_of_a_one_way_stream_says_where_it_ends() {
-    let bytes = sample(ONE_WAY);
-    for length in 0..bytes.len() {
-        let error = read(&bytes[..length]).unwrap_err();
-        let said = error.said();
-        if length == 0 {
-            assert!(said.contains("nothing came"), "{said}");
-        } else {
-            assert!(said.contains(&format!("after {length} bytes")), "{length}: {said}");
+fn every_truncation_of_a_one_way_stream_and_of_a_probe_says_where_it_ends() {
+    for bytes in [sample(ONE_WAY), probe()] {
+        for length in 0..bytes.len() {
+            let error = read(&bytes[..length]).unwrap_err();
+            let said = error.said();
+            if length == 0 {
+                assert!(said.contains("nothing came"), "{said}");
+            } else {
+                assert!(said.contains(&format!("after {length} bytes")), "{length}: {said}");
+            }
         }
     }
 }

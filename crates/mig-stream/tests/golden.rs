@@ -6,12 +6,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{BOTH_WAYS, BY, ID, memory_digest, page, read, round, run, sample};
+use common::{BOTH_WAYS, BY, ID, memory_digest, page, probe, read, round, run, sample};
 use mig_stream::{
     DestinationOutcome, FormatVersion, Message, Record, ReturnReader, ReturnWriter, StreamDigest,
     Totals,
 };
-use migpipe_units::{Bytes, Pages};
+use migpipe_units::{Bytes, Finding, Pages};
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -41,10 +41,22 @@ fn answers() -> Vec<Message> {
     ]
 }
 
-fn written_answers() -> Vec<u8> {
+fn probe_answers() -> Vec<Message> {
+    vec![
+        Message::Examined {
+            findings: vec![
+                Finding::fine("processor", "this host has all that the guest was given"),
+                Finding::in_the_way("block disk0", "cannot open /srv/web.raw"),
+            ],
+        },
+        Message::Measured { bytes: Bytes(1 << 33) },
+    ]
+}
+
+fn written(answers: &[Message]) -> Vec<u8> {
     let mut writer = ReturnWriter::new(Vec::new(), ID).unwrap();
-    for answer in answers() {
-        writer.send(&answer).unwrap();
+    for answer in answers {
+        writer.send(answer).unwrap();
     }
     writer.into_inner()
 }
@@ -85,11 +97,27 @@ fn format_1_is_read_as_it_always_was() {
 
 #[test]
 fn answers_of_format_1_are_written_and_read_as_they_always_were() {
-    let bytes = golden("v1.answers");
-    assert!(written_answers() == bytes, "the bytes of the answers have changed");
-    let mut reader = ReturnReader::open(&bytes[..], ID).unwrap();
-    for answer in answers() {
-        assert_eq!(reader.next_message().unwrap(), Some(answer));
+    for (name, answers) in [("v1.answers", answers()), ("v1.probe.answers", probe_answers())] {
+        let bytes = golden(name);
+        assert!(written(&answers) == bytes, "the bytes of {name} have changed");
+        let mut reader = ReturnReader::open(&bytes[..], ID).unwrap();
+        for answer in answers {
+            assert_eq!(reader.next_message().unwrap(), Some(answer));
+        }
+        assert_eq!(reader.next_message().unwrap(), None);
     }
-    assert_eq!(reader.next_message().unwrap(), None);
+}
+
+#[test]
+fn a_probe_of_format_1_is_written_and_read_as_it_always_was() {
+    let bytes = golden("v1.probe");
+    assert!(probe() == bytes, "the bytes of a probe have changed");
+    let whole = read(&bytes).unwrap();
+    let [Record::Pages(first), Record::Fill { .. }, Record::Round(stats), Record::End(totals)] =
+        &whole.records[..]
+    else {
+        panic!("{:?}", whole.records)
+    };
+    assert_eq!((*first, *stats), (run(0, 0, 2), round(0)));
+    assert_eq!((totals.pages, totals.filled), (Pages(2), Pages(900)));
 }

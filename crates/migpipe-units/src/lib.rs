@@ -17,11 +17,13 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod finding;
 mod id;
 pub mod limits;
 mod quantity;
 mod range;
 
+pub use finding::Finding;
 pub use id::{Acknowledged, HostId, MigrationId, Nonce};
 pub use quantity::{Bytes, BytesPerSec, Pages, ParseQuantityError};
 pub use range::{Gfn, MemoryRegion, PageRange, RegionId};

@@ -100,6 +100,16 @@ pub fn sample(flags: Flags) -> Vec<u8> {
     stream.into_inner()
 }
 
+/// The bytes of a stream that only asks.
+pub fn probe() -> Vec<u8> {
+    let mut stream = StreamWriter::new(Vec::new(), Preamble::probe(ID), header()).unwrap();
+    stream.pages(run(0, 0, 2), &[page(1), page(2)].concat()).unwrap();
+    stream.fill(run(1, 100, 900), 0x0102_0304_0506_0708).unwrap();
+    stream.round(&round(0)).unwrap();
+    stream.end().unwrap();
+    stream.into_inner()
+}
+
 /// What a reader hands out, with the payload of every run of pages.
 #[derive(Debug)]
 pub struct Whole {
