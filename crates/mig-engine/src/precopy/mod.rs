@@ -16,9 +16,14 @@
 //! [`PageBitmap`]: page_bitmap::PageBitmap
 //! [`PageBitmap::take_runs`]: page_bitmap::PageBitmap::take_runs
 //!
+//! [`Outlook::forecast`] does all of that beforehand, on a guest that was only watched for a while
+//! ([`DirtyingMeter`]).
+//!
 //! The rules come from the KVM Forum 2007 talk *KVM Live Migration* (Lublin, Liguori): converged,
 //! no progress, hard limit. What goes beyond it is that the downtime is a promise here.
 
+mod dirtying;
+mod forecast;
 mod histogram;
 mod limits;
 pub(crate) mod nanos;
@@ -33,6 +38,8 @@ mod simulation;
 mod talk;
 mod wws;
 
+pub use dirtying::{Dirtying, DirtyingMeter, HARVESTS};
+pub use forecast::{Forecast, Outlook};
 pub use histogram::SentHistogram;
 pub use limits::{Limits, OnStall, ParseOnStallError};
 pub use pacer::Pacer;

@@ -34,6 +34,7 @@ impl Guest {
 
 struct Migrated {
     end: Next,
+    time: Duration,
     rounds: u32,
     sent: Pages,
     throttle: u8,
@@ -60,11 +61,13 @@ fn migrate(hot: u64, speed: u64, limits: Limits, mut wws: Wws) -> Migrated {
     let todo = [PageBitmap::new(REGION, Pages(GUEST))];
     todo[0].insert(0, Pages(GUEST));
     let mut total = Pages(0);
+    let mut time = Duration::ZERO;
     let mut number = 0;
     let end = loop {
         let stats_sent = todo[0].count();
         let (bytes, duration) = send(&todo[0], &guest.versions);
         total += stats_sent;
+        time += duration;
         guest.run(duration, policy.throttle(), &todo[0]);
         let plan = wws.plan(&todo, policy.deferrable(&path));
         let stats = RoundStats {
@@ -84,10 +87,11 @@ fn migrate(hot: u64, speed: u64, limits: Limits, mut wws: Wws) -> Migrated {
     };
     wws.release(&todo);
     let blackout = todo[0].count();
-    send(&todo[0], &guest.versions);
+    let (_, last) = send(&todo[0], &guest.versions);
     assert!(copy == guest.versions, "a page was lost");
     assert_eq!(sent.times().into_iter().sum::<Pages>(), Pages(GUEST));
-    Migrated { end, rounds: number, sent: total, throttle: policy.throttle(), blackout }
+    time += last + path.overhead;
+    Migrated { end, time, rounds: number, sent: total, throttle: policy.throttle(), blackout }
 }
 
 #[test]
@@ -120,4 +124,74 @@ fn pages_that_wait_are_not_sent_again_and_again() {
     // From the third round on, half of the 2,197 pages that fit 90 ms wait.
     assert_eq!(patient.sent, Pages(GUEST + 6_000 + 10 * (6_000 - 1_098)));
     assert!(matches!(patient.end, Next::GiveUp { .. }));
+}
+
+/// Watches a guest as one is watched before it is sent, and says what would come of sending it.
+fn foretell(hot: u64, speed: u64, limits: Limits) -> Forecast {
+    let mut guest = Guest { versions: vec![1; GUEST as usize], hot, speed, cursor: 0 };
+    let region = || PageBitmap::new(REGION, Pages(GUEST));
+    let (sum, mut meter, mut before) = (region(), DirtyingMeter::default(), Duration::ZERO);
+    let mut last = region();
+    for time in HARVESTS {
+        let piece = region();
+        guest.run(time - before, 0, &piece);
+        sum.merge(piece.words());
+        let again = piece.words().zip(last.words()).map(|(a, b)| (a & b).count_ones()).sum::<u32>();
+        meter.note(time, piece.count(), Pages(again.into()), sum.count());
+        last = piece;
+        before = time;
+    }
+    let overhead = Duration::from_millis(10);
+    Outlook {
+        limits,
+        defers: true,
+        first: Pages(GUEST),
+        dirtying: &meter.curve(Pages(GUEST)),
+        path: Path { rate: RATE, overhead, ..Path::default() },
+        blackout_rate: RATE,
+        round_trip: Duration::ZERO,
+    }
+    .forecast()
+}
+
+#[test]
+fn what_is_foretold_comes_true() {
+    let stop = Limits { on_stall: OnStall::Stop, ..Limits::default() };
+    let abort = Limits { on_stall: OnStall::Abort, ..Limits::default() };
+    let close = |found: f64, real: f64, what: &str| {
+        assert!((found - real).abs() <= 0.1 * real, "{what}: {found} was foretold, {real} came");
+    };
+    for (hot, speed, limits) in [
+        // Next to nothing; one round.
+        (100, 50, Limits::default()),
+        // A hot set that fits the downtime, and one that does not but is written slowly.
+        (1_000, 1_000_000, Limits::default()),
+        (50_000, 5_000, Limits::default()),
+        // Rounds that become shorter geometrically.
+        (90_000, 10_000, Limits::default()),
+        (90_000, 20_000, Limits::default()),
+        // No headway: throttled, stopped, given up.
+        (20_000, 30_000, Limits::default()),
+        (20_000, 30_000, stop),
+        (20_000, 30_000, abort),
+        (60_000, 100_000, stop),
+    ] {
+        let what = format!("{hot} pages, {speed} a second, {}", limits.on_stall);
+        let real = migrate(hot, speed, limits, Wws::new([Pages(GUEST)]));
+        let found = foretell(hot, speed, limits);
+        assert_eq!(
+            std::mem::discriminant(&found.end),
+            std::mem::discriminant(&real.end),
+            "{what}: {found:?}, {:?}",
+            real.end
+        );
+        if let Next::StopAndCopy(_) = real.end {
+            close(found.duration.as_secs_f64(), real.time.as_secs_f64(), &what);
+            let sent = (real.sent + real.blackout).bytes().0 as f64;
+            close(found.bytes.0 as f64, sent, &what);
+            let downtime = RATE.time_for(real.blackout.bytes()) + Duration::from_millis(10);
+            let off = found.downtime.abs_diff(downtime);
+            assert!(off < Duration::from_millis(30).max(downtime / 5), "{what}: {off:?} off");
+        }
+    }
 }
