@@ -197,7 +197,7 @@ impl Service for Guest {
             .into(),
             Request::Status => Reply::Status(self.status()).into(),
             Request::MapMemory => self.memory(),
-            Request::DirtyLogStart => {
+            Request::DirtyLogStart | Request::MeasureDirtying => {
                 let (log, fd) = GuestBitmap::share([(RegionId(0), MEMORY)]).expect("a bitmap");
                 *lock(&self.log) = Some(log);
                 done_with(fd)

@@ -13,7 +13,7 @@ use vm_records::record::Records;
 
 use crate::args::Args;
 use crate::host::{Answer, END_TIMEOUT, Request};
-use crate::launch::Launched;
+use crate::launch::{self, Launched};
 use crate::responder;
 
 /// The broker itself.
@@ -65,6 +65,11 @@ fn answer(args: &Args, request: Request, launched: &mut Option<Launched>) -> any
             tidy(&Records::of_this_host());
             let launched = launched.insert(Launched::start(args, &name, &guest)?);
             serde_json::to_value(&launched.socket)
+        }
+        Request::Examine { name, guest } => {
+            vm_paths::check_name(&name)?;
+            vm_paths::check_name(&guest)?;
+            serde_json::to_value(launch::examine(args, &name, &guest)?)
         }
         Request::AwaitEnd => {
             if let Some(launched) = launched {

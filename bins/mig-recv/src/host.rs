@@ -14,19 +14,22 @@
 //! and no disk. That a program may start nothing at all is also the easier thing to check.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use mig_engine::ownership::Decision;
 use mig_stream::DestinationOutcome;
 use migpipe_confine::broker::{self, Broker};
-use migpipe_units::MigrationId;
+use migpipe_units::{Finding, MigrationId};
 use serde::{Deserialize, Serialize};
 use vm_control::{Client, ClientError};
+use vm_state::{DeviceParam, MachineDescription};
 
 use crate::NAME;
 use crate::args::Args;
@@ -38,6 +41,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// A vmrun that gave its guest up ends within this time, unless the disk is slow.
 pub const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a vmrun says of this host is no longer (bytes).
+const MAX_FINDINGS_BYTES: u64 = 1 << 20;
+
 /// The broker has answered within this time: it waits some seconds for the end of a vmrun.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -47,6 +53,9 @@ pub enum Request {
     /// Start the vmrun of a guest that is to be called `name` and is called `guest` on its source.
     /// Answered with the path of its socket; once.
     Start { name: String, guest: String },
+    /// Start a vmrun that says what of such a guest this host could not take, and ends. Answered with
+    /// what is to be said of the name.
+    Examine { name: String, guest: String },
     /// Wait until that vmrun has ended, for a while.
     AwaitEnd,
     /// Wait as long for its end, and say what it said last and where its log is.
@@ -139,6 +148,36 @@ impl Host {
             Ok((None, log)) => anyhow::Error::from(error).context(format!("see {}", log.display())),
             Err(_) => error.into(),
         }
+    }
+
+    /// What of a guest that is to be called `name` here this host could not take, and what it could.
+    /// A vmrun is started for that, which makes no machine, and nothing is kept.
+    pub fn examine(
+        &mut self,
+        name: &str,
+        description: &MachineDescription,
+        overrides: &[DeviceParam],
+    ) -> anyhow::Result<Vec<Finding>> {
+        let mut control = match self.vmrun.take().context("a guest is examined once")? {
+            VmrunSource::Start(control) => control,
+            VmrunSource::Named(_) => bail!(
+                "a receiver with --vm cannot say beforehand what its vmrun could not take: ask one \
+                 without"
+            ),
+        };
+        let guest = description.name.clone();
+        let has_name = self.ask(&Request::Examine { name: name.to_owned(), guest })?;
+        let lost = "the vmrun that was to look at this host says nothing";
+        control.set_read_timeout(Some(START_TIMEOUT)).context(lost)?;
+        control.set_write_timeout(Some(START_TIMEOUT)).context(lost)?;
+        let request = serde_json::to_vec(&(description, overrides))?;
+        control.write_all(&request).context(lost)?;
+        control.shutdown(Shutdown::Write).context(lost)?;
+        let mut answer = Vec::new();
+        control.take(MAX_FINDINGS_BYTES).read_to_end(&mut answer).context(lost)?;
+        let mut findings = vec![has_name];
+        findings.extend(serde_json::from_slice::<Vec<Finding>>(&answer).context(lost)?);
+        Ok(findings)
     }
 
     /// Finishes a migration on this host and says how.

@@ -1,17 +1,19 @@
 //! Starting a vmrun for a guest that arrives. Runs in the broker.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use mig_engine::ownership::Input;
+use migpipe_units::Finding;
 use nix::sys::signal::Signal;
 use tracing::debug;
 use vm_control::Client;
@@ -37,14 +39,15 @@ impl Launched {
     /// control connection is our stdout.
     pub fn start(args: &Args, name: &str, guest: &str) -> anyhow::Result<Self> {
         let socket = vm_paths::socket_of(name)?;
-        if UnixStream::connect(&socket).is_ok() && !give_way(&socket) {
-            bail!(
-                "a guest named {name} is on this host already: give this one another --name, or \
-                 end that one (vmctl status {name})"
-            );
+        match NameUse::of(&socket) {
+            NameUse::Free => {}
+            NameUse::Held(held) => ensure!(give_way(&held), taken(name)),
+            NameUse::Taken => bail!(taken(name)),
         }
         let control = io::stdout().as_fd().try_clone_to_owned().context("cannot take stdout")?;
         let log = log_file(name)?;
+        let known = known(args, guest);
+        remember(args, name, &known);
         let program = program();
         let log_start = log.0.metadata().map_or(0, |log| log.len());
         let (mut command, warning) = session::command(&program, name);
@@ -56,9 +59,7 @@ impl Launched {
             .arg(args.go_timeout.to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
-            .args(options("--files-in", &args.files_in))
-            .args(options("--named", &known(args, name, guest)))
-            .args(args.files_anywhere.then_some("--files-anywhere"))
+            .args(places(args, &known))
             .stdin(Stdio::from(control))
             .stdout(Stdio::from(log.0.try_clone()?))
             .stderr(Stdio::from(log.0));
@@ -67,10 +68,8 @@ impl Launched {
             command.env_remove(name);
         }
         let started = command.spawn();
-        // We hold its control connection no more, or nobody would see vmrun end.
         drop(command);
-        let null = File::options().read(true).write(true).open("/dev/null");
-        nix::unistd::dup2_stdout(null.context("cannot open /dev/null")?)?;
+        close_stdout()?;
         let process = started.with_context(|| format!("cannot start {}", program.display()))?;
         Ok(Self { process, socket, log: log.1, log_start })
     }
@@ -100,26 +99,97 @@ impl Launched {
 
 /// The files that this user has named for the guest: on this command line, and when it was here
 /// before. Where files may be says `--files-in` alone, if it says anything.
-fn known(args: &Args, name: &str, guest: &str) -> Vec<PathBuf> {
+fn known(args: &Args, guest: &str) -> Vec<PathBuf> {
     let mut files = args.named();
     if args.files_in.is_empty() && !args.files_anywhere {
         files.extend(known_files::known(guest));
         files.dedup();
-        // Under its new name, for when it moves on from here and comes back.
-        let remembered = known_files::remember(name, &files);
-        remembered
-            .unwrap_or_else(|error| debug!("what files {name} has is not remembered: {error}"));
     }
     files
 }
 
-/// Ends the vmrun at `socket` if it holds its guest back, which has never run, since one of that name
-/// left this host: that one comes home now, or another takes the name.
-fn give_way(socket: &Path) -> bool {
-    let Ok(client) = Client::connect_within(socket, NAME, END_TIMEOUT) else { return false };
-    client.status().is_ok_and(|status| status.held.is_some())
-        && client.own(Input::Quit { force: false }).is_ok()
-        && client.await_end(END_TIMEOUT)
+/// Keeps them under its new name, for when it moves on from here and comes back.
+fn remember(args: &Args, name: &str, files: &[PathBuf]) {
+    if args.files_in.is_empty()
+        && !args.files_anywhere
+        && let Err(error) = known_files::remember(name, files)
+    {
+        debug!("what files {name} has is not remembered: {error}");
+    }
+}
+
+/// Where the files of the guest may be, as options of its vmrun.
+fn places<'a>(args: &'a Args, known: &'a [PathBuf]) -> impl Iterator<Item = &'a OsStr> {
+    let anywhere = args.files_anywhere.then_some(OsStr::new("--files-anywhere"));
+    options("--files-in", &args.files_in).chain(options("--named", known)).chain(anywhere)
+}
+
+/// Who has the name of a guest that arrives.
+enum NameUse {
+    Free,
+    /// A vmrun that holds its guest back, which has never run, since one of that name left this host:
+    /// that one comes home now, or another takes the name.
+    Held(Client),
+    Taken,
+}
+
+impl NameUse {
+    fn of(socket: &Path) -> Self {
+        if UnixStream::connect(socket).is_err() {
+            return Self::Free;
+        }
+        match Client::connect_within(socket, NAME, END_TIMEOUT) {
+            Ok(client) if client.status().is_ok_and(|status| status.held.is_some()) => {
+                Self::Held(client)
+            }
+            _ => Self::Taken,
+        }
+    }
+}
+
+fn taken(name: &str) -> String {
+    format!(
+        "a guest named {name} is on this host already: give this one another --name, or end that one \
+         (vmctl status {name})"
+    )
+}
+
+/// Ends a vmrun that holds its guest back.
+fn give_way(held: &Client) -> bool {
+    held.own(Input::Quit { force: false }).is_ok() && held.await_end(END_TIMEOUT)
+}
+
+/// Has a vmrun say what of a guest that is to be called `name` this host could not take: our stdout is
+/// what it talks to. Nothing is kept of it. Returns whether the name can be had.
+pub fn examine(args: &Args, name: &str, guest: &str) -> anyhow::Result<Finding> {
+    let socket = vm_paths::socket_of(name)?;
+    let control = io::stdout().as_fd().try_clone_to_owned().context("cannot take stdout")?;
+    let program = program();
+    let mut command = Command::new(&program);
+    command
+        .args(["--name", name, "--incoming", "--examine"])
+        .arg(format!("--confine={}", args.confinement.confine))
+        .arg(format!("--log={}", args.common.log))
+        .args(places(args, &known(args, guest)))
+        .stdin(Stdio::from(control.try_clone().context("cannot take stdout")?))
+        .stdout(Stdio::from(control));
+    let started = command.spawn();
+    drop(command);
+    close_stdout()?;
+    started.with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(match NameUse::of(&socket) {
+        NameUse::Free => Finding::fine("name", format!("{name} is free")),
+        NameUse::Held(_) => {
+            Finding::fine("name", format!("the {name} that is held back there gives way"))
+        }
+        NameUse::Taken => Finding::in_the_way("name", taken(name)),
+    })
+}
+
+/// We hold the control connection of a vmrun no more, or nobody would see it end.
+fn close_stdout() -> anyhow::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    Ok(nix::unistd::dup2_stdout(null.context("cannot open /dev/null")?)?)
 }
 
 /// vmrun beside this program, else in PATH.

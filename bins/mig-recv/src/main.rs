@@ -21,6 +21,7 @@ mod migration;
 mod migration_tests;
 mod outcome;
 mod overrides;
+mod probe;
 mod query;
 mod receive;
 mod report;
@@ -39,7 +40,7 @@ use anyhow::Context;
 use mig_channel::{
     BackHalf, Endpoint, Interrupt, OpenError, ReceiverChannel, activated_endpoint, open_receiver,
 };
-use mig_stream::Message;
+use mig_stream::{Kind, Message};
 use migpipe_confine::ViolationAction;
 use migpipe_units::MigrationId;
 
@@ -101,6 +102,10 @@ fn serve(args: &Args, source: &Endpoint, reports: &mut Reports) -> anyhow::Resul
         true => Answers::open(&mut back, preamble.id)?,
         false => Answers::NONE,
     };
+    if preamble.kind == Kind::Probe {
+        reports.no_guest_comes();
+        return probe::run(args, &mut host, reader, answers);
+    }
     match reader.query() {
         Some(query) => {
             reports.no_guest_comes();

@@ -137,6 +137,7 @@ impl Found {
             Message::Refused { .. } => "refused",
             Message::Failed { .. } => "failed",
             Message::Resolved(_) => "resolved",
+            Message::Examined { .. } | Message::Measured { .. } => "probe",
         };
         self.said.iter().map(name).collect()
     }

@@ -22,7 +22,7 @@ impl HostQuery {
     pub const fn new(id: MigrationId, kind: Kind, body: QueryBody) -> Self {
         let query = match kind {
             Kind::Release => Query::Released,
-            Kind::Resolve | Kind::Migrate => Query::Committed(body.to),
+            Kind::Resolve | Kind::Migrate | Kind::Probe => Query::Committed(body.to),
         };
         Self { id, query, age: body.age }
     }

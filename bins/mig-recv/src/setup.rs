@@ -69,7 +69,7 @@ pub fn accept<'a>(
     })
 }
 
-const fn mode_of(flags: Flags) -> HandoverMode {
+pub const fn mode_of(flags: Flags) -> HandoverMode {
     match (flags.return_path, flags.separate_commit) {
         (false, _) if flags.saved => HandoverMode::Saved,
         (false, _) => HandoverMode::OneWay,
@@ -79,7 +79,7 @@ const fn mode_of(flags: Flags) -> HandoverMode {
 }
 
 /// What can be told from the header alone.
-fn check(
+pub fn check(
     args: &Args,
     mode: HandoverMode,
     stream: &StreamReader<ChannelReader>,

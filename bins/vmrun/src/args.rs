@@ -104,6 +104,9 @@ pub struct Args {
     /// prepared; mig-recv uses it for the vmrun that it starts
     #[arg(long, hide = true, requires = "incoming")]
     pub control_stdin: bool,
+    /// Say what of the guest on stdin, as JSON, this host could not take, and end; mig-recv uses it
+    #[arg(long, hide = true, requires = "incoming")]
+    pub examine: bool,
     /// Listen on this control socket instead
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

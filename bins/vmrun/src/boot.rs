@@ -45,6 +45,7 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         console: args.console.clone(),
         virtio_console: args.virtio_console.clone(),
         migration: None,
+        measurement: None,
         withdrawn: Vec::new(),
         released: VecDeque::new(),
         receiver: None,
@@ -58,7 +59,7 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
 
 /// Where the guest's memory comes from: as the command line says, or else a tmpfs with huge pages,
 /// where this host lets this user have one.
-fn memory_source(args: &Args) -> MemorySource {
+pub fn memory_source(args: &Args) -> MemorySource {
     if args.hugepages {
         return MemorySource::HugeTlb;
     }
@@ -80,7 +81,7 @@ fn memory_source(args: &Args) -> MemorySource {
 }
 
 /// Where an arriving guest may have files; with what this command line itself names.
-fn allowed(args: &Args) -> anyhow::Result<AllowedPaths> {
+pub fn allowed(args: &Args) -> anyhow::Result<AllowedPaths> {
     if args.files_anywhere {
         return Ok(AllowedPaths::anywhere());
     }

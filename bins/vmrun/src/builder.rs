@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use migpipe_units::Finding;
 use vm_control::Refusal;
 use vm_machine::{AllowedPaths, Host, IncomingConfig, Machine, MachineError, MemorySource};
 use vm_state::MachineDescription;
@@ -30,7 +31,13 @@ pub enum NotBuilt {
 struct Order {
     description: MachineDescription,
     here: IncomingConfig,
-    built: SyncSender<Result<Machine, MachineError>>,
+    task: Task,
+}
+
+/// What is to be done with a description, and who waits for it.
+enum Task {
+    Build(SyncSender<Result<Machine, MachineError>>),
+    Examine(SyncSender<Vec<Finding>>),
 }
 
 /// A builder that waits. Dropping it ends its thread.
@@ -70,7 +77,8 @@ impl Builder {
             let why = "the thread that builds machines is gone: start another vmrun";
             NotBuilt::Refused(Refusal::failed(why))
         };
-        self.0.send(Order { description, here, built }).map_err(|_| gone())?;
+        let task = Task::Build(built);
+        self.0.send(Order { description, here, task }).map_err(|_| gone())?;
         loop {
             match machine.recv_timeout(POLL_INTERVAL) {
                 Ok(built) => return built.map_err(|error| NotBuilt::Refused(refusal(error))),
@@ -80,19 +88,43 @@ impl Builder {
             }
         }
     }
+
+    /// What would be in the way of that machine, and what not. Nothing is built.
+    pub fn examine(
+        &self,
+        description: MachineDescription,
+        here: IncomingConfig,
+    ) -> anyhow::Result<Vec<Finding>> {
+        let (found, findings) = sync_channel(1);
+        let order = Order { description, here, task: Task::Examine(found) };
+        self.0.send(order).ok().context("the thread that looks is gone")?;
+        findings.recv().context("the thread that looks has ended")
+    }
 }
 
 fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths, memory: &MemorySource) {
     // While nobody waits for it yet. What is in the way now may be gone when somebody does.
     let mut host = Host::probe().ok();
-    for Order { description, mut here, built } in orders {
+    for Order { description, mut here, task } in orders {
         here.allowed_paths = allowed.clone();
         here.memory = memory.clone();
-        let machine = match host.take().map_or_else(Host::probe, Ok) {
-            Ok(known) => Machine::incoming(&description, &here, host.insert(known)),
-            Err(error) => Err(error),
-        };
-        // One that nobody waits for ends here.
-        let _ = built.send(machine);
+        let known = host.take().map_or_else(Host::probe, Ok).map(|known| &*host.insert(known));
+        // What nobody waits for ends here.
+        match task {
+            Task::Build(built) => {
+                let machine = known.and_then(|host| Machine::incoming(&description, &here, host));
+                let _ = built.send(machine);
+            }
+            Task::Examine(found) => {
+                let findings = match known {
+                    Ok(host) => vm_machine::examine(&description, &here, host),
+                    Err(error) => {
+                        let why = migpipe_cli::one_line(&error.into());
+                        vec![Finding::in_the_way("KVM", why)]
+                    }
+                };
+                let _ = found.send(findings);
+            }
+        }
     }
 }

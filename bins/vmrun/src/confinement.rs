@@ -56,6 +56,11 @@ pub fn service(
     Ok(migpipe_confine::enter(&SERVICE, &[], &files)?)
 }
 
+/// Confines the calling thread to reading a description and printing what was found.
+pub fn examiner() -> anyhow::Result<()> {
+    Ok(migpipe_confine::enter(&SERVICE, &[], &Files::none())?)
+}
+
 /// Confines the thread that builds the machine of a guest that arrives: it opens any file that this
 /// user may, or those at `allowed` and what every machine needs, and the files of its memory.
 pub fn builder(allowed: &AllowedPaths, memory: &MemorySource) -> anyhow::Result<()> {

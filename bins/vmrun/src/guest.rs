@@ -20,6 +20,7 @@ use crate::builder::Builder;
 use crate::departure_writer::DepartureWriter;
 use crate::end::{End, Ending};
 use crate::go_timer::{GoTimer, Recording};
+use crate::measurement::Measurement;
 use crate::migration::Migration;
 use crate::refusal::refusal;
 use crate::withdrawn::Withdrawn;
@@ -63,6 +64,8 @@ pub struct Inner {
     pub console: String,
     pub virtio_console: Option<String>,
     pub migration: Option<Migration>,
+    /// Somebody looks how much the guest writes.
+    pub measurement: Option<Measurement>,
     /// Migrations that were ended here, of clients that are connected still.
     pub withdrawn: Vec<Withdrawn>,
     /// Migrations that ended before their commit and whose destination may be prepared, the oldest
@@ -314,6 +317,7 @@ impl Guest {
     /// A connection is gone: what it had begun and nobody can finish is undone.
     pub fn connection_closed(&self, connection: ConnectionId) {
         let mut inner = self.lock();
+        inner.end_measurement_of(connection);
         inner.withdrawn.retain(|known| known.client != connection);
         match inner.ownership.state() {
             State::Migrating(id)

@@ -96,20 +96,8 @@ impl Guest {
     ) -> Result<Arriving, Refusal> {
         let inner = &mut *self.lock();
         inner.ownership.step(arrival(id, mode))?;
-        description.name.clone_from(&inner.name);
-        // Whatever else it is to be on this host, as the source's, is among those that follow.
-        let mut wanted = consoles(description, SERIAL, Some(&inner.console));
-        wanted.extend(consoles(
-            description,
-            VirtioKind::Console.name(),
-            inner.virtio_console.as_deref(),
-        ));
-        wanted.extend(overrides);
-        let here = IncomingConfig {
-            name: Some(inner.name.clone()),
-            overrides: wanted,
-            ..IncomingConfig::default()
-        };
+        let consoles = (inner.console.as_str(), inner.virtio_console.as_deref());
+        let here = here(&inner.name, consoles, description, overrides);
         let builder = inner.builder.take().ok_or(Refusal::AlreadyReceiving)?;
         Ok(Arriving { id, mode, here, builder })
     }
@@ -159,6 +147,22 @@ impl Guest {
         }
         Ok(Reply::Started(Started { go, first_instruction }))
     }
+}
+
+/// What this host makes of a guest that is to be called `name`; `consoles` are the serial and the virtio
+/// one of the command line.
+pub fn here(
+    name: &str,
+    (serial, virtio): (&str, Option<&str>),
+    description: &mut MachineDescription,
+    overrides: Vec<DeviceParam>,
+) -> IncomingConfig {
+    name.clone_into(&mut description.name);
+    // Whatever else it is to be on this host, as the source's, is among those that follow.
+    let mut wanted = consoles(description, SERIAL, Some(serial));
+    wanted.extend(consoles(description, VirtioKind::Console.name(), virtio));
+    wanted.extend(overrides);
+    IncomingConfig { name: Some(name.to_owned()), overrides: wanted, ..IncomingConfig::default() }
 }
 
 /// A guest whose machine is to be built.

@@ -10,11 +10,14 @@ mod confinement;
 mod departure_writer;
 mod descriptors;
 mod end;
+mod examine;
 mod go_timer;
 mod go_wait;
 mod guest;
 mod incoming;
 mod lock_timeout;
+mod measurement;
+mod measuring;
 mod migration;
 mod outgoing;
 mod refusal;
@@ -65,6 +68,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
         let offer = Host::probe()?.offer();
         io::stdout().write_all(offer.to_json().as_bytes()).context("cannot print the answer")?;
         return Ok(0);
+    }
+    if args.examine {
+        return examine::run(&args);
     }
     let socket = match &args.socket {
         Some(path) => path.clone(),

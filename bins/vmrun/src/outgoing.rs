@@ -62,6 +62,7 @@ impl Guest {
                     return Err(Refusal::Held { why: why.clone() });
                 }
                 self.step(inner, input)?;
+                inner.end_measurement();
                 // Before the guest can be gone, and where nobody waits for it.
                 self.notes.leaves(Departure::now(id, ""));
                 inner.migration = Some(Migration::new(from));
@@ -137,6 +138,9 @@ impl Inner {
     }
 
     pub fn harvest(&mut self, connection: ConnectionId) -> Result<Reply, Refusal> {
+        if let Some(harvested) = self.harvest_measurement(connection) {
+            return harvested;
+        }
         let log = self.migration_of(connection)?.log.take();
         let log = log.ok_or(Refusal::DirtyLogOff)?;
         let harvested =

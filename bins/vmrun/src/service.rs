@@ -68,6 +68,7 @@ impl Guest {
                 Answer { reply: Reply::Done, fds }
             }
             Request::DirtyLogStart => self.start_log(inner, connection)?,
+            Request::MeasureDirtying => inner.measure(connection)?,
             Request::DirtyLogHarvest => inner.harvest(connection)?.into(),
             Request::Pause => {
                 let started = Instant::now();

@@ -16,7 +16,7 @@ use mig_stream::{
     Record, RegionDigest, ReturnWriter, RoundStats, StreamDigest, StreamReader, StreamWriter,
 };
 use migpipe_units::{
-    Acknowledged, Bytes, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId,
+    Acknowledged, Bytes, Finding, Gfn, HostId, MigrationId, Nonce, PageRange, Pages, RegionId,
 };
 use serde::Serialize;
 use vm_control::{Event, Handover, Loaded, Order, Refusal, Reply, Request, Started, Status};
@@ -137,6 +137,13 @@ fn streams(guest: &Guest, corpus: &Corpus) -> Result<()> {
         let stream = StreamWriter::new(Vec::new(), preamble, Header::from(&asked))?;
         corpus.add("stream", name, &stream.into_inner())?;
     }
+    let mut probe = StreamWriter::new(Vec::new(), Preamble::probe(ID), small.clone())?;
+    for (range, bytes) in &guest.pages {
+        probe.pages(*range, bytes)?;
+    }
+    probe.round(&RoundStats::default())?;
+    probe.end()?;
+    corpus.add("stream", "probe", &probe.into_inner())?;
     let mut stream = StreamWriter::new(Vec::new(), Preamble::migrate(ID, both), small)?;
     stream.abort("cancelled")?;
     let mut aborted = stream.into_inner();
@@ -196,7 +203,18 @@ fn answers(corpus: &Corpus) -> Result<()> {
         Message::Resolved(DestinationOutcome::MayHaveRun { why: "the host crashed".to_owned() }),
         Message::Resolved(DestinationOutcome::OtherHost { host: BY.host }),
     ];
-    for (name, messages) in [("good", &good[..]), ("bad", &bad), ("resolved", &resolved)] {
+    let probed = [
+        Message::Examined {
+            findings: vec![
+                Finding::fine("processor", "all of it is here"),
+                Finding::in_the_way("block disk0", "no such file"),
+            ],
+        },
+        Message::Measured { bytes: Bytes(1 << 20) },
+    ];
+    for (name, messages) in
+        [("good", &good[..]), ("bad", &bad), ("resolved", &resolved), ("probed", &probed)]
+    {
         let mut writer = ReturnWriter::new(Vec::new(), ID)?;
         messages.iter().try_for_each(|message| writer.send(message))?;
         let bytes = writer.into_inner();
@@ -229,6 +247,7 @@ fn control(guest: &Guest, corpus: &Corpus) -> Result<()> {
             to: "ssh:hostb".to_owned(),
             destination: vec!["ssh:hostb".to_owned(), "--ssh-option=Port=2222".to_owned()],
         },
+        Request::MeasureDirtying,
         Request::DirtyLogStart,
         Request::DirtyLogHarvest,
         Request::Throttle(20),

@@ -163,7 +163,7 @@ fn every_record_is_in_a_stream_that_is_read_to_its_end() {
         reader.expect_eof().unwrap_or_else(|error| panic!("{name}: {error}"));
     }
     assert_eq!(found, (1..=10).collect());
-    assert_eq!(purposes, ["Migrate", "Release", "Resolve"].map(str::to_owned).into());
+    assert_eq!(purposes, ["Migrate", "Probe", "Release", "Resolve"].map(str::to_owned).into());
     saved.sort_unstable();
     assert_eq!(saved, [false, true], "a saved guest and a snapshot");
 }
@@ -187,10 +187,12 @@ fn every_answer_is_in_a_seed() {
                 Message::Resolved(DestinationOutcome::Refused) => 8,
                 Message::Resolved(DestinationOutcome::MayHaveRun { .. }) => 9,
                 Message::Resolved(DestinationOutcome::OtherHost { .. }) => 10,
+                Message::Examined { .. } => 11,
+                Message::Measured { .. } => 12,
             });
         }
     }
-    assert_eq!(found, (1..=10).collect());
+    assert_eq!(found, (1..=12).collect());
 }
 
 #[test]

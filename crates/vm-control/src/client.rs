@@ -237,7 +237,28 @@ impl Client {
         &self,
         machine: &MachineDescription,
     ) -> Result<GuestBitmap, ClientError> {
-        let (_, fds) = self.call_with_fds(&Request::DirtyLogStart)?;
+        self.map_log(&Request::DirtyLogStart, machine)
+    }
+
+    /// The same to see how much is written, without a migration: it ends with this connection, or
+    /// when somebody begins one.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if a migration is under way, or another measures; otherwise as
+    /// [`Self::dirty_log_start`].
+    pub fn measure_dirtying(
+        &self,
+        machine: &MachineDescription,
+    ) -> Result<GuestBitmap, ClientError> {
+        self.map_log(&Request::MeasureDirtying, machine)
+    }
+
+    fn map_log(
+        &self,
+        request: &Request,
+        machine: &MachineDescription,
+    ) -> Result<GuestBitmap, ClientError> {
+        let (_, fds) = self.call_with_fds(request)?;
         let fd = fds.into_iter().next().ok_or_else(|| self.out_of_turn())?;
         Ok(GuestBitmap::map(fd, machine.region_pages())?)
     }

@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 
 /// The version of these messages. Client and vmrun must speak the same: both belong to one host
 /// and one installation.
-pub const PROTOCOL_VERSION: u16 = 9;
+pub const PROTOCOL_VERSION: u16 = 10;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +124,10 @@ pub enum Request {
         /// See [`Handover::destination`].
         destination: Vec<String>,
     },
+    /// Log writes to guest memory for this connection, to see how many there are: no migration
+    /// begins, and nothing else changes. Answered as [`Request::DirtyLogStart`]; harvested as that
+    /// is. It ends with the connection, or when a migration begins.
+    MeasureDirtying,
 }
 
 /// A list of sections, which no peer makes longer than [`MAX_SECTIONS`].

@@ -136,7 +136,7 @@ fn right(request: &Request) -> Answer {
         Request::Describe => (Reply::Description(machine()), Vec::new()),
         Request::Status => (Reply::Status(status()), Vec::new()),
         Request::MapMemory => (Reply::Done, memory(16 << 12)),
-        Request::DirtyLogStart => (Reply::Done, memory(8)),
+        Request::DirtyLogStart | Request::MeasureDirtying => (Reply::Done, memory(8)),
         Request::DirtyLogHarvest => (Reply::Harvested { dirty: Pages(12) }, Vec::new()),
         Request::Pause => (Reply::Paused { took: Duration::from_micros(60) }, Vec::new()),
         Request::SaveState => (Reply::State(vec![vec![1], vec![2, 3]]), Vec::new()),
@@ -183,6 +183,11 @@ fn calls() -> Vec<(Call, Request, String)> {
         (
             |it| text(it.dirty_log_start(&machine()).map(|log| log.len())),
             Request::DirtyLogStart,
+            "1".to_owned(),
+        ),
+        (
+            |it| text(it.measure_dirtying(&machine()).map(|log| log.len())),
+            Request::MeasureDirtying,
             "1".to_owned(),
         ),
         (|it| text(it.dirty_log_harvest()), Request::DirtyLogHarvest, "Pages(12)".to_owned()),
@@ -250,7 +255,8 @@ fn an_answer_to_something_else_is_none() {
             _ => Reply::Done.into(),
         });
         // What comes with descriptors is seen by those; the reply says nothing more.
-        if matches!(request, Request::MapMemory | Request::DirtyLogStart) {
+        if matches!(request, Request::MapMemory | Request::DirtyLogStart | Request::MeasureDirtying)
+        {
             continue;
         }
         let error = call(&served.client()).unwrap_err();

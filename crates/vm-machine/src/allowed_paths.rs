@@ -73,19 +73,26 @@ impl AllowedPaths {
         console: &ConsoleSpec,
         specs: &[VirtioSpec],
     ) -> Result<(), MachineError> {
-        if let Some(path) = console.path() {
-            self.allow("its serial console", path, "--console")?;
+        self.check_console(console)?;
+        specs.iter().try_for_each(|spec| self.check_device(spec))
+    }
+
+    /// The same of the serial console alone.
+    pub(crate) fn check_console(&self, console: &ConsoleSpec) -> Result<(), MachineError> {
+        match console.path() {
+            Some(path) => self.allow("its serial console", path, "--console"),
+            None => Ok(()),
         }
-        for spec in specs {
-            if let Some(path) = spec.path() {
-                let option = match spec.kind {
-                    VirtioKind::Console => "--virtio-console",
-                    _ => "--disk",
-                };
-                self.allow(&spec.to_string(), &path, option)?;
-            }
-        }
-        Ok(())
+    }
+
+    /// The same of one virtio device.
+    pub(crate) fn check_device(&self, spec: &VirtioSpec) -> Result<(), MachineError> {
+        let Some(path) = spec.path() else { return Ok(()) };
+        let option = match spec.kind {
+            VirtioKind::Console => "--virtio-console",
+            _ => "--disk",
+        };
+        self.allow(&spec.to_string(), &path, option)
     }
 
     fn allow(&self, device: &str, path: &Path, option: &'static str) -> Result<(), MachineError> {

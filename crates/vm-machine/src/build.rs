@@ -5,59 +5,23 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use migpipe_units::Bytes;
-use vm_cpu::Offer;
-use vm_devices::{ConsoleSpec, SerialSnapshot, VirtioKind, VirtioSpec};
-use vm_state::{
-    CpuDescription, DeviceDescription, HostCapabilities, MachineDescription, Snapshot, compat,
-};
+use vm_devices::{ConsoleSpec, VirtioSpec};
+use vm_state::MachineDescription;
 
-use crate::arch::{IoctlError, check_vcpus, cpu_of_guest, find_msrs, host_capabilities, set_cpu};
+use crate::arch::{IoctlError, cpu_of_guest, set_cpu};
+use crate::arrival::{Arrival, check_devices};
+use crate::boot;
 use crate::config::{IncomingConfig, MachineConfig};
 use crate::devices::OpenedDevices;
 use crate::dirty::DirtyLog;
 use crate::error::MachineError;
 use crate::events::Events;
+use crate::host::Host;
 use crate::layout::{self, KVM_IDENTITY_MAP, KVM_TSS};
 use crate::machine::{LoadState, Machine};
 use crate::memory::{Memory, MemoryError, MemorySource};
 use crate::ports::Ports;
 use crate::vcpu::Vcpus;
-use crate::{boot, capacity, virtio};
-
-/// What the description calls the serial port.
-const SERIAL: &str = "serial";
-
-/// KVM, and what it can do on this host. To find that out takes a machine of its own, and longer
-/// than to build the one that is wanted: so it is done before anybody waits.
-#[derive(Debug)]
-pub struct Host {
-    kvm: Kvm,
-    capabilities: HostCapabilities,
-}
-
-impl Host {
-    /// Asks KVM.
-    ///
-    /// # Errors
-    /// [`MachineError`] if there is none, or it lacks what the machine needs.
-    pub fn probe() -> Result<Self, MachineError> {
-        let kvm = Kvm::new().map_err(MachineError::NoKvm)?;
-        let capabilities = host_capabilities(&kvm)?;
-        Ok(Self { kvm, capabilities })
-    }
-
-    /// What it can give to a guest.
-    pub fn offer(&self) -> Offer {
-        Offer::from(&self.capabilities)
-    }
-
-    /// Whether it can take a guest with this processor.
-    fn check(&self, cpu: &CpuDescription) -> Result<(), MachineError> {
-        let mut capabilities = self.capabilities.clone();
-        find_msrs(&self.kvm, cpu, &mut capabilities)?;
-        Ok(compat::check(cpu, &capabilities)?)
-    }
-}
 
 impl Machine {
     /// Builds a machine and boots it; it is paused at the first instruction, and its disk images
@@ -107,85 +71,20 @@ impl Machine {
         here: &IncomingConfig,
         host: &Host,
     ) -> Result<Machine, MachineError> {
-        boot::check_arriving(description)?;
-        let kvm = &host.kvm;
-        host.check(&description.cpu)?;
-        check_vcpus(kvm, description.vcpus)?;
-        // A device that nobody knows is named before a parameter that none has.
-        devices_of(description)?;
+        let arrival = Arrival { description, here, host };
+        arrival.check_host()?;
+        let devices = arrival.devices()?;
+        here.allowed_paths.check(&devices.console, &devices.specs)?;
+        arrival.check_memory_left()?;
         let mut description = description.clone();
-        virtio::replace(&mut description.devices, &here.overrides)?;
-        let (serial, mut specs) = devices_of(&description)?;
-        let mut console = console_of(serial)?;
-        let name = here.name.as_ref().unwrap_or(&description.name);
-        here.allowed_paths.move_consoles(name, (&serial.id, &mut console), &mut specs);
-        here.allowed_paths.check(&console, &specs)?;
-        let bytes = description.memory.iter().map(|region| region.pages.bytes().0);
-        let needed = bytes.fold(0, u64::saturating_add);
-        if !description.hugetlb {
-            // Huge pages are set apart, and the kernel says itself when they do not suffice.
-            capacity::check(Bytes(needed))?;
-        }
+        description.devices = devices.descriptions;
         if let Some(name) = &here.name {
             description.name.clone_from(name);
         }
-        let memory = match description.hugetlb {
-            true => &MemorySource::HugeTlb,
-            false => &here.memory,
-        };
-        Parts::new(kvm, description, memory, &console, &specs)?.assemble(LoadState::AwaitingState)
+        let memory = arrival.memory_source();
+        Parts::new(&host.kvm, description, memory, &devices.console, &devices.specs)?
+            .assemble(LoadState::AwaitingState)
     }
-}
-
-/// The serial port and the virtio devices of the description.
-fn devices_of(
-    description: &MachineDescription,
-) -> Result<(&DeviceDescription, Vec<VirtioSpec>), MachineError> {
-    let mut serial = None;
-    let mut specs = Vec::new();
-    for device in &description.devices {
-        let is_serial = device.kind == SERIAL && device.section_version <= SerialSnapshot::VERSION;
-        if is_serial && serial.is_none() {
-            serial = Some(device);
-        } else if let Some(spec) = VirtioSpec::of(device) {
-            specs.push(spec);
-        } else {
-            return Err(MachineError::UnknownDevice {
-                kind: device.kind.clone(),
-                id: device.id.clone(),
-                version: device.section_version,
-            });
-        }
-    }
-    Ok((serial.ok_or(MachineError::MissingDevice(SERIAL))?, specs))
-}
-
-fn console_of(serial: &DeviceDescription) -> Result<ConsoleSpec, MachineError> {
-    match serial.params.get("console") {
-        Some(console) => console.parse().map_err(MachineError::ConsoleSpec),
-        None => Ok(ConsoleSpec::Null),
-    }
-}
-
-/// What no device can see by itself.
-fn check_devices(
-    console: &ConsoleSpec,
-    specs: &[VirtioSpec],
-    hugetlb: bool,
-) -> Result<(), MachineError> {
-    let stdio = ConsoleSpec::Stdio.to_string();
-    let on_stdio = |spec: &&VirtioSpec| {
-        spec.kind == VirtioKind::Console
-            && spec.params.get(VirtioSpec::CONSOLE_PARAM) == Some(&stdio)
-    };
-    let consoles = usize::from(*console == ConsoleSpec::Stdio);
-    if consoles + specs.iter().filter(on_stdio).count() > 1 {
-        return Err(MachineError::TwoOnStdio);
-    }
-    if hugetlb && specs.iter().any(|spec| spec.kind == VirtioKind::Balloon) {
-        return Err(MachineError::BalloonOnHugePages);
-    }
-    Ok(())
 }
 
 /// A machine without its threads.

@@ -29,9 +29,6 @@ impl OpenedVirtio {
     ) -> Result<Self, MachineError> {
         let mut devices = Vec::new();
         for (slot, spec) in (0..).zip(specs) {
-            if specs[..slot as usize].iter().any(|other| other.to_string() == spec.to_string()) {
-                return Err(MachineError::SameDevice(spec.to_string()));
-            }
             let ram = GuestRam::new(memory.mapped().clone());
             let interrupt = event(spec)?;
             let line = event_of(spec, interrupt.try_clone())?;

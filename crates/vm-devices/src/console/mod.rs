@@ -88,6 +88,14 @@ impl Console {
         Ok(Self { spec: spec.clone(), shared, thread })
     }
 
+    /// Whether it could be opened. Nothing is made for that: neither a file nor a socket.
+    ///
+    /// # Errors
+    /// [`ConsoleError`] if the file or socket cannot be had.
+    pub fn examine(spec: &ConsoleSpec) -> Result<(), ConsoleError> {
+        thread::examine(spec).map_err(|source| ConsoleError::Open { spec: spec.clone(), source })
+    }
+
     /// Where it goes.
     pub const fn spec(&self) -> &ConsoleSpec {
         &self.spec

@@ -258,6 +258,25 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Listens at `path`, in the place of a socket of ours that nobody listens on any more.
+/// Whether [`Ends::open`] would find what it needs: a file that can be written, or a directory in which
+/// one, or a socket, can be made.
+pub(super) fn examine(spec: &ConsoleSpec) -> io::Result<()> {
+    let Some(path) = spec.path() else { return Ok(()) };
+    if let ConsoleSpec::File(path) = spec
+        && path.try_exists()?
+    {
+        return open(path).map(drop);
+    }
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    // A file without a name is gone when it is closed.
+    let options = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).clone();
+    match options.open(directory.unwrap_or(Path::new("."))) {
+        // Not every file system has such files.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        made => made.map(drop),
+    }
+}
+
 fn listen(path: &Path) -> io::Result<UnixListener> {
     unix_socket::make_room(path).map_err(unix_socket::Taken::into_io)?;
     let listener = UnixListener::bind(path)?;

@@ -29,6 +29,24 @@ pub struct OpenedDevice {
     worker: Worker,
 }
 
+/// The features that the guest is offered.
+fn offered(
+    backend: &dyn Backend,
+    spec: &VirtioSpec,
+    params: &BTreeMap<String, String>,
+) -> Result<u64, VirtioError> {
+    let offers = Transport::offers_of(backend);
+    let offered = match params.get(FEATURES) {
+        // The guest must find here what it found on its source, whether it uses it or not.
+        Some(text) => spec.number(FEATURES, text)?,
+        None => offers,
+    };
+    match offered & !offers {
+        0 => Ok(offered),
+        missing => Err(VirtioError::Features { device: spec.to_string(), missing }),
+    }
+}
+
 impl OpenedDevice {
     /// Opens the device that `spec` describes. It is the `slot`th of its machine, has `ram`, and
     /// raises its interrupt by writing to `interrupt`.
@@ -46,6 +64,17 @@ impl OpenedDevice {
         Self::with_backend(backend, spec, params, slot, ram, interrupt)
     }
 
+    /// Whether [`Self::open`] would find what it needs. Nothing stays open, and no file is made.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn examine(spec: &VirtioSpec) -> Result<(), VirtioError> {
+        match registry::examine(spec)? {
+            Some(backend) => offered(&*backend, spec, &spec.params).map(drop),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn with_backend(
         (backend, host_side): (Box<dyn Backend>, HostSide),
         spec: &VirtioSpec,
@@ -58,15 +87,7 @@ impl OpenedDevice {
             return Err(VirtioError::TooMany);
         }
         let name = spec.to_string();
-        let offers = Transport::offers_of(&*backend);
-        let offered = match params.get(FEATURES) {
-            // The guest must find here what it found on its source, whether it uses it or not.
-            Some(text) => spec.number(FEATURES, text)?,
-            None => offers,
-        };
-        if offered & !offers != 0 {
-            return Err(VirtioError::Features { device: name, missing: offered & !offers });
-        }
+        let offered = offered(&*backend, spec, &params)?;
         params.insert(FEATURES.to_owned(), format!("{offered:#x}"));
         let failed = |source| VirtioError::System { device: name.clone(), source };
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed);

@@ -19,7 +19,7 @@ use super::ram::GuestRam;
 use super::ring::{QueueSpec, Ring};
 use super::spec::VirtioSpec;
 use super::state::TransportState;
-use crate::console::{Console, Input};
+use crate::console::{Console, ConsoleSpec, Input};
 
 /// Feature bit (VIRTIO 1.2, 5.3.3).
 const EMERGENCY_WRITE: u32 = 2;
@@ -109,9 +109,19 @@ pub(super) struct VirtioConsole {
 }
 
 impl VirtioConsole {
-    pub(super) fn open(spec: &VirtioSpec) -> Result<Self, VirtioError> {
+    fn place(spec: &VirtioSpec) -> Result<ConsoleSpec, VirtioError> {
         let to = spec.param(VirtioSpec::CONSOLE_PARAM)?;
-        let to = to.parse().map_err(|_| spec.wrong(VirtioSpec::CONSOLE_PARAM, to))?;
+        Ok(to.parse().map_err(|_| spec.wrong(VirtioSpec::CONSOLE_PARAM, to))?)
+    }
+
+    /// Whether its far end could be opened.
+    pub(super) fn examine(spec: &VirtioSpec) -> Result<(), VirtioError> {
+        Console::examine(&Self::place(spec)?)
+            .map_err(|source| VirtioError::Console { device: spec.to_string(), source })
+    }
+
+    pub(super) fn open(spec: &VirtioSpec) -> Result<Self, VirtioError> {
+        let to = Self::place(spec)?;
         let device = || spec.to_string();
         let far_end = Console::open(&to)
             .map_err(|source| VirtioError::Console { device: device(), source })?;
