@@ -124,6 +124,26 @@ fn what_went_wrong_is_one_object_with_the_guest_and_who_has_it() {
 }
 
 #[test]
+fn what_a_migration_would_come_to() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = Guest::boot(&host, "a", &spec(64, "500", 8), &["--mem", "64M"]);
+    let dest = "exec:mig-recv -q --name b --console null";
+    let asked = ["-n", "--json", "--max-bandwidth", "64M", "a", dest];
+    let done = host.run("mig-send", &asked).expect(0);
+    assert_eq!(done.stderr, "");
+    let refused = ["-n", "--json", "a", "exec:mig-recv --console null"];
+    let taken = host.run("mig-send", &refused).expect(1);
+    let fault = fault(&taken);
+    assert!(fault["what"].as_str().unwrap().contains("name: a guest named a is"), "{fault}");
+    assert_eq!((&fault["guest"], &fault["guest_is_at"]), (&"a".into(), &"source".into()));
+    let not_asked = host.run("mig-send", &["-n", "--json", "a"]).expect(0);
+    let samples = [done, taken, not_asked].map(|it| serde_json::from_str(&it.stdout).unwrap());
+    compare("What a migration would come to", &samples);
+    a.assert_runs();
+}
+
+#[test]
 fn the_last_line_of_progress_says_what_became_of_the_migration() {
     needs_kvm!();
     let host = Host::new();

@@ -12,6 +12,7 @@ mod devices;
 mod disks;
 mod drain;
 mod durable;
+mod estimate;
 mod faults;
 mod files;
 mod following;

@@ -230,6 +230,7 @@ fn every_option_that_a_message_names_exists() {
         "--ask",
         "--about",
         "--control-stdin",
+        "--examine",
         "--host-cpu",
         "--named",
         "--user",

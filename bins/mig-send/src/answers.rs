@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mig_channel::ChannelReader;
 use mig_stream::{DestinationOutcome, Message, ReturnReader, StreamDigest, Timings};
-use migpipe_units::{Acknowledged, MigrationId};
+use migpipe_units::{Acknowledged, Bytes, Finding, MigrationId};
 
 use crate::error::{AnswerError, StepError};
 
@@ -122,6 +122,27 @@ impl Answers {
                 Err(AnswerError::NoOutcome(reason).into())
             }
             other => Err(out_of_turn("the outcome", &other)),
+        }
+    }
+
+    /// What the destination finds about a guest that it is asked about.
+    pub fn findings(
+        &mut self,
+        timeout: Duration,
+        again: impl FnMut() -> bool,
+    ) -> Result<Vec<Finding>, StepError> {
+        self.first(timeout, again)?;
+        match self.answer(timeout)? {
+            Message::Examined { findings } => Ok(findings),
+            other => Err(out_of_turn("what it finds", &other)),
+        }
+    }
+
+    /// All that was sent so far has come.
+    pub fn measured(&mut self, timeout: Duration) -> Result<Bytes, StepError> {
+        match self.answer(timeout)? {
+            Message::Measured { bytes } => Ok(bytes),
+            other => Err(out_of_turn("a measurement", &other)),
         }
     }
 

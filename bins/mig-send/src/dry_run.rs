@@ -1,48 +1,79 @@
-//! What would be sent.
+//! What would be sent, and, where the destination can be asked, what would come of it.
 
-use mig_stream::MAX_RUN;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, anyhow};
 use migpipe_cli::output;
-use migpipe_units::{PAGE_SIZE, Pages};
-use page_bitmap::GuestBitmap;
 use vm_control::Client;
+use vm_mapping::GuestMemory;
+use vm_state::MachineDescription;
 
+use crate::NAME;
 use crate::args::Args;
-use crate::pages;
+use crate::content::Content;
+use crate::dirtying;
+use crate::error::StepError;
+use crate::estimate::{Estimate, Measured};
+use crate::monitor::Shared;
+use crate::probe::Probe;
 
-/// `mig-send -n`: says what a migration would send, and touches nothing.
-pub fn run(args: &Args, client: &Client) -> anyhow::Result<u8> {
+/// The exit status of a migration that was cancelled.
+const CANCELLED: u8 = 3;
+
+/// `mig-send -n`: says what a migration would send and come to, and changes nothing.
+pub fn run(args: &Args, client: Client, shared: &Arc<Shared>) -> anyhow::Result<u8> {
     let machine = client.describe()?;
     let memory = client.map_memory(&machine)?;
-    let existing = GuestBitmap::new(machine.region_pages());
-    pages::existing(&memory, &existing)?;
-    let mut buffer = vec![0; MAX_RUN.bytes().0 as usize];
-    let (mut raw, mut fills) = (Pages(0), Pages(0));
-    for range in existing.iter().flat_map(|bitmap| bitmap.runs(MAX_RUN)) {
-        for page in memory.copy_pages(range, &mut buffer).chunks_exact(PAGE_SIZE as usize) {
-            match pages::pattern_of(page) {
-                Some(_) => fills += Pages(1),
-                None => raw += Pages(1),
-            }
+    let content = Content::of(&machine, &memory)?;
+    let mut estimate = Estimate::new(args, &machine, &content);
+    if args.can_ask_before() {
+        let asked = ask(args, client, &machine, &memory, &content, shared, &mut estimate);
+        if let Err(StepError::Cancelled) = asked {
+            migpipe_cli::complain(NAME, &anyhow!("cancelled; nothing was sent"));
+            return Ok(CANCELLED);
         }
+        asked?;
     }
-    let holes = machine.pages() - raw - fills;
-    output::say(format!(
-        "{}: {} of memory for {} vCPU{}, to {}",
-        machine.name,
-        machine.pages().bytes(),
-        machine.vcpus,
-        if machine.vcpus == 1 { "" } else { "s" },
-        args.destination
-    ));
-    output::say(format!(
-        "  round 0 would send  {:>10} as they are ({raw})",
-        raw.bytes().to_string()
-    ));
-    output::say(format!("  as one pattern each {:>10} ({fills})", fills.bytes().to_string()));
-    output::say(format!("  holes, not sent     {:>10} ({holes})", holes.bytes().to_string()));
-    if let Some(limit) = args.bandwidth() {
-        let time = limit.time_for(raw.bytes()).as_secs_f64();
-        output::say(format!("  at {limit} that takes {time:.1} s"));
+    if args.json {
+        let mut line = serde_json::to_vec(&estimate)?;
+        line.push(b'\n');
+        io::stdout().write_all(&line).context("cannot print the estimate")?;
+        migpipe_cli::guest_is_at(&machine.name, Some("source"));
+        if let Some(why) = estimate.in_the_way() {
+            migpipe_cli::complain(NAME, &anyhow!("{} would not move: {why}", machine.name));
+        }
+    } else {
+        output::say(estimate.text().trim_end());
     }
-    Ok(0)
+    Ok(if estimate.possible == Some(false) { 1 } else { 0 })
+}
+
+/// Asks the destination; where nothing is in the way, times the path and watches the guest at once.
+fn ask(
+    args: &Args,
+    client: Client,
+    machine: &MachineDescription,
+    memory: &GuestMemory,
+    content: &Content,
+    shared: &Arc<Shared>,
+    estimate: &mut Estimate,
+) -> Result<(), StepError> {
+    let mut probe = Probe::open(args, machine, shared)?;
+    estimate.found(&probe.findings);
+    if estimate.possible == Some(false) {
+        return Ok(());
+    }
+    let (watched, path) = thread::scope(|scope| {
+        let watched = scope.spawn(|| dirtying::watch(client, machine, shared));
+        let path = probe.measure(memory, &content.sample, args.max_downtime);
+        let watched = watched
+            .join()
+            .unwrap_or(Err(StepError::Helper("the thread that watches the guest has ended")));
+        (watched, path)
+    });
+    let setup = probe.setup;
+    estimate.measured(args, content, Measured { path: path?, watched: watched?, setup });
+    Ok(())
 }

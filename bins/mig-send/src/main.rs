@@ -6,9 +6,12 @@ mod answers;
 mod args;
 mod attempts;
 mod confinement;
+mod content;
+mod dirtying;
 mod disks;
 mod dry_run;
 mod error;
+mod estimate;
 mod failure;
 mod handover;
 mod migration;
@@ -18,6 +21,7 @@ mod pages;
 #[cfg(test)]
 mod phase_tests;
 mod precopy;
+mod probe;
 mod query;
 mod query_args;
 mod report;
@@ -59,11 +63,11 @@ fn run(args: Args) -> anyhow::Result<u8> {
     args.claim_descriptors()?;
     // Before any thread exists, so that all of them leave the signals to one.
     let signals = monitor::block_signals()?;
-    if args.dry_run {
-        return dry_run::run(&args, &connect(&args)?);
-    }
     let shared = Shared::new()?;
     monitor::watch_signals(signals, &shared);
+    if args.dry_run {
+        return dry_run::run(&args, connect(&args)?, &shared);
+    }
     if args.resolve {
         return resolve(&mut args, &shared);
     }

@@ -80,6 +80,17 @@ impl PageSender {
         sent
     }
 
+    /// Sends the pages of `range`, and none as a pattern.
+    pub fn send_as_they_are(
+        &mut self,
+        memory: &GuestMemory,
+        range: PageRange,
+        stream: &mut StreamWriter<ChannelWriter>,
+    ) -> Result<(), WriteError> {
+        let bytes = memory.copy_pages(range, &mut self.buffer);
+        stream.pages(range, bytes)
+    }
+
     /// Sends the pages of `range` without looking at all of their bytes and without page
     /// checksums: through a pipe the kernel passes the pages themselves on, where it still does
     /// that.

@@ -21,7 +21,7 @@ use crate::ssh_args;
 
 /// What a blackout takes beside the last pages and the harvest: state, round trips, load. Measured
 /// with the built-in guest and one or two vCPUs it is 1 to 4 ms.
-const BLACKOUT_OVERHEAD: Duration = Duration::from_millis(4);
+pub const BLACKOUT_OVERHEAD: Duration = Duration::from_millis(4);
 
 /// The longest sleep for the bandwidth limit, after which orders are looked at again.
 const PACE_INTERVAL: Duration = Duration::from_millis(50);

@@ -134,7 +134,7 @@ fn mode_of(args: &Args, channel: &SenderChannel) -> Result<HandoverMode, StepErr
     })
 }
 
-fn header_of(
+pub fn header_of(
     machine: &MachineDescription,
     released: Vec<MigrationId>,
 ) -> Result<Header, StepError> {
