@@ -251,3 +251,60 @@ fn a_signal_that_comes_when_the_reader_has_gone_is_a_cancel_too() {
     assert_eq!(wait_within(&mut shell, HANG_TIMEOUT).code(), Some(3));
     a.assert_runs();
 }
+
+#[test]
+fn top_shows_guests_and_their_migrations_as_they_change_and_gives_the_terminal_back() {
+    needs_kvm!();
+    let host = Host::new();
+    let mut a = guest(&host);
+    let Some(terminal) = Terminal::open(&host, 140) else { return };
+    terminal.types("clear; vmctl top --interval 0.1; echo \"status=$?\"");
+    let line_of = |screen: &str, name: &str| {
+        let begins = format!("{name} ");
+        screen.lines().find(|line| line.starts_with(&begins)).map(str::to_owned)
+    };
+    terminal.wait_for("the guest", |screen| {
+        line_of(screen, "a").is_some_and(|line| line.contains("running"))
+    });
+    assert!(terminal.screen().contains("q ends it"), "{}", terminal.screen());
+    let tunnel = "exec:mig-recv -q --name b --console null";
+    let mut send = host.command("mig-send");
+    let send = send.args(["-q", "--max-bandwidth", "1M", "a", tunnel]);
+    let mut send = send.stderr(Stdio::null()).spawn().unwrap();
+    terminal.wait_for("its migration", |screen| {
+        line_of(screen, "a").is_some_and(|line| {
+            line.contains("migrating") && line.contains("pre-copy") && line.contains("MiB/s")
+        })
+    });
+    terminal.wait_for("where it arrives", |screen| {
+        line_of(screen, "b").is_some_and(|line| line.contains("receiving"))
+    });
+    // It goes on with no key pressed: the guest goes back to what it was.
+    host.run("vmctl", &["cancel", "a"]).expect(0);
+    assert_eq!(wait_within(&mut send, HANG_TIMEOUT).code(), Some(3));
+    terminal.wait_for("the end of it", |screen| {
+        line_of(screen, "a").is_some_and(|line| line.contains("running"))
+            && line_of(screen, "b").is_none()
+    });
+    terminal.presses("x");
+    terminal.presses("q");
+    terminal.wait_for("the shell", |screen| screen.contains("status=0"));
+    assert!(!terminal.screen().contains("q ends it"), "{}", terminal.screen());
+    // The shell's terminal is as it was: what is typed is seen and taken.
+    terminal.types("echo as$((1 + 1))before");
+    terminal.wait_for("an answer", |screen| screen.lines().any(|line| line == "as2before"));
+    // A signal ends it no other way than a key.
+    terminal.types("clear; vmctl top; echo \"status=$?\"");
+    terminal.wait_for("the guest", |screen| line_of(screen, "a").is_some());
+    let (top, _) =
+        host.processes().into_iter().find(|(_, name)| name == "vmctl").expect("vmctl runs");
+    kill(Pid::from_raw(top), Signal::SIGTERM).unwrap();
+    terminal.wait_for("the shell", |screen| screen.contains("status=0"));
+    a.assert_runs();
+}
+
+#[test]
+fn top_says_what_to_use_where_there_is_no_terminal() {
+    let host = Host::new();
+    host.run("vmctl", &["top"]).refused_with(&["needs a terminal", "vmctl list"]);
+}

@@ -24,6 +24,12 @@ pub struct Args {
 pub enum Command {
     /// Show all guests of this user
     List,
+    /// Watch all guests of this user and their migrations on the terminal, until q is pressed
+    Top {
+        /// Look again after so many seconds
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = migpipe_cli::seconds)]
+        interval: Duration,
+    },
     /// Show how a guest is
     Status {
         /// The guest: its name, or the path of its control socket
@@ -218,6 +224,7 @@ pub enum Format {
 const EXAMPLES: &str = "\
 Examples:
   vmctl list
+  vmctl top
   vmctl info web
   vmctl set-speed web 200M
   vmctl balloon web 256M
@@ -260,6 +267,7 @@ impl migpipe_cli::Program for Args {
             | Command::Resolve { guest, .. }
             | Command::Commit { guest, .. } => Some(guest),
             Command::List
+            | Command::Top { .. }
             | Command::Records { .. }
             | Command::Forget { .. }
             | Command::Cpu { .. }

@@ -7,6 +7,7 @@ mod handover;
 mod memory;
 mod plot;
 mod show;
+mod top;
 mod wait;
 
 use std::io::{self, Write};
@@ -40,6 +41,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::List => {
             print(&show::list(&all()?, args.json)?)?;
         }
+        Command::Top { interval } => top::run(*interval)?,
         Command::Status { guest } => {
             print(&show::status(&connect(guest)?.status()?, args.json)?)?;
         }
