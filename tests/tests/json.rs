@@ -107,6 +107,10 @@ fn what_went_wrong_is_one_object_with_the_guest_and_who_has_it() {
         ("vmctl", &["balloon", "a", "1M", "--json"], 1, Some("a"), None),
         ("vmctl", &["--json", "list", "--nonsense"], 2, None, None),
         ("mig-inspect", &["--json", "/nonexistent"], 1, None, None),
+        ("vmrun", &["--json", "--name", "b", "--kernel", "/nonexistent"], 1, Some("b"), None),
+        ("vmrun", &["--json", "--name", "a", "--kernel", "builtin:idle"], 1, Some("a"), None),
+        ("vmrun", &["--json", "--name", "b", "--kernel", "builtin:x"], 2, Some("b"), None),
+        ("vmrun", &["--json", "--name", "b"], 2, None, None),
     ] {
         let done = host.run(program, args).expect(status);
         let fault = fault(&done);

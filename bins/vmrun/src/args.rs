@@ -110,6 +110,9 @@ pub struct Args {
     /// Listen on this control socket instead
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Say what went wrong as one JSON object on stderr, when it ends
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub confinement: migpipe_cli::Confinement,
     #[command(flatten)]
@@ -135,5 +138,13 @@ impl migpipe_cli::Program for Args {
 
     fn common(&self) -> &migpipe_cli::Common {
         &self.common
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+
+    fn guest(&self) -> Option<&str> {
+        Some(&self.name)
     }
 }

@@ -143,6 +143,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
     if end.exit_status() == 1 {
         anyhow::bail!("{}: {end}", args.name);
     }
+    if end.exit_status() != 0 && migpipe_cli::is_json() {
+        // For people that is no failure.
+        migpipe_cli::complain("vmrun", &anyhow::anyhow!("{}: {end}", args.name));
+    }
     Ok(end.exit_status())
 }
 
