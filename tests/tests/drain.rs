@@ -207,3 +207,40 @@ fn a_wrong_command_line_is_said_to_be_one() {
     // Nothing to do is done.
     run(&mut drain(&home, &["exec:false"])).expect(0);
 }
+
+#[test]
+fn how_long_it_will_take_is_said_before_and_on_the_way() {
+    needs_kvm!();
+    let (home, away) = (Host::new(), Host::new());
+    let kernel = "builtin:dirty,pages=16,rate=200,tick-ms=50,fill=random,fill-mb=16";
+    let boot = |name| Guest::boot(&home, name, kernel, &["--mem", "32M"]);
+    let guests: Vec<_> = ["g0", "g1", "g2", "g3"].map(boot).into();
+    let to = tunnel(&away);
+    let args = ["--max-bandwidth", "6M", &to];
+    let asked = run(&mut drain(&home, &[&["-n"], &args[..]].concat())).expect(0).stdout;
+    for guest in &guests {
+        assert!(asked.contains(&format!("{}: would move to", guest.name)), "{asked}");
+        assert_eq!(home.state(&guest.name).as_deref(), Some("running"));
+    }
+    assert!(away.records().is_empty() && away.sockets().is_empty());
+    let last = asked.lines().last().unwrap();
+    let said = last.strip_prefix("4 guests would leave in ").unwrap_or_else(|| panic!("{asked}"));
+    let said: f64 = said.split(' ').next().unwrap().parse().unwrap();
+
+    let began = std::time::Instant::now();
+    let done = run(&mut drain(&home, &args)).expect(0).stdout;
+    let took = began.elapsed().as_secs_f64();
+    // Two by two at 6 MiB/s each; whatever else the machine does meanwhile has its share.
+    assert!((took / 3.0..took * 3.0).contains(&said), "{said} s were said, {took} s it took");
+    let left: Vec<_> = done.lines().filter(|line| line.contains(" of 4 have left")).collect();
+    assert_eq!(left.len(), 3, "{done}");
+    assert!(left[2].starts_with("3 of 4 have left, the others in some "), "{done}");
+    assert_all_moved(&guests, &away);
+
+    // What would not leave is named, with what is in the way.
+    let stays = Guest::boot(&home, "h", kernel, &["--mem", "32M"]);
+    let refused = format!("{to} --max-mem 8M");
+    let asked = run(&mut drain(&home, &["-n", &refused])).expect(1).stdout;
+    assert!(asked.contains("h: would stay: ") && asked.contains("--max-mem"), "{asked}");
+    assert_eq!(home.state(&stays.name).as_deref(), Some("running"));
+}
