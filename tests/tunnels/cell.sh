@@ -49,6 +49,14 @@ Host hostb
 END
 }
 
+# A host that has been there for long: what it has not heard of has not been there.
+remember() {
+    mkdir -m 700 -p "$dir/vmrun/migrations"
+    chmod 700 "$dir/vmrun"
+    printf '{"id":"%s","since":{"secs_since_epoch":%s,"nanos_since_epoch":0}}' \
+        "$(cat /proc/sys/kernel/random/uuid)" "$(($(date +%s) - 86400))" >"$dir/vmrun/migrations/host-id"
+}
+
 # Ends all guests that there are.
 end_guests() {
     local name
