@@ -2,6 +2,8 @@
 //! of a guest that begins here.
 #![forbid(unsafe_code)]
 
+use std::thread;
+
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_cpu::{CpuError, Wanted};
@@ -58,7 +60,7 @@ pub enum CapabilityError {
 struct Scratch {
     vcpu: VcpuFd,
     /// Lives as long as its vCPU.
-    _vm: VmFd,
+    vm: VmFd,
 }
 
 impl Scratch {
@@ -67,7 +69,15 @@ impl Scratch {
         vm.create_irq_chip().named("KVM_CREATE_IRQCHIP")?;
         let vcpu = vm.create_vcpu(0).named("KVM_CREATE_VCPU")?;
         cpuid::set(&vcpu, cpuid, 0)?;
-        Ok(Self { vcpu, _vm: vm })
+        Ok(Self { vcpu, vm })
+    }
+
+    /// Closes it in another thread: KVM waits for grace periods of RCU meanwhile, some 15 ms.
+    /// Without a thread it is closed here.
+    fn close(self) {
+        let Self { vcpu, vm } = self;
+        let close = move || drop((vcpu, vm));
+        let _ = thread::Builder::new().name("kvm-close".into()).spawn(close);
     }
 }
 
@@ -94,14 +104,16 @@ pub fn host_capabilities(kvm: &Kvm) -> Result<HostCapabilities, CapabilityError>
     ioctl::permit_amx();
     let cpuid = cpuid::offered(kvm)?;
     let scratch = Scratch::new(kvm, &cpuid)?;
-    Ok(HostCapabilities {
+    let capabilities = HostCapabilities {
         xsave_components: cpuid::xsave_components(&cpuid),
         msrs: msr::usable(&scratch.vcpu, &msr::candidates(kvm)?)?,
         arch_capabilities: msr::arch_capabilities(&scratch.vcpu)?,
         tsc_khz: scratch.vcpu.get_tsc_khz().named("KVM_GET_TSC_KHZ")?,
         tsc_scaling: kvm.check_extension(Cap::TscControl),
         cpuid,
-    })
+    };
+    scratch.close();
+    Ok(capabilities)
 }
 
 /// Adds to `host` what it has of the MSRs that the guest needs: KVM_GET_MSR_INDEX_LIST lacks some
@@ -124,6 +136,7 @@ pub fn find_msrs(
         Err(_) => Scratch::new(kvm, &host.cpuid)?,
     };
     host.msrs.extend(msr::usable(&scratch.vcpu, &missing)?);
+    scratch.close();
     Ok(())
 }
 
@@ -162,6 +175,7 @@ pub fn cpu_of_guest(
         candidates.retain(|index| most.contains(index));
     }
     cpu.msrs = msr::usable(&scratch.vcpu, &candidates)?;
+    scratch.close();
     Ok(cpu)
 }
 
