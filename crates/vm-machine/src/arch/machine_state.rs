@@ -10,6 +10,7 @@ use vm_state::{CpuDescription, LoadError, SaveError, Section, SectionSet, Snapsh
 use super::clock::{self, ClockState, TimeBase};
 use super::ioctl::IoctlError;
 use super::irqchip::{self, ChipError, ChipState};
+use super::parallel;
 use super::vcpu_state::{self, VcpuState, VcpuStateError};
 
 /// The state of a machine at one instant.
@@ -67,7 +68,8 @@ pub enum MachineStateError {
 ///
 /// The order, and why:
 /// 1. the clock, so that no vCPU's state is older than the instant that it stands for;
-/// 2. the vCPUs, each in the order of [`save_vcpu`](super::save_vcpu);
+/// 2. the vCPUs, each in the order of [`save_vcpu`](super::save_vcpu), and several at a time: what
+///    KVM tells of one says nothing of another;
 /// 3. PICs, IOAPIC, and the PIT that drives them last. Devices are quiet by now; only the PIT
 ///    ticks on, and a tick that falls between these calls is one that a paused guest misses anyway.
 ///
@@ -78,20 +80,20 @@ pub enum MachineStateError {
 /// [`MachineStateError`] names the part and the call.
 pub fn save_machine(
     vm: &VmFd,
-    vcpus: &[impl Borrow<VcpuFd>],
+    vcpus: &[impl Borrow<VcpuFd> + Sync],
     cpu: &CpuDescription,
 ) -> Result<MachineState, MachineStateError> {
     let Some(first) = vcpus.first() else {
         return Err(MachineStateError::Vcpus { saved: 0, here: 0 });
     };
     let clock = clock::save_clock(vm, first.borrow()).map_err(MachineStateError::Clock)?;
-    let vcpus = vcpus.iter().enumerate().map(|(vcpu, fd)| {
+    let vcpus = parallel::map(vcpus, |vcpu, fd| {
         vcpu_state::save_vcpu(fd.borrow(), cpu)
             .map_err(|source| MachineStateError::SaveVcpu { vcpu, source })
     });
     Ok(MachineState {
         clock,
-        vcpus: vcpus.collect::<Result<_, _>>()?,
+        vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
         chips: irqchip::save_chips(vm).map_err(MachineStateError::SaveChips)?,
     })
 }
@@ -101,7 +103,7 @@ pub fn save_machine(
 ///
 /// The order, and why:
 /// 1. how time goes on, found once, so that all clocks agree;
-/// 2. the vCPUs, with their local APICs;
+/// 2. the vCPUs, with their local APICs, several at a time;
 /// 3. PIT, PICs, IOAPIC, which deliver to those local APICs;
 /// 4. kvm-clock, after the MSRs that say where the guest wants it and after the TSCs that it is
 ///    computed from, before any vCPU runs and shows it to the guest;
@@ -111,7 +113,7 @@ pub fn save_machine(
 /// [`MachineStateError`] names the part, and the call, field or MSR.
 pub fn restore_machine(
     vm: &VmFd,
-    vcpus: &[impl Borrow<VcpuFd>],
+    vcpus: &[impl Borrow<VcpuFd> + Sync],
     state: &MachineState,
 ) -> Result<(), MachineStateError> {
     let (Some(first), Some(saved), true) =
@@ -122,10 +124,11 @@ pub fn restore_machine(
     };
     let time = TimeBase::new(&state.clock, saved.tsc.khz, first.borrow())
         .map_err(MachineStateError::Clock)?;
-    for (vcpu, (fd, saved)) in vcpus.iter().zip(&state.vcpus).enumerate() {
-        vcpu_state::restore_vcpu(fd.borrow(), saved, &time)
-            .map_err(|source| MachineStateError::RestoreVcpu { vcpu, source })?;
-    }
+    let restored = parallel::map(vcpus, |vcpu, fd| {
+        vcpu_state::restore_vcpu(fd.borrow(), &state.vcpus[vcpu], &time)
+            .map_err(|source| MachineStateError::RestoreVcpu { vcpu, source })
+    });
+    restored.into_iter().collect::<Result<(), _>>()?;
     irqchip::restore_chips(vm, &state.chips)?;
     clock::restore_clock(vm, &time).map_err(MachineStateError::Clock)?;
     for fd in vcpus {

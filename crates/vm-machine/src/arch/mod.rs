@@ -12,6 +12,7 @@ mod ioctl;
 mod irqchip;
 mod machine_state;
 mod msr;
+mod parallel;
 mod uapi;
 mod vcpu_state;
 
