@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, info};
 use vm_machine::{
-    AllowedPaths, ConsoleSpec, CpuSpec, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
-    MemorySource, VirtioSpec,
+    AllowedPaths, ConsoleSpec, CpuSpec, Host, HugeTmpfs, Kernel, Machine, MachineConfig,
+    MachineError, MemorySource, VirtioSpec,
 };
 use vm_records::departure::{Departure, Departures};
 use vm_records::known_files;
@@ -24,7 +25,10 @@ use crate::guest::{Guest, Inner};
 
 /// The guest of this command line, before anything of it runs.
 pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
+    // Both take a while, and whoever brings a guest waits for both.
+    let probe = args.incoming.then(|| thread::spawn(Host::probe));
     let memory = memory_source(args);
+    let host = probe.and_then(|probe| probe.join().ok()?.ok());
     let machine = match &args.kernel {
         Some(kernel) => Some(boot(args, kernel, memory.clone())?),
         None => None,
@@ -33,11 +37,15 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
         info!("guest memory: {}", machine.memory_backing());
     }
     let description = machine.as_ref().map(Machine::describe);
+    let builder = match args.incoming {
+        true => Some(Builder::start(allowed(args)?, memory, host)?),
+        false => None,
+    };
     Ok(Inner {
         name: args.name.clone(),
         ownership: if args.incoming { Ownership::incoming() } else { Ownership::booted() },
         machine,
-        builder: args.incoming.then(|| Builder::start(allowed(args)?, memory)).transpose()?,
+        builder,
         description,
         wanted: !args.paused && held.is_none(),
         held,

@@ -45,8 +45,13 @@ pub struct Builder(Sender<Order>);
 
 impl Builder {
     /// Starts the thread, and waits until it is confined. The files of what it builds are in
-    /// `allowed`, and its memory comes from `memory`.
-    pub fn start(allowed: AllowedPaths, memory: MemorySource) -> anyhow::Result<Self> {
+    /// `allowed`, its memory comes from `memory`, and `host` is what is known of this host: what is
+    /// in the way now may be gone when somebody wants a machine.
+    pub fn start(
+        allowed: AllowedPaths,
+        memory: MemorySource,
+        host: Option<Host>,
+    ) -> anyhow::Result<Self> {
         let (orders, to_build) = channel();
         let (confined, is_confined) = sync_channel(1);
         let body = move || {
@@ -54,7 +59,7 @@ impl Builder {
             let goes_on = entered.is_ok();
             let _ = confined.send(entered);
             if goes_on {
-                serve(&to_build, &allowed, &memory);
+                serve(&to_build, &allowed, &memory, host);
             }
         };
         let thread = thread::Builder::new().name("builder".into());
@@ -102,9 +107,12 @@ impl Builder {
     }
 }
 
-fn serve(orders: &Receiver<Order>, allowed: &AllowedPaths, memory: &MemorySource) {
-    // While nobody waits for it yet. What is in the way now may be gone when somebody does.
-    let mut host = Host::probe().ok();
+fn serve(
+    orders: &Receiver<Order>,
+    allowed: &AllowedPaths,
+    memory: &MemorySource,
+    mut host: Option<Host>,
+) {
     for Order { description, mut here, task } in orders {
         here.allowed_paths = allowed.clone();
         here.memory = memory.clone();
