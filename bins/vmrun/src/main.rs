@@ -41,7 +41,7 @@ use mig_engine::ownership::State;
 use migpipe_confine::ViolationAction;
 use tracing::{info, warn};
 use vm_control::server::{Server, Service};
-use vm_machine::Host;
+use vm_machine::{Host, Machine};
 use vm_records::departure::Departures;
 use vm_records::record::Records;
 
@@ -123,13 +123,14 @@ fn run(args: Args) -> anyhow::Result<u8> {
     // 3. The record of a guest that arrived and the note of one that left, if the disk takes them in
     //    time: a guest that ends at once after it arrived is known to have run.
     // 4. The socket, and with it the name.
-    // 5. The connections, which the end of the process closes.
+    // 5. The connections.
+    // 6. What KVM has left of the machine, which is nobody else's.
     // Storage that hangs is waited for in none of them.
     let (machine, recording) = guest
         .lock_within(TEARDOWN_TIMEOUT)
         .map(|mut inner| (inner.machine.take(), inner.recording.take()))
         .unwrap_or_default();
-    within(TEARDOWN_TIMEOUT, move || drop(machine));
+    let rest = within(TEARDOWN_TIMEOUT, move || machine.map(Machine::release));
     server.drain(DRAIN_TIMEOUT);
     if let State::Migrating(_) = guest.status().ownership {
         // It ended here, on its way.
@@ -139,7 +140,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
         recording.settle(DRAIN_TIMEOUT);
     }
     notes.settle(DRAIN_TIMEOUT);
-    drop(server);
+    server.close();
+    drop(rest);
     if end.exit_status() == 1 {
         anyhow::bail!("{}: {end}", args.name);
     }
@@ -150,14 +152,15 @@ fn run(args: Args) -> anyhow::Result<u8> {
     Ok(end.exit_status())
 }
 
-/// Does `work` and waits for it, but no longer than that.
-fn within(time: Duration, work: impl FnOnce() + Send + 'static) {
+/// Does `work` and waits for what comes of it, but no longer than that.
+fn within<T: Send + 'static>(
+    time: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (done, is_done) = sync_channel(1);
     let body = move || {
-        work();
-        let _ = done.send(());
+        let _ = done.send(work());
     };
-    if thread::Builder::new().name("teardown".into()).spawn(body).is_ok() {
-        let _ = is_done.recv_timeout(time);
-    }
+    thread::Builder::new().name("teardown".into()).spawn(body).ok()?;
+    is_done.recv_timeout(time).ok()
 }

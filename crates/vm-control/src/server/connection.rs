@@ -1,12 +1,14 @@
 //! One connection: its requests are answered in the order in which they come, until it ends or
 //! becomes a stream of events.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,7 @@ const SUBSCRIBER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     next: AtomicU64,
-    open: AtomicUsize,
+    open: Mutex<HashMap<ConnectionId, Weak<UnixStream>>>,
     /// How many requests are being answered.
     busy: Mutex<usize>,
     idle: Condvar,
@@ -39,13 +41,24 @@ impl Connections {
     /// Waits until fewer than `most` are open, but no longer than `within`: whether they are.
     pub(super) fn wait_for_slot(&self, most: usize, within: Duration) -> bool {
         let began = Instant::now();
-        while self.open.load(Ordering::Relaxed) >= most {
+        while self.open().len() >= most {
             if began.elapsed() > within {
                 return false;
             }
             thread::sleep(Duration::from_millis(1));
         }
         true
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<ConnectionId, Weak<UnixStream>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all that are open: their clients see that at once.
+    pub(super) fn close(&self) {
+        for stream in self.open().values().filter_map(Weak::upgrade) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Waits until no request is being answered, but no longer than `within`.
@@ -65,9 +78,13 @@ struct Open {
 }
 
 impl Open {
-    fn new(service: Arc<dyn Service>, connections: &Arc<Connections>) -> Self {
+    fn new(
+        stream: &Arc<UnixStream>,
+        service: Arc<dyn Service>,
+        connections: &Arc<Connections>,
+    ) -> Self {
         let id = ConnectionId(connections.next.fetch_add(1, Ordering::Relaxed));
-        connections.open.fetch_add(1, Ordering::Relaxed);
+        connections.open().insert(id, Arc::downgrade(stream));
         Self { id, service, connections: Arc::clone(connections) }
     }
 }
@@ -75,7 +92,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.service.closed(self.id);
-        self.connections.open.fetch_sub(1, Ordering::Relaxed);
+        self.connections.open().remove(&self.id);
     }
 }
 
@@ -105,7 +122,8 @@ pub(super) fn spawn(
     service: Arc<dyn Service>,
     connections: &Arc<Connections>,
 ) -> io::Result<ConnectionId> {
-    let open = Open::new(service, connections);
+    let stream = Arc::new(stream);
+    let open = Open::new(&stream, service, connections);
     let id = open.id;
     let spawned = thread::Builder::new().name(format!("client-{}", id.0)).spawn(move || {
         match converse(&stream, &open) {

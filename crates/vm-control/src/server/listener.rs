@@ -118,6 +118,14 @@ impl Server {
     pub fn drain(&self, within: Duration) {
         self.connections.drain(within);
     }
+
+    /// Removes the socket, and then ends all connections: whoever waits for the end of a connection
+    /// finds the name free.
+    pub fn close(self) {
+        let Self { listener, file, connections } = self;
+        drop((listener, file));
+        connections.close();
+    }
 }
 
 fn accept(listener: &UnixListener, service: &Arc<dyn Service>, connections: &Arc<Connections>) {
