@@ -66,7 +66,8 @@ fn memory_that_was_given_back_is_not_sent_and_not_brought_back_by_the_look() {
     let memory = memory_file(&a);
     let raw = || {
         let said = host.run("mig-send", &["-n", "a"]).expect(0).stderr;
-        let pages = said.split_once("as they are (").unwrap().1.split_once(' ').unwrap().0;
+        let sent = said.split_once("would send").unwrap().1;
+        let pages = sent.split_once('(').unwrap().1.split_once(' ').unwrap().0;
         pages.replace(',', "").parse::<u64>().unwrap()
     };
     let before = raw();
