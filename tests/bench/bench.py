@@ -12,6 +12,7 @@ import tempfile
 import time
 
 import console
+import goals
 import limits
 from systems import DoesNotEnd, Ours, Qemu
 
@@ -35,7 +36,7 @@ GUESTS = {guest.label: guest for guest in [
     Guest("grow-4G", "4G", "pages=64,rate=100,fill=random", 3584),
     Guest("untouched-16G", "16G", "pages=64,rate=100,fill=random", 1),
 ]}
-OURS = ["pipe", "exec", "unix", "tcp"]
+OURS = ["pipe", "exec", "unix", "tcp", "exec zero-copy"]
 THEIRS = ["exec", "unix", "tcp", "multifd-2", "multifd-4"]
 
 
@@ -59,9 +60,24 @@ def one_move(system, guest, channel, options=()):
             "sent_bytes": move.sent,
             "cpu_s": move.cpu,
             "work": work_ratio(quiet, during),
+            "phases_us": phases(move.report),
         }
     finally:
         system.quit(running)
+
+
+# What each part of a blackout may take of an idle guest with one vCPU (us): the state of a vCPU takes
+# some 150 us to save and as much to load, everything else is a round trip or a pass over a bitmap.
+BUDGET_US = {"last_harvest": 300, "last_pages": 500, "state_save": 800, "transfer": 1000, "state_load": 800,
+             "go": 1000, "first_instruction": 300}
+
+
+def phases(report):
+    """The parts of our blackout (us), as mig-send's report has them; nothing of QEMU's."""
+    downtime = report.get("downtime") or {}
+    if not isinstance(downtime, dict):
+        return None
+    return {name: downtime[f"{name}_ns"] / 1e3 for name in BUDGET_US if downtime.get(f"{name}_ns") is not None} or None
 
 
 def work_ratio(quiet, during):
@@ -76,7 +92,10 @@ def medians(runs):
     found = {}
     for key in runs[0]:
         values = [run[key] for run in runs if run[key] is not None]
-        found[key] = statistics.median(values) if values else None
+        if values and isinstance(values[0], dict):
+            found[key] = medians(values)
+        else:
+            found[key] = statistics.median(values) if values else None
     return found
 
 
@@ -119,6 +138,26 @@ def show(guest, found, out):
             f"{figure(row['downtime_ms']):>9}{mib:>7.0f}{mib / row['total_s']:>8.0f}"
             f"{figure(row['cpu_s'] / (row['sent_bytes'] / 2**30) if row['sent_bytes'] > 2**24 else None, 2):>11}"
             f"{figure(row['work'], 2):>12}")
+    parts = {}
+    for key, row in rows.items():
+        for name, value in (isinstance(row, dict) and row.get("phases_us") or {}).items():
+            parts.setdefault(name, []).append(value)
+    if parts:
+        out("blackout of migpipe, medians of its channels (us; budget of an idle guest with one vCPU): " + ", ".join(
+            f"{name.replace('_', ' ')} {statistics.median(values):.0f} ({BUDGET_US[name]})"
+            for name, values in parts.items()))
+
+
+def keep(result, path):
+    """Writes what was measured; what is there of other guests stays."""
+    if not path:
+        return
+    before = {}
+    if os.path.exists(path):
+        with open(path) as file:
+            before = json.load(file)
+    with open(path, "w") as file:
+        json.dump(before | result, file, indent=1)
 
 
 def chain(system, guest, channel, moves, log):
@@ -148,12 +187,27 @@ def main():
     parser.add_argument("--rounds", type=int, help="alternating rounds [5]")
     parser.add_argument("--moves", type=int, help="moves of one guest for the worst pause [50]")
     parser.add_argument("--guest", action="append", choices=GUESTS, help="these guests only")
-    parser.add_argument("--json", metavar="FILE", help="every figure of every run")
+    parser.add_argument("--json", metavar="FILE",
+                        help="every figure of every run; what is there of other guests stays")
+    parser.add_argument("--show", action="store_true", help="measure nothing: print what is in --json")
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw it; with --show")
     parser.add_argument("--without-qemu", action="store_true")
     args = parser.parse_args()
     rounds = args.rounds or (3 if args.quick else 5)
     moves = args.moves if args.moves is not None else (0 if args.quick else 50)
     guests = args.guest or (["idle"] if args.quick else list(GUESTS))
+
+    if args.show:
+        with open(args.json) as file:
+            result = json.load(file)
+        for label in GUESTS:
+            if label in result:
+                show(GUESTS[label], result[label], print)
+        goals.show(result, print)
+        if args.plot:
+            import plot
+            plot.draw(result, list(GUESTS), args.plot)
+        return
 
     live = sys.stderr.isatty()
 
@@ -200,6 +254,7 @@ def main():
             found = measure(systems, guest, rounds, OURS, theirs, log)
             result[label] = found
             show(guest, found, out)
+            keep(result, args.json)
         if moves:
             for system, channel in ((systems[0], "exec"), *(((systems[1], "unix"),) if theirs else ())):
                 found = chain(system, GUESTS["idle"], channel, moves, log)
@@ -208,10 +263,9 @@ def main():
                 out(f"{system.name} {channel}, {moves} moves of one idle guest: pause p50 "
                     f"{percentile(pauses, 0.5):.1f} ms, worst {max(pauses):.1f} ms{tenth}")
                 result[f"chain {system.name}"] = found
+        goals.show(result, out)
+        keep(result, args.json)
         out(f"took {time.monotonic() - began:.0f} s")
-        if args.json:
-            with open(args.json, "w") as file:
-                json.dump(result, file, indent=1)
     finally:
         for system in systems:
             system.close()

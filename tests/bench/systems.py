@@ -20,17 +20,17 @@ def cpu_seconds(pid, guests):
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()
-        if fields[0] == "Z":
-            # The time of its threads can be told apart no more.
-            return 0.0
         total = (int(fields[11]) + int(fields[12])) / TICK
+        vcpus = 0
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/comm") as file:
                 if not file.read().startswith(guests):
                     continue
+            vcpus += 1
             with open(f"/proc/{pid}/task/{task}/schedstat") as file:
                 total -= int(file.read().split()[0]) / 1e9
-        return total
+        # Behind their end their time can be told apart no more.
+        return total if vcpus else 0.0
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
 
@@ -94,6 +94,8 @@ class Ours:
 
     def move(self, guest, channel, options=()):
         guest["moves"] += 1
+        channel, _, way = channel.partition(" ")
+        options = [*options, *([f"--{way}"] if way else [])]
         name = f"{guest['home']}-{guest['moves']}"
         path = f"{self.work}/{name}.0"
         console = Console(path)
