@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -177,6 +177,10 @@ pub fn examine(args: &Args, name: &str, guest: &str) -> anyhow::Result<Finding> 
     drop(command);
     close_stdout()?;
     started.with_context(|| format!("cannot start {}", program.display()))?;
+    if let Err(error) = SocketAddr::from_pathname(&socket) {
+        let why = format!("its control socket cannot be {}: {error}", socket.display());
+        return Ok(Finding::in_the_way("name", why));
+    }
     Ok(match NameUse::of(&socket) {
         NameUse::Free => Finding::fine("name", format!("{name} is free")),
         NameUse::Held(_) => {
