@@ -31,6 +31,7 @@ mod pause_owner;
 mod places;
 mod plot;
 mod refusals;
+mod resources;
 mod restore_again;
 mod restore_calls;
 mod rules;
