@@ -49,6 +49,13 @@ Host hostb
 END
 }
 
+# A key of age, where age is.
+make_age_key() {
+    command -v age-keygen >/dev/null || return 0
+    age-keygen -o "$dir/age.key" 2>/dev/null
+    age-keygen -y "$dir/age.key" >"$dir/age.pub"
+}
+
 # A host that has been there for long: what it has not heard of has not been there.
 remember() {
     mkdir -m 700 -p "$dir/vmrun/migrations"

@@ -18,14 +18,15 @@ undo() {
         xz*) echo 'xz -dc' ;;
         bzip2*) echo bunzip2 ;;
         openssl*) echo 'openssl enc -d -aes-256-ctr -pbkdf2 -pass pass:secret' ;;
+        age*) echo "age -d -i $dir/age.key" ;;
         *) echo cat ;;
     esac
 }
 
 # Those that change what they carry, and copiers that wait for a full block.
 HOLDS=('gzip -1' 'pigz -1' 'zstd -1cq' 'lz4 -1cq' 'xz -0c' 'bzip2 -1'
-    'openssl enc -aes-256-ctr -pbkdf2 -pass pass:secret' 'mbuffer -q -m 4M')
-COPIES=('cat' 'tee DIR/copy' 'dd bs=64k status=none' 'pv -q')
+    'openssl enc -aes-256-ctr -pbkdf2 -pass pass:secret' 'mbuffer -q -m 4M' 'age -R AGE.pub')
+COPIES=('cat' 'tee DIR/copy' 'dd bs=64k status=none' 'pv -q' 'split -b 64k --filter=cat -')
 
 # What leads to the other side, with the command there as its argument.
 way_to() {
@@ -48,6 +49,7 @@ way_to() {
 
 rows() {
     local copy hold via first
+    HOLDS=("${HOLDS[@]/AGE/$dir/age}")
     for copy in "${COPIES[@]}"; do
         first=${copy%% *}
         row "$first" "$first" prompt "$copy | @"
