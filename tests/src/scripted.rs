@@ -193,6 +193,7 @@ impl Service for Guest {
                 cpu: CpuDescription::default(),
                 devices: Vec::new(),
                 kernel: KernelKind::Builtin,
+                boot: None,
             })
             .into(),
             Request::Status => Reply::Status(self.status()).into(),

@@ -81,6 +81,14 @@ fn machine(out: &mut impl Write, machine: &MachineDescription) -> io::Result<()>
         cpu.msrs.len()
     )?;
     writeln!(out, "kernel       {}", machine.kernel)?;
+    if let Some(boot) = &machine.boot {
+        write!(out, "boots        {}", printable(&boot.kernel))?;
+        if let Some(initrd) = &boot.initrd {
+            write!(out, " with {}", printable(initrd))?;
+        }
+        let pages = if boot.small_pages { ", memory in pages of 4 KiB" } else { "" };
+        writeln!(out, ", cpu {}, '{}'{pages}", printable(&boot.cpu), printable(&boot.cmdline))?;
+    }
     for device in &machine.devices {
         write!(
             out,

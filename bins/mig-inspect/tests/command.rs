@@ -13,8 +13,8 @@ use mig_stream::{
 use migpipe_units::{Bytes, Gfn, MigrationId, Nonce, PageRange, Pages, RegionId};
 use tempfile::TempDir;
 use vm_state::{
-    CpuDescription, CpuidLeaf, DeviceDescription, KernelKind, MachineDescription, MemoryRegion,
-    Section,
+    BootDescription, CpuDescription, CpuidLeaf, DeviceDescription, KernelKind, MachineDescription,
+    MemoryRegion, Section,
 };
 
 const ID: MigrationId = MigrationId::from_bytes([0x11; 16]);
@@ -56,6 +56,13 @@ fn machine() -> MachineDescription {
             params: BTreeMap::from([("path".to_owned(), "web\x1b.raw".to_owned())]),
         }],
         kernel: KernelKind::Linux,
+        boot: Some(BootDescription {
+            kernel: "/boot/vmlinuz\x1b".to_owned(),
+            initrd: Some("/boot/initrd.img".to_owned()),
+            cmdline: "console=ttyS0".to_owned(),
+            cpu: "host".to_owned(),
+            small_pages: true,
+        }),
     }
 }
 
@@ -186,6 +193,8 @@ fn a_whole_stream_is_described() {
         "cpu          AMD EPYC 9654 96-Core Processor, TSC 2.400 GHz, XSAVE components 0x7 \
          (832 bytes), 3 CPUID leaves, 2 MSRs",
         "kernel       Linux",
+        "boots        /boot/vmlinuz\u{fffd} with /boot/initrd.img, cpu host, 'console=ttyS0', \
+         memory in pages of 4 KiB",
         "device       block root, section version 3, path=web\u{fffd}.raw",
         "    0            2         1022    8.1 KiB           17      2.0ms    4.0 MiB/s",
         "vcpu                            1        3      100 B",

@@ -54,7 +54,7 @@ struct TestHost {
 impl LocalHost for TestHost {
     fn vmrun(&mut self, name: &str, _: &str) -> anyhow::Result<Vmrun> {
         let client = Client::connect(&self.socket, "test")?;
-        Ok(Vmrun { client, name: name.to_owned(), started: false })
+        Ok(Vmrun { client, name: name.to_owned(), started: false, unit: None })
     }
 
     fn explain(&mut self, _: &Vmrun, error: ClientError) -> anyhow::Error {
@@ -167,6 +167,7 @@ fn machine() -> MachineDescription {
         cpu: CpuDescription::default(),
         devices: Vec::new(),
         kernel: KernelKind::Builtin,
+        boot: None,
     }
 }
 

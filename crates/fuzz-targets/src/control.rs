@@ -164,6 +164,7 @@ fn machine() -> MachineDescription {
         cpu: CpuDescription::default(),
         devices: Vec::new(),
         kernel: KernelKind::Builtin,
+        boot: None,
     }
 }
 

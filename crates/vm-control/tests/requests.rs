@@ -91,6 +91,7 @@ fn machine() -> MachineDescription {
         cpu: CpuDescription::default(),
         devices: Vec::new(),
         kernel: KernelKind::Builtin,
+        boot: None,
     }
 }
 

@@ -49,6 +49,7 @@ impl Machine {
             cpu,
             devices: Vec::new(),
             kernel: config.kernel.kind(),
+            boot: None,
         };
         let (console, devices) = (&config.console, &config.devices);
         let parts = Parts::new(&kvm, description, &config.memory, console, devices)?;

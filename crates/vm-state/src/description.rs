@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The version that [`MachineDescription::encode`] writes. Versions 1 to 3 lacked
-/// [`CpuDescription::arch_capabilities`], 1 and 2 had the memory as well, and 1 did not say which
-/// kernel the guest booted.
-const VERSION: u16 = 4;
+/// The version that [`MachineDescription::encode`] writes. Versions 1 to 4 lacked
+/// [`MachineDescription::boot`], 1 to 3 [`CpuDescription::arch_capabilities`], 1 and 2 had the memory
+/// as well, and 1 did not say which kernel the guest booted.
+const VERSION: u16 = 5;
 
 /// Everything a destination must know to build the same machine. It travels in the header of a
 /// stream, so that a host which cannot take the guest says so before the first page.
@@ -32,6 +32,25 @@ pub struct MachineDescription {
     pub devices: Vec<DeviceDescription>,
     /// What it booted.
     pub kernel: KernelKind,
+    /// How it was booted; nothing if it was saved by a release that did not say.
+    pub boot: Option<BootDescription>,
+}
+
+/// How a guest was booted, beside what its devices, its memory and its number of vCPUs say: what it
+/// takes to boot it once more. The guest that arrives is not made of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootDescription {
+    /// A built-in guest (`builtin:...`), or the absolute path of a kernel.
+    pub kernel: String,
+    /// The absolute path of its initial RAM disk.
+    pub initrd: Option<String>,
+    /// Its command line.
+    pub cmdline: String,
+    /// The processor that was asked for, as vmrun's command line has it; a file in it has an absolute
+    /// path.
+    pub cpu: String,
+    /// Whether its memory was to be in pages of 4 KiB.
+    pub small_pages: bool,
 }
 
 /// What a guest booted, as far as it decides which hosts can run it.
@@ -74,7 +93,7 @@ impl From<Version1> for MachineDescription {
     fn from(old: Version1) -> Self {
         let Version1 { name, vcpus, memory, hugetlb, cpu, devices } = old;
         let kernel = KernelKind::Unknown;
-        Self { name, vcpus, memory, hugetlb, cpu: cpu.into(), devices, kernel }
+        Self { name, vcpus, memory, hugetlb, cpu: cpu.into(), devices, kernel, boot: None }
     }
 }
 
@@ -93,7 +112,7 @@ struct Version2 {
 impl From<Version2> for MachineDescription {
     fn from(old: Version2) -> Self {
         let Version2 { name, vcpus, memory, hugetlb, cpu, devices, kernel } = old;
-        Self { name, vcpus, memory, hugetlb, cpu: cpu.into(), devices, kernel }
+        Self { name, vcpus, memory, hugetlb, cpu: cpu.into(), devices, kernel, boot: None }
     }
 }
 
@@ -115,8 +134,8 @@ impl From<CpuVersion1> for CpuDescription {
     }
 }
 
-/// The description as versions 3 and 4 have it: without the memory, which stands beside it. They
-/// differ in the processor.
+/// The description as versions 3 to 5 have it: without the memory, which stands beside it. They
+/// differ in the processor, and version 5 has [`MachineDescription::boot`] behind it.
 #[derive(Serialize, Deserialize)]
 struct WithoutMemory<Name, Cpu, Devices> {
     name: Name,
@@ -131,7 +150,7 @@ impl<Cpu: Into<CpuDescription>> WithoutMemory<String, Cpu, Vec<DeviceDescription
     fn with(self, memory: &[MemoryRegion]) -> MachineDescription {
         let Self { name, vcpus, hugetlb, cpu, devices, kernel } = self;
         let (memory, cpu) = (memory.to_vec(), cpu.into());
-        MachineDescription { name, vcpus, memory, hugetlb, cpu, devices, kernel }
+        MachineDescription { name, vcpus, memory, hugetlb, cpu, devices, kernel, boot: None }
     }
 }
 
@@ -264,10 +283,10 @@ impl MachineDescription {
     /// # Errors
     /// [`DescriptionError::Damaged`] if a field cannot be encoded.
     pub fn encode(&self) -> Result<Vec<u8>, DescriptionError> {
-        let Self { name, vcpus, memory: _, hugetlb, cpu, devices, kernel } = self;
+        let Self { name, vcpus, memory: _, hugetlb, cpu, devices, kernel, boot } = self;
         let (vcpus, hugetlb, kernel) = (*vcpus, *hugetlb, *kernel);
         let body = WithoutMemory { name, vcpus, hugetlb, cpu, devices, kernel };
-        postcard::to_extend(&body, VERSION.to_le_bytes().to_vec())
+        postcard::to_extend(&(body, boot), VERSION.to_le_bytes().to_vec())
             .map_err(DescriptionError::Damaged)
     }
 
@@ -287,7 +306,11 @@ impl MachineDescription {
             1 => whole::<Version1>(body)?.into(),
             2 => whole::<Version2>(body)?.into(),
             3 => whole::<WithoutMemory<_, CpuVersion1, _>>(body)?.with(memory),
-            VERSION => whole::<WithoutMemory<_, CpuDescription, _>>(body)?.with(memory),
+            4 => whole::<WithoutMemory<_, CpuDescription, _>>(body)?.with(memory),
+            VERSION => {
+                let (body, boot) = whole::<(WithoutMemory<_, CpuDescription, _>, _)>(body)?;
+                MachineDescription { boot, ..body.with(memory) }
+            }
             found => return Err(DescriptionError::Newer { found }),
         };
         if description.memory != memory {
@@ -341,6 +364,7 @@ mod tests {
                 params: BTreeMap::from([("path".to_owned(), "web.raw".to_owned())]),
             }],
             kernel,
+            boot: None,
         }
     }
 
@@ -367,7 +391,16 @@ mod tests {
         let mut now = linux.clone();
         now.cpu.arch_capabilities = Some(0x0c08_e0eb);
         assert_eq!(decode(v4), now);
-        assert_eq!(now.encode().unwrap(), v4);
+        now.boot = Some(BootDescription {
+            kernel: "/boot/vmlinuz".to_owned(),
+            initrd: Some("/boot/initrd.img".to_owned()),
+            cmdline: "console=ttyS0 root=/dev/vda1".to_owned(),
+            cpu: "x86-64-v3,-rdrand".to_owned(),
+            small_pages: true,
+        });
+        let v5 = include_bytes!("../tests/golden/description-5.bin");
+        assert_eq!(decode(v5), now);
+        assert_eq!(now.encode().unwrap(), v5);
     }
 
     #[test]
@@ -410,7 +443,7 @@ mod tests {
             MachineDescription::decode(&bytes, &[]).unwrap_err()
         };
         assert!(matches!(versioned(0), DescriptionError::NoVersion));
-        assert!(matches!(versioned(5), DescriptionError::Newer { found: 5 }));
+        assert!(matches!(versioned(6), DescriptionError::Newer { found: 6 }));
         let long = [bytes, vec![0]].concat();
         let error = MachineDescription::decode(&long, &[]).unwrap_err();
         assert!(matches!(error, DescriptionError::LeftOver(1)), "{error}");

@@ -16,8 +16,8 @@ mod snapshot;
 pub use backing::MemoryBacking;
 pub use balloon::Balloon;
 pub use description::{
-    CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, DeviceParam, HostCapabilities,
-    KernelKind, MachineDescription,
+    BootDescription, CpuDescription, CpuidLeaf, DescriptionError, DeviceDescription, DeviceParam,
+    HostCapabilities, KernelKind, MachineDescription,
 };
 /// A part of the machine like its devices and its processor.
 pub use migpipe_units::MemoryRegion;

@@ -225,6 +225,7 @@ mod tests {
             cpu: CpuDescription::default(),
             devices: Vec::new(),
             kernel,
+            boot: None,
         };
         let text = check_arriving_with(&arriving(KernelKind::Linux), dir.path()).unwrap_err();
         let text = text.to_string();
