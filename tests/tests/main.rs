@@ -2,6 +2,7 @@
 //! longer than running it.
 
 mod architecture;
+mod arrival;
 mod broken_output;
 mod confinement;
 mod control_abuse;

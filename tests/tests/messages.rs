@@ -231,6 +231,7 @@ fn every_option_that_a_message_names_exists() {
         "--about",
         "--control-stdin",
         "--examine",
+        "--arrival",
         "--host-cpu",
         "--named",
         "--user",
@@ -241,6 +242,11 @@ fn every_option_that_a_message_names_exists() {
         "--collect",
         "--no-ask-password",
         "--description",
+        "--no-block",
+        "--sync",
+        "--no-pager",
+        "--output",
+        "--unit",
     ];
     known.extend(others.map(str::to_owned));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -74,7 +74,7 @@ fn the_vmrun_of_a_guest_that_came_by_a_login_is_started_in_a_scope_of_the_system
     assert_eq!(host.state("b").as_deref(), Some("running"));
     let asked = fs::read_to_string(&log).unwrap();
     let last = asked.lines().last().unwrap();
-    for word in ["--scope", "--slice=system.slice", "--collect", "--name b --incoming"] {
+    for word in ["--scope", "--slice=system.slice", "--collect", "--name b", "--incoming"] {
         assert!(last.contains(word), "{last}");
     }
     host.run("vmctl", &["quit", "b"]).expect(0);

@@ -1,12 +1,28 @@
 //! The command line of mig-recv.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use mig_channel::Endpoint;
 use migpipe_units::Bytes;
+
+/// As what a vmrun is started for a guest that arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StartAs {
+    /// As a unit if it is root's and the host has such, else in a scope where it would end with the
+    /// session that brought it, else as a child
+    #[default]
+    Auto,
+    /// As vmrun@NAME.service
+    Unit,
+    /// In a scope of its own of the service manager
+    Scope,
+    /// As a child of mig-recv, which lives on when that ends
+    Child,
+}
 
 /// The console that is the vmrun's own terminal.
 pub const TERMINAL: &str = "stdio";
@@ -31,6 +47,9 @@ pub struct Args {
     /// Call the guest so on this host
     #[arg(long, value_name = "NAME", conflicts_with = "vm", value_parser = vm_paths::name)]
     pub name: Option<String>,
+    /// As what the guest's vmrun is started
+    #[arg(long = "as", value_name = "WHAT", value_enum, default_value_t, conflicts_with = "vm")]
+    pub start_as: StartAs,
     /// Where the guest's serial console goes: stdio is not possible here; file:PATH, unix:PATH or
     /// null. Without it, as on the source
     #[arg(long, value_name = "CONSOLE")]
@@ -111,6 +130,17 @@ Exit status:
   2  wrong usage
   4  the guest is here, paused, and no GO came: the source resolves it; of a saved guest, that
      it may have begun to run and its vmrun does not say";
+
+impl fmt::Display for StartAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Unit => "unit",
+            Self::Scope => "scope",
+            Self::Child => "child",
+        })
+    }
+}
 
 impl Args {
     /// What the options say together, and the parser cannot see.

@@ -24,6 +24,9 @@ pub fn serve(args: &Args) -> anyhow::Result<u8> {
     broker::serve(|request| -> Answer<Value> {
         answer(args, request, &mut launched).map_err(|error| migpipe_cli::one_line(&error))
     })?;
+    if let Some(launched) = &mut launched {
+        launched.settle();
+    }
     Ok(0)
 }
 
@@ -64,7 +67,7 @@ fn answer(args: &Args, request: Request, launched: &mut Option<Launched>) -> any
             vm_paths::check_name(&guest)?;
             tidy(&Records::of_this_host());
             let launched = launched.insert(Launched::start(args, &name, &guest)?);
-            serde_json::to_value(&launched.socket)
+            serde_json::to_value(launched.started())
         }
         Request::Examine { name, guest } => {
             vm_paths::check_name(&name)?;
@@ -73,7 +76,7 @@ fn answer(args: &Args, request: Request, launched: &mut Option<Launched>) -> any
         }
         Request::AwaitEnd => {
             if let Some(launched) = launched {
-                launched.ends();
+                launched.await_end();
             }
             Ok(Value::Null)
         }

@@ -44,14 +44,15 @@ pub const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a vmrun says of this host is no longer (bytes).
 const MAX_FINDINGS_BYTES: u64 = 1 << 20;
 
-/// The broker has answered within this time: it waits some seconds for the end of a vmrun.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The broker has answered within this time: it waits some seconds for the end of a vmrun, and longer
+/// for a service manager.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All that the broker can be asked.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Start the vmrun of a guest that is to be called `name` and is called `guest` on its source.
-    /// Answered with the path of its socket; once.
+    /// Answered with a [`StartedVmrun`]; once.
     Start { name: String, guest: String },
     /// Start a vmrun that says what of such a guest this host could not take, and ends. Answered with
     /// what is to be said of the name.
@@ -68,6 +69,15 @@ pub enum Request {
     Forget(Vec<MigrationId>),
     /// Say where the host's memory is, if it does not outlive the boot.
     ShortMemory,
+}
+
+/// A vmrun that was started.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StartedVmrun {
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// The unit that it is, if it is one.
+    pub unit: Option<String>,
 }
 
 /// What was done, or why not.
@@ -128,6 +138,7 @@ impl Host {
             .arg(args.go_timeout.to_string())
             .arg(format!("--confine={}", args.confinement.confine))
             .arg(format!("--log={}", args.common.log))
+            .arg(format!("--as={}", args.start_as))
             .args(options("--files-in", &args.files_in))
             .args(options("--named", &args.named()))
             .args(args.files_anywhere.then_some("--files-anywhere"))
@@ -143,9 +154,9 @@ impl Host {
     }
 
     fn last_words(&mut self, error: ClientError) -> anyhow::Error {
-        match self.ask::<(Option<String>, PathBuf)>(&Request::LastWords) {
+        match self.ask::<(Option<String>, String)>(&Request::LastWords) {
             Ok((Some(words), _)) => anyhow!("{words}"),
-            Ok((None, log)) => anyhow::Error::from(error).context(format!("see {}", log.display())),
+            Ok((None, log)) => anyhow::Error::from(error).context(format!("see {log}")),
             Err(_) => error.into(),
         }
     }
@@ -192,14 +203,14 @@ impl LocalHost for Host {
             VmrunSource::Named(connected) => {
                 let client = connected?;
                 let name = client.name().to_owned();
-                return Ok(Vmrun { client, name, started: false });
+                return Ok(Vmrun { client, name, started: false, unit: None });
             }
             VmrunSource::Start(control) => control,
         };
-        let socket: PathBuf =
+        let StartedVmrun { socket, unit } =
             self.ask(&Request::Start { name: name.to_owned(), guest: guest.to_owned() })?;
         match Client::over(control, &socket, NAME, START_TIMEOUT) {
-            Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: true }),
+            Ok(client) => Ok(Vmrun { client, name: name.to_owned(), started: true, unit }),
             Err(error) => Err(self.last_words(error)),
         }
     }
@@ -249,4 +260,6 @@ pub struct Vmrun {
     /// The guest's name on this host.
     pub name: String,
     pub started: bool,
+    /// The unit that it is, if it was started as one.
+    pub unit: Option<String>,
 }

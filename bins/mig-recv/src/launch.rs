@@ -1,37 +1,36 @@
 //! Starting a vmrun for a guest that arrives. Runs in the broker.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::{SocketAddr, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
-use mig_engine::ownership::Input;
+use anyhow::{Context, anyhow, bail, ensure};
 use migpipe_units::Finding;
-use nix::sys::signal::Signal;
 use tracing::debug;
-use vm_control::Client;
 use vm_records::known_files;
 
-use crate::NAME;
-use crate::args::Args;
-use crate::host::{END_TIMEOUT, options};
-use crate::session;
+use crate::args::{Args, StartAs};
+use crate::child::{self, StartedChild};
+use crate::host::{StartedVmrun, options};
+use crate::name_use::{NameUse, give_way, taken};
+use crate::unit::{StartedUnit, Unit};
 
 /// A vmrun that we started.
 #[derive(Debug)]
 pub struct Launched {
-    process: Child,
-    pub socket: PathBuf,
-    log: PathBuf,
-    /// What was in the log before.
-    log_start: u64,
+    socket: PathBuf,
+    vmrun: Started,
+}
+
+/// As what it was started.
+#[derive(Debug)]
+enum Started {
+    Unit(StartedUnit),
+    Child(StartedChild),
 }
 
 impl Launched {
@@ -44,57 +43,79 @@ impl Launched {
             NameUse::Held(held) => ensure!(give_way(&held), taken(name)),
             NameUse::Taken => bail!(taken(name)),
         }
-        let control = io::stdout().as_fd().try_clone_to_owned().context("cannot take stdout")?;
-        let log = log_file(name)?;
+        let unit = unit(args.start_as, name, &socket)?;
         let known = known(args, guest);
         remember(args, name, &known);
-        let program = program();
-        let log_start = log.0.metadata().map_or(0, |log| log.len());
-        let (mut command, warning) = session::command(&program, name);
-        if let Some(warning) = warning {
-            tracing::warn!("{warning}");
-        }
-        command
-            .args(["--name", name, "--incoming", "--control-stdin", "--go-timeout"])
-            .arg(args.go_timeout.to_string())
-            .arg(format!("--confine={}", args.confinement.confine))
-            .arg(format!("--log={}", args.common.log))
-            .args(places(args, &known))
-            .stdin(Stdio::from(control))
-            .stdout(Stdio::from(log.0.try_clone()?))
-            .stderr(Stdio::from(log.0));
-        // A service manager that watches us does not watch the vmrun.
-        for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
-            command.env_remove(name);
-        }
-        let started = command.spawn();
-        drop(command);
-        close_stdout()?;
-        let process = started.with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Self { process, socket, log: log.1, log_start })
+        let control = take_stdout()?;
+        let mut words: Vec<OsString> = vec!["--incoming".into(), "--go-timeout".into()];
+        words.push(args.go_timeout.to_string().into());
+        words.push(format!("--confine={}", args.confinement.confine).into());
+        words.push(format!("--log={}", args.common.log).into());
+        words.extend(places(args, &known)?);
+        let vmrun = match unit {
+            Some(unit) => Started::Unit(StartedUnit::start(unit, name, &words, control)?),
+            None => Started::Child(StartedChild::start(args.start_as, name, &words, control)?),
+        };
+        Ok(Self { socket, vmrun })
     }
 
-    /// How it ended, if it does within [`END_TIMEOUT`].
-    pub fn ends(&mut self) -> Option<ExitStatus> {
-        let began = Instant::now();
-        loop {
-            match self.process.try_wait() {
-                Ok(None) if began.elapsed() < END_TIMEOUT => {
-                    thread::sleep(Duration::from_millis(2))
-                }
-                Ok(ended) => return ended,
-                Err(_) => return None,
-            }
+    /// Where it is.
+    pub fn started(&self) -> StartedVmrun {
+        let unit = match &self.vmrun {
+            Started::Unit(unit) => Some(unit.name().to_owned()),
+            Started::Child(_) => None,
+        };
+        StartedVmrun { socket: self.socket.clone(), unit }
+    }
+
+    /// Waits for its end, within [`END_TIMEOUT`](crate::host::END_TIMEOUT).
+    pub fn await_end(&mut self) {
+        match &mut self.vmrun {
+            Started::Unit(unit) => drop(unit.ends()),
+            Started::Child(child) => drop(child.ends()),
         }
     }
 
     /// Why it ended, if it has, and where its log is.
-    pub fn last_words(&mut self) -> (Option<String>, PathBuf) {
-        let why = self.ends().map(|status| {
-            reason(status, &read_from(&self.log, self.log_start).unwrap_or_default())
-        });
-        (why, self.log.clone())
+    pub fn last_words(&mut self) -> (Option<String>, String) {
+        match &mut self.vmrun {
+            Started::Unit(unit) => unit.last_words(),
+            Started::Child(child) => child.last_words(),
+        }
     }
+
+    /// Nothing more is asked of it: waits until its unit is one of a guest that runs, that waits or that
+    /// is not there.
+    pub fn settle(&mut self) {
+        if let Started::Unit(unit) = &mut self.vmrun {
+            unit.settle();
+        }
+    }
+}
+
+/// The unit that the vmrun of the guest is to be; nothing if it is to be none.
+fn unit(start_as: StartAs, name: &str, socket: &Path) -> anyhow::Result<Option<Unit>> {
+    if !matches!(start_as, StartAs::Auto | StartAs::Unit) {
+        return Ok(None);
+    }
+    match Unit::of(name, socket) {
+        Ok(unit) => Ok(Some(unit)),
+        Err(why) if start_as == StartAs::Unit => {
+            Err(anyhow!("{name} cannot be a unit on this host: {why} (--as)"))
+        }
+        Err(why) => {
+            debug!("{name} is no unit: {why}");
+            Ok(None)
+        }
+    }
+}
+
+/// Our stdout, which we hold no more: or nobody would see vmrun end.
+fn take_stdout() -> anyhow::Result<OwnedFd> {
+    let control = io::stdout().as_fd().try_clone_to_owned().context("cannot take stdout")?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    nix::unistd::dup2_stdout(null.context("cannot open /dev/null")?)?;
+    Ok(control)
 }
 
 /// The files that this user has named for the guest: on this command line, and when it was here
@@ -118,152 +139,48 @@ fn remember(args: &Args, name: &str, files: &[PathBuf]) {
     }
 }
 
-/// Where the files of the guest may be, as options of its vmrun.
-fn places<'a>(args: &'a Args, known: &'a [PathBuf]) -> impl Iterator<Item = &'a OsStr> {
+/// Where the files of the guest may be, as options of its vmrun, which may have another working
+/// directory.
+fn places(args: &Args, known: &[PathBuf]) -> io::Result<Vec<OsString>> {
     let anywhere = args.files_anywhere.then_some(OsStr::new("--files-anywhere"));
-    options("--files-in", &args.files_in).chain(options("--named", known)).chain(anywhere)
-}
-
-/// Who has the name of a guest that arrives.
-enum NameUse {
-    Free,
-    /// A vmrun that holds its guest back, which has never run, since one of that name left this host:
-    /// that one comes home now, or another takes the name.
-    Held(Client),
-    Taken,
-}
-
-impl NameUse {
-    fn of(socket: &Path) -> Self {
-        if UnixStream::connect(socket).is_err() {
-            return Self::Free;
-        }
-        match Client::connect_within(socket, NAME, END_TIMEOUT) {
-            Ok(client) if client.status().is_ok_and(|status| status.held.is_some()) => {
-                Self::Held(client)
-            }
-            _ => Self::Taken,
-        }
-    }
-}
-
-fn taken(name: &str) -> String {
-    format!(
-        "a guest named {name} is on this host already: give this one another --name, or end that one \
-         (vmctl status {name})"
-    )
-}
-
-/// Ends a vmrun that holds its guest back.
-fn give_way(held: &Client) -> bool {
-    held.own(Input::Quit { force: false }).is_ok() && held.await_end(END_TIMEOUT)
+    let files_in: Result<Vec<_>, _> = args.files_in.iter().map(std::path::absolute).collect();
+    let files_in = files_in?;
+    let words = options("--files-in", &files_in).chain(options("--named", known)).chain(anywhere);
+    Ok(words.map(OsStr::to_owned).collect())
 }
 
 /// Has a vmrun say what of a guest that is to be called `name` this host could not take: our stdout is
 /// what it talks to. Nothing is kept of it. Returns whether the name can be had.
 pub fn examine(args: &Args, name: &str, guest: &str) -> anyhow::Result<Finding> {
     let socket = vm_paths::socket_of(name)?;
-    let control = io::stdout().as_fd().try_clone_to_owned().context("cannot take stdout")?;
-    let program = program();
+    let control = take_stdout()?;
+    let program = child::program();
     let mut command = Command::new(&program);
     command
         .args(["--name", name, "--incoming", "--examine"])
         .arg(format!("--confine={}", args.confinement.confine))
         .arg(format!("--log={}", args.common.log))
-        .args(places(args, &known(args, guest)))
+        .args(places(args, &known(args, guest))?)
         .stdin(Stdio::from(control.try_clone().context("cannot take stdout")?))
         .stdout(Stdio::from(control));
-    let started = command.spawn();
-    drop(command);
-    close_stdout()?;
-    started.with_context(|| format!("cannot start {}", program.display()))?;
+    command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     if let Err(error) = SocketAddr::from_pathname(&socket) {
         let why = format!("its control socket cannot be {}: {error}", socket.display());
         return Ok(Finding::in_the_way("name", why));
     }
+    let unit_at_rest = || match unit(args.start_as, name, &socket) {
+        Ok(Some(unit)) => unit.await_rest(),
+        Ok(None) => Ok(()),
+        Err(error) => Err(migpipe_cli::one_line(&error)),
+    };
     Ok(match NameUse::of(&socket) {
-        NameUse::Free => Finding::fine("name", format!("{name} is free")),
+        NameUse::Free => match unit_at_rest() {
+            Ok(()) => Finding::fine("name", format!("{name} is free")),
+            Err(why) => Finding::in_the_way("name", why),
+        },
         NameUse::Held(_) => {
             Finding::fine("name", format!("the {name} that is held back there gives way"))
         }
         NameUse::Taken => Finding::in_the_way("name", taken(name)),
     })
-}
-
-/// We hold the control connection of a vmrun no more, or nobody would see it end.
-fn close_stdout() -> anyhow::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null");
-    Ok(nix::unistd::dup2_stdout(null.context("cannot open /dev/null")?)?)
-}
-
-/// vmrun beside this program, else in PATH.
-fn program() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .map(|own| own.with_file_name("vmrun"))
-        .filter(|beside| beside.is_file())
-        .unwrap_or_else(|| PathBuf::from("vmrun"))
-}
-
-fn log_file(name: &str) -> anyhow::Result<(File, PathBuf)> {
-    let dir = vm_paths::state_dir().join("log");
-    vm_paths::ensure_dir(&dir)?;
-    let path = dir.join(format!("{name}.log"));
-    let file = File::options()
-        .append(true)
-        .create(true)
-        .open(&path)
-        .with_context(|| format!("cannot open the log {}", path.display()))?;
-    Ok((file, path))
-}
-
-/// Why a vmrun ended: by a signal, or for the reason with which it ends itself. That is the line
-/// with its name in front; a line of its log is no reason, least of all the last one.
-fn reason(status: ExitStatus, log: &str) -> String {
-    if let Some(number) = status.signal() {
-        return match Signal::try_from(number) {
-            Ok(Signal::SIGKILL) => {
-                "its vmrun was killed (SIGKILL; the kernel does that where memory runs out)".into()
-            }
-            Ok(signal) => format!("its vmrun was ended by {signal}"),
-            Err(_) => format!("its vmrun was ended by signal {number}"),
-        };
-    }
-    let own = log.lines().rev().find_map(|line| line.strip_prefix("vmrun: "));
-    match (own, status.code()) {
-        (Some(why), Some(1..)) => why.to_owned(),
-        (_, Some(code)) => format!("its vmrun ended with status {code}"),
-        (_, None) => format!("its vmrun ended: {status}"),
-    }
-}
-
-fn read_from(path: &Path, start: u64) -> io::Result<String> {
-    let bytes = fs::read(path)?;
-    let from = usize::try_from(start).unwrap_or(usize::MAX).min(bytes.len());
-    Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOG: &str = "2026-11-28T10:00:00Z  WARN no huge pages\nvmrun: b: no /dev/kvm\n\
-                       2026-11-28T10:00:01Z  WARN something else\n";
-
-    #[test]
-    fn a_signal_is_named_and_no_line_of_the_log() {
-        let killed = reason(ExitStatus::from_raw(9), LOG);
-        assert!(killed.contains("killed (SIGKILL"), "{killed}");
-        assert!(!killed.contains("huge"), "{killed}");
-        assert!(reason(ExitStatus::from_raw(11), LOG).contains("SIGSEGV"));
-    }
-
-    #[test]
-    fn the_reason_is_the_line_with_which_a_vmrun_ends_itself() {
-        assert_eq!(reason(ExitStatus::from_raw(1 << 8), LOG), "b: no /dev/kvm");
-        let silent =
-            reason(ExitStatus::from_raw(1 << 8), "2026-11-28T10:00:00Z  WARN no huge pages\n");
-        assert_eq!(silent, "its vmrun ended with status 1");
-        assert_eq!(reason(ExitStatus::from_raw(0), LOG), "its vmrun ended with status 0");
-    }
 }

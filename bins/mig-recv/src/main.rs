@@ -6,6 +6,7 @@
 mod answers;
 mod args;
 mod broker;
+mod child;
 mod confinement;
 mod error;
 mod failure;
@@ -13,12 +14,14 @@ mod handover;
 mod header;
 mod host;
 mod incoming;
+mod last_words;
 mod launch;
 mod load;
 mod memory;
 mod migration;
 #[cfg(test)]
 mod migration_tests;
+mod name_use;
 mod outcome;
 mod overrides;
 mod probe;
@@ -33,6 +36,7 @@ mod responder_tests;
 mod scripted_vmrun;
 mod session;
 mod setup;
+mod unit;
 
 use std::process::ExitCode;
 

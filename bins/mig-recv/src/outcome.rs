@@ -21,8 +21,11 @@ pub fn tell(
     match (end.ending, &end.guest) {
         (DestinationEnding::Runs, Some(guest)) if !migration.args.quiet => {
             output::say(format!(
-                "{NAME}: {name} runs here (vmrun {}); {} in {:.2} s",
-                guest.vmrun.client.pid(),
+                "{NAME}: {name} runs here ({}); {} in {:.2} s",
+                match &guest.vmrun.unit {
+                    Some(unit) => unit.clone(),
+                    None => format!("vmrun {}", guest.vmrun.client.pid()),
+                },
                 migration.stream.bytes_read(),
                 migration.began.elapsed().as_secs_f64()
             ));

@@ -1,4 +1,4 @@
-//! To whom a vmrun belongs that mig-recv starts: to its host, and not to whoever brought the guest.
+//! To whom a vmrun belongs that mig-recv starts as a child: to its host, and not to whoever brought the guest.
 //!
 //! A process belongs to the control group in which it was started, and ssh's is that of its login
 //! session. logind ends what is left of a session (`KillUserProcesses=yes`), and a service manager
@@ -16,7 +16,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use nix::unistd::{Uid, User, geteuid};
+
+use crate::args::StartAs;
 
 /// How long the service manager may take to make a scope.
 const SCOPE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +28,7 @@ const SCOPE_TIMEOUT: Duration = Duration::from_secs(5);
 const SCOPE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where systemd says that it runs (sd_booted(3)).
-const BOOTED: &str = "/run/systemd/system";
+pub const BOOTED: &str = "/run/systemd/system";
 
 /// What is stopped is stopped in the reverse order of its start (systemd.unit(5)). Without that unit it
 /// means nothing.
@@ -59,7 +62,13 @@ struct SessionEnvironment<'a> {
     lingers: bool,
 }
 
-fn decide(here: SessionEnvironment<'_>) -> Start {
+fn decide(asked: StartAs, here: SessionEnvironment<'_>) -> Start {
+    match (asked, here.root) {
+        (StartAs::Child, _) => return Start::Child,
+        (StartAs::Scope, true) => return Start::SystemScope,
+        (StartAs::Scope, false) => return Start::UserScope,
+        (StartAs::Auto | StartAs::Unit, _) => {}
+    }
     if !ends_with_somebody(control_group(here.cgroup)) {
         return Start::Child;
     }
@@ -89,16 +98,24 @@ fn ends_with_somebody(path: &str) -> bool {
 }
 
 /// The command that starts `program` as the vmrun of the guest `name`, and what is to be said of it.
-pub fn command(program: &Path, name: &str) -> (Command, Option<String>) {
+///
+/// # Errors
+/// If a scope was asked for and there is none.
+pub fn command(
+    asked: StartAs,
+    program: &Path,
+    name: &str,
+) -> anyhow::Result<(Command, Option<String>)> {
     let user = geteuid();
-    let start = decide(SessionEnvironment {
+    let here = SessionEnvironment {
         cgroup: &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
         root: user.is_root(),
         systemd: Path::new(BOOTED).is_dir(),
         lingers: user_name(user).is_some_and(|user| Path::new(LINGERING).join(user).exists()),
-    });
+    };
+    let start = decide(asked, here);
     let child = || Command::new(program);
-    match start {
+    Ok(match start {
         Start::Child => (child(), None),
         Start::Mortal => (child(), Some(warning(name, user, None))),
         Start::SystemScope | Start::UserScope => match try_out(scope(start, name)) {
@@ -107,9 +124,10 @@ pub fn command(program: &Path, name: &str) -> (Command, Option<String>) {
                 command.arg(program);
                 (command, None)
             }
+            Err(why) if asked == StartAs::Scope => bail!("no scope for {name}: {why} (--as)"),
             Err(why) => (child(), Some(warning(name, user, Some(&why)))),
         },
-    }
+    })
 }
 
 /// `systemd-run` up to the program that it is to become.
@@ -196,7 +214,10 @@ mod tests {
             ("", true, true, false, Start::Child),
         ] {
             let here = SessionEnvironment { cgroup, root, systemd, lingers };
-            assert_eq!(decide(here), expected, "{here:?}");
+            assert_eq!(decide(StartAs::Auto, here), expected, "{here:?}");
+            assert_eq!(decide(StartAs::Child, here), Start::Child);
+            let scope = if root { Start::SystemScope } else { Start::UserScope };
+            assert_eq!(decide(StartAs::Scope, here), scope);
         }
     }
 

@@ -107,6 +107,10 @@ pub struct Args {
     /// Say what of the guest on stdin, as JSON, this host could not take, and end; mig-recv uses it
     #[arg(long, hide = true, requires = "incoming")]
     pub examine: bool,
+    /// Be started by a service manager for a guest that mig-recv brings, which it is given the
+    /// control connection of; mig-recv uses it where guests are units
+    #[arg(long, hide = true, requires = "incoming", conflicts_with = "control_stdin")]
+    pub arrival: bool,
     /// Listen on this control socket instead
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

@@ -12,19 +12,24 @@ use anyhow::{Context, anyhow};
 use mig_engine::ownership::Ownership;
 use tracing::{debug, info};
 use vm_machine::{
-    AllowedPaths, ConsoleSpec, CpuSpec, Host, HugeTmpfs, Kernel, Machine, MachineConfig,
-    MachineError, MemorySource, VirtioSpec,
+    AllowedPaths, CpuSpec, Host, HugeTmpfs, Kernel, Machine, MachineConfig, MachineError,
+    MemorySource, VirtioSpec,
 };
 use vm_records::departure::{Departure, Departures};
 use vm_records::known_files;
 use vm_records::record::Records;
+use vm_state::MachineDescription;
 
 use crate::args::Args;
+use crate::arrival::Draft;
 use crate::builder::Builder;
+use crate::definition;
+use crate::devices::{console_spec, devices};
 use crate::guest::{Guest, Inner};
 
-/// The guest of this command line, before anything of it runs.
-pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
+/// The guest of this command line, before anything of it runs. The definition of one that arrives goes
+/// to `draft`.
+pub fn inner(args: &Args, held: Option<String>, draft: Option<Draft>) -> anyhow::Result<Inner> {
     // Both take a while, and whoever brings a guest waits for both.
     let probe = args.incoming.then(|| thread::spawn(Host::probe));
     let memory = memory_source(args);
@@ -36,9 +41,12 @@ pub fn inner(args: &Args, held: Option<String>) -> anyhow::Result<Inner> {
     if let Some(machine) = &machine {
         info!("guest memory: {}", machine.memory_backing());
     }
-    let description = machine.as_ref().map(Machine::describe);
+    let description = machine.as_ref().map(|machine| MachineDescription {
+        boot: definition::boot_description(args),
+        ..machine.describe()
+    });
     let builder = match args.incoming {
-        true => Some(Builder::start(allowed(args)?, memory, host)?),
+        true => Some(Builder::start(allowed(args)?, memory, host, draft)?),
         false => None,
     };
     Ok(Inner {
@@ -106,15 +114,6 @@ pub fn allowed(args: &Args) -> anyhow::Result<AllowedPaths> {
     Ok(AllowedPaths::new(&paths).with_consoles_in(&own))
 }
 
-/// A console of the command line. The path of a file is made absolute, for it has to mean the same
-/// at a destination; that of a socket has to be short.
-fn console_spec(text: &str) -> anyhow::Result<ConsoleSpec> {
-    Ok(match text.parse().map_err(migpipe_cli::usage)? {
-        ConsoleSpec::File(path) => ConsoleSpec::File(std::path::absolute(path)?),
-        other => other,
-    })
-}
-
 fn boot(args: &Args, kernel: &str, memory: MemorySource) -> anyhow::Result<Machine> {
     let cpu = args.cpu.parse::<CpuSpec>().map_err(migpipe_cli::usage)?.read()?;
     let kernel = match kernel.strip_prefix("builtin:") {
@@ -150,23 +149,6 @@ fn boot(args: &Args, kernel: &str, memory: MemorySource) -> anyhow::Result<Machi
         debug!("what files {} has is not remembered: {error}", args.name);
     }
     Ok(machine)
-}
-
-/// The virtio devices of the command line.
-fn devices(args: &Args) -> anyhow::Result<Vec<VirtioSpec>> {
-    let mut devices = Vec::new();
-    for (number, disk) in args.disks.iter().enumerate() {
-        devices.push(VirtioSpec::disk(disk, number).map_err(migpipe_cli::usage)?);
-    }
-    for (number, net) in args.nets.iter().enumerate() {
-        devices.push(VirtioSpec::net(net, number).map_err(migpipe_cli::usage)?);
-    }
-    devices.extend(args.rng.then(VirtioSpec::rng));
-    if let Some(to) = &args.virtio_console {
-        devices.push(VirtioSpec::console(&console_spec(to)?));
-    }
-    devices.extend(args.balloon.then(VirtioSpec::balloon));
-    Ok(devices)
 }
 
 /// Why a guest is not to run though it is booted: one of its name left this host, and may run where

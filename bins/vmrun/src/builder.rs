@@ -14,6 +14,7 @@ use vm_control::Refusal;
 use vm_machine::{AllowedPaths, Host, IncomingConfig, Machine, MachineError, MemorySource};
 use vm_state::MachineDescription;
 
+use crate::arrival::Draft;
 use crate::confinement;
 use crate::refusal::refusal;
 
@@ -36,8 +37,15 @@ struct Order {
 
 /// What is to be done with a description, and who waits for it.
 enum Task {
-    Build(SyncSender<Result<Machine, MachineError>>),
+    Build(SyncSender<Result<Built, MachineError>>),
     Examine(SyncSender<Vec<Finding>>),
+}
+
+/// A machine that was built.
+pub struct Built {
+    pub machine: Machine,
+    /// What is to be said of it: one line each, for a person.
+    pub notes: Vec<String>,
 }
 
 /// A builder that waits. Dropping it ends its thread.
@@ -46,11 +54,13 @@ pub struct Builder(Sender<Order>);
 impl Builder {
     /// Starts the thread, and waits until it is confined. The files of what it builds are in
     /// `allowed`, its memory comes from `memory`, and `host` is what is known of this host: what is
-    /// in the way now may be gone when somebody wants a machine.
+    /// in the way now may be gone when somebody wants a machine. How the guest is booted again is
+    /// written to `draft`.
     pub fn start(
         allowed: AllowedPaths,
         memory: MemorySource,
         host: Option<Host>,
+        mut draft: Option<Draft>,
     ) -> anyhow::Result<Self> {
         let (orders, to_build) = channel();
         let (confined, is_confined) = sync_channel(1);
@@ -59,7 +69,7 @@ impl Builder {
             let goes_on = entered.is_ok();
             let _ = confined.send(entered);
             if goes_on {
-                serve(&to_build, &allowed, &memory, host);
+                serve(&to_build, &allowed, &memory, host, draft.as_mut());
             }
         };
         let thread = thread::Builder::new().name("builder".into());
@@ -75,7 +85,7 @@ impl Builder {
         description: &MachineDescription,
         here: IncomingConfig,
         abandoned: impl Fn() -> bool,
-    ) -> Result<Machine, NotBuilt> {
+    ) -> Result<Built, NotBuilt> {
         let (built, machine) = sync_channel(1);
         let description = description.clone();
         let gone = || {
@@ -112,6 +122,7 @@ fn serve(
     allowed: &AllowedPaths,
     memory: &MemorySource,
     mut host: Option<Host>,
+    mut draft: Option<&mut Draft>,
 ) {
     for Order { description, mut here, task } in orders {
         here.allowed_paths = allowed.clone();
@@ -121,7 +132,11 @@ fn serve(
         match task {
             Task::Build(built) => {
                 let machine = known.and_then(|host| Machine::incoming(&description, &here, host));
-                let _ = built.send(machine);
+                let _ = built.send(machine.map(|machine| {
+                    let define = |draft: &mut &mut Draft| define(draft, &machine, allowed);
+                    let notes = draft.as_mut().map(define).unwrap_or_default();
+                    Built { machine, notes }
+                }));
             }
             Task::Examine(found) => {
                 let findings = match known {
@@ -135,4 +150,11 @@ fn serve(
             }
         }
     }
+}
+
+/// Writes how the guest of `machine` is booted again. It arrives all the same if that fails.
+fn define(draft: &mut Draft, machine: &Machine, allowed: &AllowedPaths) -> Vec<String> {
+    draft.write(&machine.describe(), allowed).unwrap_or_else(|error| {
+        vec![format!("{} cannot be booted here again: no definition: {error}", machine.name())]
+    })
 }

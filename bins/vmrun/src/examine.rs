@@ -19,7 +19,7 @@ const MAX_REQUEST: u64 = 16 * MAX_DESCRIPTION as u64;
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     args.confinement.begin(ViolationAction::NoSuchCall);
     // The same thread as for a guest that comes: what it may open decides too.
-    let builder = Builder::start(boot::allowed(args)?, boot::memory_source(args), None)?;
+    let builder = Builder::start(boot::allowed(args)?, boot::memory_source(args), None, None)?;
     confinement::examiner()?;
     let mut request = Vec::new();
     io::stdin().take(MAX_REQUEST + 1).read_to_end(&mut request).context("cannot read stdin")?;

@@ -13,7 +13,7 @@ use vm_control::{Loaded, Refusal, Reply, Started};
 use vm_machine::{IncomingConfig, Machine, VirtioKind, VirtioSpec};
 use vm_state::{DeviceParam, MachineDescription, Section};
 
-use crate::builder::{Builder, NotBuilt};
+use crate::builder::{Builder, Built, NotBuilt};
 use crate::descriptors::copies;
 use crate::end::End;
 use crate::go_timer::GoTimer;
@@ -42,7 +42,7 @@ impl Guest {
         let arriving = self.begin_to_receive(id, mode, &mut description, overrides)?;
         let Arriving { here, builder, .. } = &arriving;
         let taken = match builder.build(&description, here.clone(), || peer.is_gone()) {
-            Ok(machine) => self.take_up(peer.id(), &arriving, machine),
+            Ok(built) => self.take_up(peer.id(), &arriving, built),
             Err(NotBuilt::Refused(why)) => Err(why),
             Err(NotBuilt::Abandoned) => {
                 self.end(End::Failed(Refusal::ClientGone.to_string()));
@@ -61,10 +61,10 @@ impl Guest {
         &self,
         connection: ConnectionId,
         arriving: &Arriving,
-        machine: Machine,
+        Built { machine, mut notes }: Built,
     ) -> Result<Answer, Refusal> {
         let fds = copies(machine.memory_fds().into_iter().map(|(_, fd)| fd))?;
-        let notes = placed_elsewhere(&machine.describe(), &arriving.here.overrides);
+        notes.extend(placed_elsewhere(&machine.describe(), &arriving.here.overrides));
         let backing = machine.memory_backing();
         // It ends with the machine, if the step is denied.
         self.watch(&machine).map_err(refusal)?;
@@ -260,6 +260,7 @@ mod tests {
             cpu: CpuDescription::default(),
             devices: vec![device],
             kernel: KernelKind::Builtin,
+            boot: None,
         }
     }
 

@@ -3,12 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod arrival;
 mod boot;
 mod builder;
 mod client_watchdog;
 mod confinement;
+mod definition;
 mod departure_writer;
 mod descriptors;
+mod devices;
 mod end;
 mod examine;
 mod go_timer;
@@ -46,6 +49,7 @@ use vm_records::departure::Departures;
 use vm_records::record::Records;
 
 use crate::args::Args;
+use crate::arrival::Arrival;
 use crate::departure_writer::DepartureWriter;
 use crate::guest::Guest;
 use crate::service_manager::ServiceManager;
@@ -76,6 +80,12 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Some(path) => path.clone(),
         None => vm_paths::socket_of(&args.name)?,
     };
+    let arrival = args.arrival.then(|| Arrival::begin(&args.name, &socket)).transpose()?;
+    let (parent, draft) = match arrival {
+        Some(Arrival { connection, draft }) => (Some(connection), Some(draft)),
+        None => (args.control_stdin.then(boot::adopted).transpose()?, None),
+    };
+    let definition = draft.as_ref().map(|draft| draft.path.clone());
     let records = Records::of_this_host();
     // For a guest that may arrive: its records are kept from now on, and whose they are is known.
     let host = args.incoming.then(|| records.identity()).transpose()?.map(|host| host.id);
@@ -90,8 +100,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let manager = Arc::new(ServiceManager::of_environment());
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
-    let first = boot::inner(&args, held)?;
-    let parent = args.control_stdin.then(boot::adopted).transpose()?;
+    let first = boot::inner(&args, held, draft)?;
     // All that is opened is open, no client is served yet and nothing of the guest has run. Only a
     // guest that arrived has records.
     confinement::service(&socket, args.incoming.then_some(&records), &departures)?;
@@ -112,7 +121,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         boot::start(&guest, &args).context("cannot start the guest")?;
     }
     info!("{} listens on {}", args.name, server.path().display());
-    manager.ready(&guest).context("cannot start a thread")?;
+    manager.begin(&guest, args.arrival).context("cannot start a thread")?;
 
     let end = guest.ending.wait();
     manager.stopping(&end);
@@ -140,6 +149,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         recording.settle(DRAIN_TIMEOUT);
     }
     notes.settle(DRAIN_TIMEOUT);
+    if let Some(definition) = &definition {
+        // Of a guest that has not run here: that of any other is its unit's by now.
+        let _ = arrival::remove(definition);
+    }
     server.close();
     drop(rest);
     if end.exit_status() == 1 {

@@ -16,6 +16,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mig_engine::ownership::State;
 use tracing::{debug, warn};
 use vm_control::Status;
 
@@ -24,6 +25,10 @@ use crate::guest::Guest;
 
 /// How long the thread sleeps when there is no watchdog to be fed.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// How long a guest may take to arrive, which is for those to bound who bring it. The manager's own
+/// limit is for a boot.
+const ARRIVAL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The service manager, if one waits for messages of this process.
 #[derive(Debug, Default)]
@@ -53,15 +58,19 @@ impl ServiceManager {
         Self { socket: Some(socket), watchdog: watchdog.map(Duration::from_micros) }
     }
 
-    /// The unit has started; from here on the manager hears how the guest is, whenever that changes.
-    pub fn ready(self: &Arc<Self>, guest: &Arc<Guest>) -> io::Result<()> {
+    /// From here on the manager hears how the guest is, whenever that changes. The unit has started
+    /// with the guest: at once, or when the one has arrived that this start is for.
+    pub fn begin(self: &Arc<Self>, guest: &Arc<Guest>, arrives: bool) -> io::Result<()> {
         if self.socket.is_none() {
             return Ok(());
         }
-        self.send(&format!("READY=1\nSTATUS={}", describe(&guest.status())));
+        match arrives {
+            true => self.send(&format!("EXTEND_TIMEOUT_USEC={}", ARRIVAL.as_micros())),
+            false => self.send(&format!("READY=1\nSTATUS={}", describe(&guest.status()))),
+        }
         let (manager, guest) = (Arc::clone(self), Arc::clone(guest));
         let thread = thread::Builder::new().name("service-manager".into());
-        thread.spawn(move || manager.follow(&guest)).map(drop)
+        thread.spawn(move || manager.follow(&guest, !arrives)).map(drop)
     }
 
     /// The unit ends, for this reason.
@@ -69,7 +78,7 @@ impl ServiceManager {
         self.send(&format!("STOPPING=1\nSTATUS={}", migpipe_cli::printable(&end.to_string())));
     }
 
-    fn follow(&self, guest: &Guest) {
+    fn follow(&self, guest: &Guest, mut ready: bool) {
         let interval = self.watchdog.map_or(IDLE, |within| within / 2);
         let mut events = guest.subscribe();
         let mut shown = String::new();
@@ -77,11 +86,15 @@ impl ServiceManager {
         loop {
             // Storage that hangs is in the guest's way, and no reason to end it: this answers all the
             // same.
-            let text = describe(&guest.status());
-            if shown != text {
+            let status = guest.status();
+            let text = describe(&status);
+            if !ready && has_arrived(status.ownership) {
+                self.send(&format!("READY=1\nSTATUS={text}"));
+                ready = true;
+            } else if shown != text {
                 self.send(&format!("STATUS={text}"));
-                shown = text;
             }
+            shown = text;
             match events.recv_timeout(interval.saturating_sub(fed.elapsed())) {
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 // It was too far behind.
@@ -115,6 +128,18 @@ fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
         _ => socket.connect(Path::new(address))?,
     }
     Ok(socket)
+}
+
+/// Whether a guest that arrived is this vmrun's.
+const fn has_arrived(ownership: State) -> bool {
+    match ownership {
+        State::Owned | State::Migrating(_) | State::HandedOver(_) => true,
+        State::Incoming
+        | State::Receiving(_)
+        | State::Prepared(_)
+        | State::Refused(_)
+        | State::Finished => false,
+    }
 }
 
 /// How the guest is, in a line.

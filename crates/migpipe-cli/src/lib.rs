@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod environment;
 pub mod output;
 
 use std::any::Any;

@@ -36,12 +36,14 @@
 #![warn(missing_docs)]
 
 mod client;
+mod connection;
 mod frame;
 mod message;
 mod refusal;
 pub mod server;
 
 pub use client::{Client, ClientError, Subscription};
+pub use connection::{pass_connection, take_connection};
 pub use frame::FrameError;
 pub use message::{
     Event, Handover, Loaded, MemoryBacking, Order, PROTOCOL_VERSION, Reply, Request, Started,

@@ -1,7 +1,8 @@
 //! Which processor a guest is to have: as a command line says it, and with its baseline read.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -143,6 +144,25 @@ impl fmt::Display for CpuSpec {
 }
 
 impl CpuSpec {
+    /// The file of the baseline, if it is one.
+    pub fn baseline(&self) -> Option<&Path> {
+        match &self.base {
+            Base::Baseline(file) => Some(file),
+            Base::Host | Base::Level(_) => None,
+        }
+    }
+
+    /// The same, wherever it is read.
+    ///
+    /// # Errors
+    /// If this process has no working directory.
+    pub fn absolute(mut self) -> io::Result<Self> {
+        if let Base::Baseline(file) = &mut self.base {
+            *file = std::path::absolute(&*file)?;
+        }
+        Ok(self)
+    }
+
     /// Reads the baseline, if there is one.
     ///
     /// # Errors
@@ -198,6 +218,12 @@ mod tests {
     #[test]
     fn a_baseline_that_is_not_there_is_named() {
         let spec: CpuSpec = "baseline:/nowhere/fleet.json".parse().unwrap();
+        assert_eq!(spec.baseline(), Some(Path::new("/nowhere/fleet.json")));
+        assert_eq!(spec.clone().absolute().unwrap(), spec);
+        let near: CpuSpec = "baseline:fleet.json,-rdrand".parse().unwrap();
+        let near = near.absolute().unwrap();
+        assert!(near.baseline().unwrap().is_absolute(), "{near}");
+        assert!(near.to_string().ends_with("/fleet.json,-rdrand"), "{near}");
         assert!(spec.read().unwrap_err().to_string().contains("/nowhere/fleet.json"));
     }
 }

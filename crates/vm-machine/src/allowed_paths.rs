@@ -102,7 +102,8 @@ impl AllowedPaths {
         Err(MachineError::Place { device: device.to_owned(), path: path.to_owned(), option })
     }
 
-    fn allows(&self, path: &Path) -> bool {
+    /// Whether a file may be at `path`.
+    pub fn allows(&self, path: &Path) -> bool {
         let Some(allowed) = &self.allowed else { return true };
         match resolve(path) {
             Some(leads) => allowed.iter().any(|place| leads.starts_with(place)),

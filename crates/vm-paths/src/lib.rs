@@ -156,6 +156,36 @@ pub fn socket_of(guest: &str) -> Result<PathBuf, PathError> {
     Ok(runtime_dir().join(format!("{guest}.sock")))
 }
 
+/// What a service manager is told by of a guest that arrives: three files beside the guest's socket,
+/// which the unit `vmrun@NAME.service` names as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrivalFiles {
+    /// The environment file with which the unit starts a vmrun that waits for the guest.
+    pub environment: PathBuf,
+    /// The socket where that vmrun gets its control connection from the mig-recv that brings the
+    /// guest.
+    pub socket: PathBuf,
+    /// The definition that came with the guest, until the unit keeps it.
+    pub definition: PathBuf,
+}
+
+impl ArrivalFiles {
+    /// Those of a guest whose control socket is `socket`.
+    pub fn beside(socket: &Path) -> Self {
+        let with = |end| socket.with_extension(end);
+        Self {
+            environment: with("arrival.env"),
+            socket: with("arrival"),
+            definition: with("definition"),
+        }
+    }
+}
+
+/// The directory of the definitions that came with guests which arrived as units.
+pub fn definitions_dir() -> PathBuf {
+    state_dir().join("definitions")
+}
+
 /// The sockets of all guests of this user, by name.
 ///
 /// # Errors
@@ -204,6 +234,17 @@ mod tests {
     fn a_path_names_its_own_socket() {
         assert_eq!(socket_of("./web.sock").unwrap(), PathBuf::from("./web.sock"));
         assert!(socket_of("web").unwrap().ends_with("vmrun/web.sock"));
+    }
+
+    #[test]
+    fn what_belongs_to_an_arrival_is_no_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ArrivalFiles::beside(&dir.path().join("web.example.sock"));
+        assert_eq!(files.environment, dir.path().join("web.example.arrival.env"));
+        for file in [&files.environment, &files.socket, &files.definition] {
+            fs::write(file, "").unwrap();
+        }
+        assert!(sockets_in(dir.path()).unwrap().is_empty());
     }
 
     #[test]
