@@ -39,11 +39,11 @@ fn the_first_ten_minutes_can_be_pasted() {
     let (a, b) = (Host::new(), Host::new());
     let (Some(to_a), Some(to_b)) = (Sshd::open(&a), Sshd::open(&b)) else { return };
     let (of_a, of_b) = (ssh_of(&a, &to_b), ssh_of(&b, &to_a));
-    let page = guide();
-    let lines = section(&page, "Ten minutes with two hosts").lines();
+    let mut commands = Command::new(root().join("scripts/guide-commands"));
+    let commands = run(commands.arg("Ten minutes with two hosts")).expect(0).stdout;
     let mut count = 0;
-    for line in lines.filter_map(|line| line.strip_prefix("    ")) {
-        let (host, command) = line.split_once("$ ").expect("a host and a command");
+    for line in commands.lines() {
+        let (host, command) = line.split_once('\t').expect("a host and a command");
         let (host, ssh) = match host {
             "hosta" => (&a, &of_a),
             "hostb" => (&b, &of_b),
