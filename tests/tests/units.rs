@@ -83,7 +83,8 @@ fn the_service_manager_hears_how_the_guest_is_until_it_ends() {
     manager.wait_for("WATCHDOG=1");
     // What it starts there is not watched by whoever watches mig-recv here.
     let to = format!("exec:NOTIFY_SOCKET={} mig-recv -q --name b --console null", socket.display());
-    host.run("mig-send", &["-q", "web", &to]).expect(0);
+    // Slowly enough for the state to be seen.
+    host.run("mig-send", &["-q", "--max-bandwidth", "8M", "web", &to]).expect(0);
     manager.wait_for("STATUS=migrating");
     assert_eq!(
         manager.wait_for("STOPPING=1"),
