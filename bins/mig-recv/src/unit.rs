@@ -172,9 +172,16 @@ impl StartedUnit {
         command.args(["--no-ask-password", "--no-block", "start", &unit.name]);
         output(&mut command).map_err(|why| anyhow!("cannot start {}: {why}", unit.name))?;
         let mut started = Self { unit, invocation: String::new(), ended: None };
-        let vmrun = started.await_vmrun(&waiting.listener)?;
-        vm_control::pass_connection(&vmrun, &control)
-            .with_context(|| format!("cannot speak to {}", started.unit.name))?;
+        let passed = started.await_vmrun(&waiting.listener).and_then(|vmrun| {
+            vm_control::pass_connection(&vmrun, &control)
+                .with_context(|| format!("cannot speak to {}", started.unit.name))
+        });
+        if let Err(why) = passed {
+            // While the start is one of a guest that arrives still: later it would boot one.
+            let _ = output(Command::new("systemctl").args(["stop", &started.unit.name]));
+            started.settle();
+            return Err(why);
+        }
         started.invocation = started.unit.show_one("InvocationID").unwrap_or_default();
         Ok(started)
     }
