@@ -30,7 +30,9 @@ case $* in
         echo "ExecMainCode=1"
         echo "ExecMainStatus=$(cat "$here/status" 2>/dev/null)"
         ;;
+    *stop*) echo stopped >>"$here/stopped" ;;
     *start*)
+        [ -e "$here/never" ] && exit
         . "$environment"
         eval "set -- $VMRUN_OPTS"
         echo "$*" >"$here/options"
@@ -178,6 +180,21 @@ fn a_unit_that_is_busy_or_knows_of_no_arrivals_takes_no_guest() {
     assert_eq!(managed.read("options"), "", "it was not started");
     assert_eq!(host.state("b").as_deref(), Some("running"));
     host.run("vmctl", &["quit", "b"]).expect(0);
+}
+
+/// Once the files of the arrival are gone, a start that is late would boot a guest.
+#[test]
+fn a_start_that_does_not_come_is_taken_back() {
+    needs_kvm!();
+    let Some(managed) = Managed::new(module_path!()) else { return };
+    let host = &managed.host;
+    let mut a = boot(host);
+    fs::write(managed.bin.join("never"), "").unwrap();
+    let done = host.run("mig-send", &["-q", "a", &managed.receive("--quiet")]).expect(1);
+    assert!(done.stderr.contains("vmrun@b.service does not start"), "{}", done.stderr);
+    assert_eq!(managed.read("stopped"), "stopped\n");
+    assert_eq!(managed.files(), [""; 0]);
+    a.assert_runs();
 }
 
 /// What would have been booted is not, if whoever brought a guest in its place went away.
