@@ -83,13 +83,15 @@ fn the_service_manager_hears_how_the_guest_is_until_it_ends() {
     manager.wait_for("WATCHDOG=1");
     // What it starts there is not watched by whoever watches mig-recv here.
     let to = format!("exec:NOTIFY_SOCKET={} mig-recv -q --name b --console null", socket.display());
-    // Slowly enough for the state to be seen.
-    host.run("mig-send", &["-q", "--max-bandwidth", "8M", "web", &to]).expect(0);
+    // Slowly enough for the state to be seen, and with a reader: what does not fit its socket is lost.
+    let mut send = host.command("mig-send");
+    let mut send = send.args(["-q", "--max-bandwidth", "8M", "web", &to]).spawn().unwrap();
     manager.wait_for("STATUS=migrating");
     assert_eq!(
         manager.wait_for("STOPPING=1"),
         "STOPPING=1\nSTATUS=the guest runs at its destination"
     );
+    assert_eq!(wait_within(&mut send, HANG_TIMEOUT).code(), Some(0));
     assert_eq!(wait_within(&mut vmrun, HANG_TIMEOUT).code(), Some(0));
     host.run("vmctl", &["quit", "b"]).expect(0);
     assert!(!manager.rest().iter().any(|message| message.contains("READY")), "b said so");
