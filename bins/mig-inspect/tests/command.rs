@@ -56,13 +56,13 @@ fn machine() -> MachineDescription {
             params: BTreeMap::from([("path".to_owned(), "web\x1b.raw".to_owned())]),
         }],
         kernel: KernelKind::Linux,
-        boot: Some(BootDescription {
+        boot: Some(Box::new(BootDescription {
             kernel: "/boot/vmlinuz\x1b".to_owned(),
             initrd: Some("/boot/initrd.img".to_owned()),
             cmdline: "console=ttyS0".to_owned(),
             cpu: "host".to_owned(),
             small_pages: true,
-        }),
+        })),
     }
 }
 

@@ -42,7 +42,7 @@ pub fn inner(args: &Args, held: Option<String>, draft: Option<Draft>) -> anyhow:
         info!("guest memory: {}", machine.memory_backing());
     }
     let description = machine.as_ref().map(|machine| MachineDescription {
-        boot: definition::boot_description(args),
+        boot: definition::boot_description(args).map(Box::new),
         ..machine.describe()
     });
     let builder = match args.incoming {

@@ -67,7 +67,7 @@ impl Definition {
     /// # Errors
     /// Why it has none, to be put behind "because".
     pub fn of_machine(machine: &MachineDescription) -> Result<Self, String> {
-        let boot = machine.boot.clone();
+        let boot = machine.boot.as_deref().cloned();
         let boot = boot.ok_or("its source did not say how it was booted")?;
         let (mut console, mut devices) = (String::from("null"), Vec::new());
         for DeviceDescription { kind, id, params, .. } in &machine.devices {
@@ -307,7 +307,7 @@ mod tests {
             cpu: CpuDescription::default(),
             devices: [device("serial", "serial0", &console)].into_iter().chain(virtio).collect(),
             kernel: KernelKind::Linux,
-            boot: boot_description(args),
+            boot: boot_description(args).map(Box::new),
         }
     }
 

@@ -33,7 +33,7 @@ pub struct MachineDescription {
     /// What it booted.
     pub kernel: KernelKind,
     /// How it was booted; nothing if it was saved by a release that did not say.
-    pub boot: Option<BootDescription>,
+    pub boot: Option<Box<BootDescription>>,
 }
 
 /// How a guest was booted, beside what its devices, its memory and its number of vCPUs say: what it
@@ -391,13 +391,13 @@ mod tests {
         let mut now = linux.clone();
         now.cpu.arch_capabilities = Some(0x0c08_e0eb);
         assert_eq!(decode(v4), now);
-        now.boot = Some(BootDescription {
+        now.boot = Some(Box::new(BootDescription {
             kernel: "/boot/vmlinuz".to_owned(),
             initrd: Some("/boot/initrd.img".to_owned()),
             cmdline: "console=ttyS0 root=/dev/vda1".to_owned(),
             cpu: "x86-64-v3,-rdrand".to_owned(),
             small_pages: true,
-        });
+        }));
         let v5 = include_bytes!("../tests/golden/description-5.bin");
         assert_eq!(decode(v5), now);
         assert_eq!(now.encode().unwrap(), v5);
