@@ -24,6 +24,7 @@ mod migration_tests;
 mod name_use;
 mod outcome;
 mod overrides;
+mod populate;
 mod probe;
 mod query;
 mod receive;

@@ -1,8 +1,6 @@
 //! From records to guest memory.
 
 use std::io::Read;
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
 
 use anyhow::ensure;
 use mig_stream::{MemoryDigest, ReadError, StreamReader};
@@ -10,8 +8,7 @@ use migpipe_units::{MemoryRegion, PageRange, Pages};
 use page_bitmap::GuestBitmap;
 use vm_mapping::GuestMemory;
 
-/// How much is made to exist at a time: small enough to stop soon after the stream does.
-const POPULATE_STEP: Pages = Pages(8192);
+use crate::populate::Populate;
 
 /// How much is read at a time (bytes): half of what a pipe holds, so that its writer goes on
 /// meanwhile, and not more than a processor's cache.
@@ -23,7 +20,7 @@ pub struct Incoming {
     memory: GuestMemory,
     /// Pages that hold something: a fill of zeros is not written where nothing was.
     written: GuestBitmap,
-    populate: Option<Sender<Vec<PageRange>>>,
+    populate: Option<Populate>,
 }
 
 impl Incoming {
@@ -40,12 +37,14 @@ impl Incoming {
         reader: &mut StreamReader<R>,
     ) -> Result<(), ReadError> {
         self.written[usize::from(range.region.0)].insert(range.first, range.count);
+        self.pass(range, false);
         let mut pieces = self.memory.pages_mut(range).chunks_mut(PIECE);
         pieces.try_for_each(|piece| reader.read_payload(piece))
     }
 
     /// Fills a run of pages with one pattern.
     pub fn fill(&mut self, range: PageRange, pattern: u64) {
+        self.pass(range, pattern == 0);
         let written = &self.written[usize::from(range.region.0)];
         for page in range.first..range.first + range.count.0 {
             if pattern == 0 && !written.contains(page) {
@@ -61,20 +60,16 @@ impl Incoming {
         }
     }
 
-    /// Makes the pages that will come exist, ahead of the stream and in another thread. What waits
-    /// for it are the extents as they came, which are bounded: not their pages, which are not.
+    /// These pages exist at the source: what of them comes as it is exists here before it does.
     pub fn expect(&mut self, extents: Vec<PageRange>) {
-        let sender = self.populate.get_or_insert_with(|| {
-            let (sender, receiver) = channel::<Vec<PageRange>>();
-            let populator = self.memory.populator();
-            thread::spawn(move || {
-                receiver.into_iter().flatten().flat_map(steps).for_each(|step| {
-                    populator.populate(step);
-                });
-            });
-            sender
-        });
-        let _ = sender.send(extents);
+        let memory = &self.memory;
+        self.populate.get_or_insert_with(|| Populate::start(memory.populator())).expect(extents);
+    }
+
+    fn pass(&self, range: PageRange, is_pattern: bool) {
+        if let Some(populate) = &self.populate {
+            populate.pass(range, is_pattern);
+        }
     }
 
     /// Compares the whole memory with what the source had.
@@ -89,15 +84,6 @@ impl Incoming {
         }
         Ok(())
     }
-}
-
-/// The pages of `range`, so many at a time.
-fn steps(range: PageRange) -> impl Iterator<Item = PageRange> {
-    let end = range.first + range.count.0;
-    (range.first..end).step_by(POPULATE_STEP.0 as usize).map(move |first| {
-        let count = Pages(POPULATE_STEP.0.min(end - first));
-        PageRange { first, count, ..range }
-    })
 }
 
 /// Checks that the guest has any memory.
