@@ -101,11 +101,7 @@ impl PageSender {
         stream: &mut StreamWriter<ChannelWriter>,
     ) -> Result<Sent, WriteError> {
         let mut sent = Sent::default();
-        let patterns: Vec<_> = (range.first..range.first + range.count.0)
-            .map(|page| {
-                self.pattern_at(memory, PageRange { first: page, count: Pages(1), ..range })
-            })
-            .collect();
+        let patterns = self.patterns(memory, range);
         for piece in pieces(patterns) {
             let place = piece.place(range);
             match piece.pattern.filter(|_| stream.has_room_for_fill(place.count)) {
@@ -125,9 +121,21 @@ impl PageSender {
         Ok(sent)
     }
 
-    fn pattern_at(&mut self, memory: &GuestMemory, page: PageRange) -> Option<u64> {
-        let first = memory.first_bytes(page.region, page.first);
-        (first[..8] == first[8..]).then(|| pattern_of(memory.copy_pages(page, &mut self.buffer)))?
+    /// The pattern of each page, if it has one. Where none begins like one, nothing is copied to
+    /// find out.
+    fn patterns(&mut self, memory: &GuestMemory, range: PageRange) -> Vec<Option<u64>> {
+        let begins_like_one = |page| {
+            let first = memory.first_bytes(range.region, page);
+            first[..8] == first[8..]
+        };
+        let pages = range.first..range.first + range.count.0;
+        match pages.clone().any(begins_like_one) {
+            true => {
+                let copy = memory.copy_pages(range, &mut self.buffer);
+                copy.chunks_exact(PAGE).map(pattern_of).collect()
+            }
+            false => pages.map(|_| None).collect(),
+        }
     }
 
     fn pass_on(
