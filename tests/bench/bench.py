@@ -126,17 +126,19 @@ def show(guest, found, out):
     fastest = min((row["total_s"] for key, row in rows.items()
                    if key.startswith("QEMU") and isinstance(row, dict)), default=None)
     out(f"\n{guest.label}: {guest.mem}, {guest.spec}")
-    out(f"{'':18}{'total ms':>10}{'/ fastest QEMU':>16}{'down ms':>9}{'MiB':>7}{'MiB/s':>8}"
+    out(f"{'':22}{'total ms':>10}{'/ fastest QEMU':>16}{'down ms':>9}{'MiB':>7}{'MiB/s':>8}"
         f"{'CPU s/GiB':>11}{'guest work':>12}")
     for key, row in rows.items():
         if not isinstance(row, dict):
-            out(f"{key:18}{row:>10}")
+            out(f"{key:22}{row:>10}")
             continue
         mib = row["sent_bytes"] / 2**20
         ratio = row["total_s"] / fastest if fastest else None
-        out(f"{key:18}{figure(row['total_s'], 0, 1e3):>10}{figure(ratio, 2):>16}"
+        gib = row["sent_bytes"] / 2**30
+        per_gib = row["cpu_s"] / gib if row["cpu_s"] and gib > 2**-6 else None
+        out(f"{key:22}{figure(row['total_s'], 0, 1e3):>10}{figure(ratio, 2):>16}"
             f"{figure(row['downtime_ms']):>9}{mib:>7.0f}{mib / row['total_s']:>8.0f}"
-            f"{figure(row['cpu_s'] / (row['sent_bytes'] / 2**30) if row['sent_bytes'] > 2**24 else None, 2):>11}"
+            f"{figure(per_gib, 2):>11}"
             f"{figure(row['work'], 2):>12}")
     parts = {}
     for key, row in rows.items():

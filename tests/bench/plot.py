@@ -3,7 +3,7 @@
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "bench"
+matplotlib.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none"})
 
 from matplotlib import pyplot  # noqa: E402
 
