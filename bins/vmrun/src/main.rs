@@ -81,9 +81,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
         None => vm_paths::socket_of(&args.name)?,
     };
     let arrival = args.arrival.then(|| Arrival::begin(&args.name, &socket)).transpose()?;
-    let (parent, draft) = match arrival {
+    let (arriving, draft) = match arrival {
         Some(Arrival { connection, draft }) => (Some(connection), Some(draft)),
-        None => (args.control_stdin.then(boot::adopted).transpose()?, None),
+        None => (None, None),
     };
     let definition = draft.as_ref().map(|draft| draft.path.clone());
     let records = Records::of_this_host();
@@ -101,6 +101,11 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let server = Server::bind(&socket)?;
     // With the threads of the machine, each of which confines itself.
     let first = boot::inner(&args, held, draft)?;
+    // Until here it may hang in storage, and ends with the session that started it.
+    let parent = match arriving {
+        Some(connection) => Some(connection),
+        None => args.control_stdin.then(boot::adopted).transpose()?,
+    };
     // All that is opened is open, no client is served yet and nothing of the guest has run. Only a
     // guest that arrived has records.
     confinement::service(&socket, args.incoming.then_some(&records), &departures)?;
